@@ -1,0 +1,183 @@
+"""From the caller's arrays to slices and back: the only place that reshapes, masks or casts.
+
+Everything below the public functions works on one form: scores of shape `(*batch, d)` in float32 or
+float64, the slices along the last axis, and minus infinity where a position is deleted. A mask is
+nothing else than that: `where=False` and a score of `-inf` mean the same thing, so one representation
+carries both, and the solvers need no mask argument.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+Axis = int | tuple[int, ...] | None
+Extent = Callable[[int], int]  # length of a slice -> number of values of a hyper-parameter along it
+
+
+class Parametrized(Protocol):
+    """Anything whose hyper-parameters can be rewritten one by one, given name, value and extent."""
+
+    def map_parameters(self, visit: Callable[[str, Any, Extent | None], Any], /) -> Any: ...
+
+
+P = TypeVar("P", bound=Parametrized)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How to bring results on slices back into the caller's shape and dtype."""
+
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        batch = tuple(i for i in range(len(self.shape)) if i not in self.axes)
+        return batch + self.axes
+
+    @property
+    def _batch(self) -> tuple[int, ...]:
+        return tuple(n for i, n in enumerate(self.shape) if i not in self.axes)
+
+    def slices(self, array: jax.Array) -> jax.Array:
+        """Brings an array that broadcasts to `shape` into the form `(*batch, d)`; its axes of size 1 stay so."""
+        array = array.reshape((1,) * (len(self.shape) - array.ndim) + array.shape)
+        array = array.transpose(self._order)
+        split = len(self.shape) - len(self.axes)
+        return array.reshape(*array.shape[:split], math.prod(array.shape[split:]))
+
+    def weights(self, y: jax.Array) -> jax.Array:
+        """Undoes `slices`."""
+        y = y.reshape(*self._batch, *(self.shape[i] for i in self.axes))
+        inverse = tuple(self._order.index(i) for i in range(len(self.shape)))
+        return y.transpose(inverse).astype(self.dtype)
+
+    def values(self, value: jax.Array) -> jax.Array:
+        """Drops the slice axis from results of shape `(*batch, 1)`."""
+        return value.reshape(self._batch).astype(self.dtype)
+
+
+def to_slices(
+    x: jax.typing.ArrayLike, axis: Axis, where: jax.typing.ArrayLike | None, omega: P
+) -> tuple[jax.Array, P, Layout]:
+    """Brings scores, mask and hyper-parameters into the solvers' form.
+
+    Args:
+      x: scores of any real dtype.
+      axis: the slices: an int, a tuple (flattened in the array's own order) or None (all axes).
+      where: boolean mask that broadcasts to `x`, or None.
+      omega: the regularizer; hyper-parameters that are arrays broadcast with `x` and have size 1 along `axis`.
+
+    Returns:
+      The slices `(*batch, d)`, the regularizer with its hyper-parameters shaped to match, and the layout.
+    """
+    x = jnp.asarray(x)
+    dtype, compute = _dtypes(x)
+    axes = _axes(axis, x)
+    x = x.astype(compute)
+    if where is not None:
+        x = jnp.where(_mask(where, x), x, -jnp.inf)
+
+    # Counted from the end, so that leading axes gained from the hyper-parameters do not shift them.
+    from_end = tuple(a - x.ndim for a in axes)
+    shape = _joint_shape(x.shape, from_end, omega)
+    x = jnp.broadcast_to(x, shape)
+    layout = Layout(tuple(a + len(shape) for a in from_end), shape, dtype)
+
+    def place(name: str, value: Any, extent: Extent | None) -> jax.Array:
+        value = jnp.asarray(value).astype(compute)
+        if value.ndim == 0:
+            return value
+        if extent is not None:  # already laid out with the slice last
+            return value.reshape((1,) * (1 + len(layout._batch) - value.ndim) + value.shape)
+        return layout.slices(value)
+
+    return layout.slices(x), omega.map_parameters(place), layout
+
+
+def _dtypes(x: jax.Array) -> tuple[Any, Any]:
+    """The dtype of the results, and the one to compute in."""
+    if x.dtype == bool or jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"x must hold real scores, got dtype {x.dtype}: convert it, for example with x.astype(float)")
+    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float)
+    return dtype, jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def _axes(axis: Axis, x: jax.Array) -> tuple[int, ...]:
+    if x.ndim == 0:
+        raise ValueError("x must have at least one axis, got a scalar: wrap it, for example with x[None]")
+    axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    normal = []
+    for a in map(operator.index, axes):
+        if not -x.ndim <= a < x.ndim:
+            raise ValueError(
+                f"axis={axis} is out of range for x of shape {x.shape}: use -{x.ndim} to {x.ndim - 1}, or None for all"
+            )
+        normal.append(a % x.ndim)
+    if not normal or len(set(normal)) < len(normal):
+        raise ValueError(f"axis={axis} must name at least one axis of x and none of them twice")
+    if math.prod(x.shape[a] for a in normal) == 0:
+        raise ValueError(
+            f"x of shape {x.shape} is empty along axis={axis}: there is no distribution over nothing; "
+            "drop such slices or pad them and mask the padding with `where`"
+        )
+    return tuple(sorted(normal))
+
+
+def _mask(where: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
+    where = jnp.asarray(where)
+    if where.dtype != bool:
+        raise TypeError(
+            f"where must be boolean (True keeps a position), got dtype {where.dtype}: compare it, for example with "
+            "`where != 0`"
+        )
+    try:
+        return jnp.broadcast_to(where, x.shape)
+    except ValueError:
+        raise ValueError(
+            f"where of shape {where.shape} does not broadcast to x of shape {x.shape}: insert axes of size 1, "
+            "for example with where[:, None]"
+        ) from None
+
+
+def _joint_shape(shape: tuple[int, ...], axes: tuple[int, ...], omega: Parametrized) -> tuple[int, ...]:
+    """The shape of `x` broadcast with all hyper-parameters; `axes` count from the end."""
+    joint = shape
+    length = math.prod(shape[a] for a in axes)
+    batch = len(shape) - len(axes)
+
+    def visit(name: str, value: Any, extent: Extent | None) -> Any:
+        nonlocal joint
+        found = jnp.shape(value)
+        if extent is not None:
+            expected = extent(length)
+            if not found or found[-1] != expected or len(found) > 1 + batch:
+                raise ValueError(
+                    f"{name} of shape {found} does not fit slices of length {length}: its last axis must have size "
+                    f"{expected}, and the axes before it broadcast with the {batch} batch axes of x"
+                )
+            return value
+        if any(-a <= len(found) and found[a] != 1 for a in axes):
+            raise ValueError(
+                f"{name} of shape {found} must have size 1 along the axis of the slices (x has shape {shape}): "
+                "there is one value for each slice, for example alpha[..., None] for axis=-1"
+            )
+        try:
+            joint = jnp.broadcast_shapes(joint, found)
+        except ValueError:
+            raise ValueError(
+                f"{name} of shape {found} does not broadcast with x of shape {shape}: insert axes of size 1, for "
+                "example alpha[:, None, None] for one value a head"
+            ) from None
+        return value
+
+    omega.map_parameters(visit)
+    return joint

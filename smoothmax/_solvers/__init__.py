@@ -1,0 +1,19 @@
+"""The numerics, on slices `(*batch, d)` in float32 or float64; they know nothing of regularizers."""
+
+from ._chain import chain_prox as chain_prox
+from ._chain import segment_mean as segment_mean
+from ._sorting import put_back as put_back
+from ._sorting import sorted_prox as sorted_prox
+from ._sorting import take as take
+from ._threshold import diagonal_product as diagonal_product
+from ._threshold import p_norm_weights as p_norm_weights
+from ._threshold import tsallis_weights as tsallis_weights
+
+def softmax_weights(z):
+    return tsallis_weights(z, 0*z[:1].sum()*0+1)
+def sparsemax_weights(z):
+    import jax.numpy as jnp
+    return tsallis_weights(z, jnp.asarray(2.0, z.dtype))
+def softmax_weights(z):
+    import jax.numpy as jnp
+    return tsallis_weights(z, jnp.asarray(1.0, z.dtype))

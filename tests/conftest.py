@@ -1,0 +1,42 @@
+"""A strict session: 8 virtual CPU devices, 64-bit, no silent promotion of dtypes or ranks.
+
+Warnings are errors through `filterwarnings` in pyproject.toml. XLA_FLAGS must be set before JAX starts.
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples on each machine and in each run; compilation makes first examples slow, so no deadline.
+hypothesis.settings.register_profile(
+    "smoothmax",
+    derandomize=True,
+    deadline=None,
+    max_examples=25,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("smoothmax")
+
+
+@pytest.fixture
+def no_x64():
+    """JAX as most users run it: without 64-bit types and with the standard promotion rules."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    """The 8 virtual devices on one axis."""
+    assert jax.device_count() == 8
+    return jax.make_mesh((8,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -1,0 +1,194 @@
+"""Weights and values against the oracles: every operator, float64 to float16, every width and scale."""
+
+import cases
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from cases import CASES, FAMILIES, REPRESENTATIVES, B, D
+
+
+def dense_only(case):
+    return case.family.base == "shannon" or case.alpha < 1.1 and case.family.base == "tsallis"
+
+
+def assert_close(case, y, expected, tol):
+    """|y - expected| <= tol; beyond alpha = 2 in the variable that the solver can resolve, y^(alpha-1),
+    since y = (z - tau)^(1/(alpha-1)) has an infinite slope at zero."""
+    y, expected = np.asarray(y).astype(float), np.asarray(expected)
+    if case.alpha > 2:
+        y, expected = y ** (case.alpha - 1), expected ** (case.alpha - 1)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=tol)
+
+
+@cases.each()
+def test_float64(case):
+    x = cases.scores()
+    y, value = case.expected(x)
+    result = cases.run(case, x)
+    np.testing.assert_allclose(result.y, y, rtol=0, atol=case.tol)
+    np.testing.assert_allclose(result.value, value, rtol=0, atol=case.tol * np.abs(x).max())
+    # a sum of D numbers rounds by a few ulp
+    np.testing.assert_allclose(result.y.sum(-1), 1, rtol=0, atol=1e-14)
+    assert (result.y >= 0).all()
+    assert (result.y > 0).all(-1).any(), "no dense support was tested"
+    if not dense_only(case):
+        assert (result.y == 0).any(-1).any(), "no sparse support was tested"
+        assert ((result.y == 0) == (y < 1e-15)).all(), "the support is exact, not small numbers"
+
+
+@cases.each()
+def test_float32(case):
+    x = cases.scores(dtype=np.float32, seed=1) / np.float32(3)  # of order one
+    y, value = case.expected(x)
+    got, got_value = cases.forward(case.family)(case.params(), jnp.asarray(x), None)
+    assert got.dtype == got_value.dtype == jnp.float32
+    # 3e-6 is the promise; a plain function is stopped on a gap of some ulp, whose root is 3e-4
+    tol = 1e-3 if case.family.base == "coupled" else 3e-6
+    assert_close(case, got, y, tol)
+    np.testing.assert_allclose(got_value, value, rtol=0, atol=tol * max(1, np.abs(x).max()))
+    np.testing.assert_allclose(np.asarray(got, float).sum(-1), 1, rtol=0, atol=1e-6)
+
+
+@cases.each(FAMILIES)
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_computed_in_float32(case, dtype):
+    x = jnp.asarray(cases.scores(seed=2) / 2, dtype)
+    y, value = case.expected(np.asarray(x, float))
+    got, got_value = cases.forward(case.family)(case.params(), x, None)
+    assert got.dtype == got_value.dtype == dtype
+    eps = float(jnp.finfo(dtype).eps)
+    tol = 1e-3 if case.family.base == "coupled" else 3e-6
+    # rounding the float32 result once: half an ulp, eps / 2, of the result
+    np.testing.assert_array_less(np.abs(np.asarray(got, float) - y), 0.51 * eps * y + tol)
+    np.testing.assert_array_less(np.abs(np.asarray(got_value, float) - value), 0.51 * eps * np.abs(value) + 3 * tol)
+
+
+def wide(case, d):
+    """Rows of width d from dense to sparse, and hyper-parameters that neither tie all nor nothing."""
+    params = case.params(d)
+    if "oscar" in params:
+        params["oscar"] = params["oscar"] * D / d
+    x = np.random.default_rng(d).normal(size=(4, d)) * np.array([[1e-4], [0.05], [1.0], [5.0]])
+    return x, params
+
+
+@cases.each(FAMILIES)
+def test_wide_slices(case, d=257):
+    x, params = wide(case, d)
+    y, value = case.expected(x, params=params)
+    got, got_value = cases.forward(case.family)(params, x, None)
+    np.testing.assert_allclose(got, y, rtol=0, atol=case.tol)
+    np.testing.assert_allclose(got_value, value, rtol=0, atol=case.tol * np.abs(x).max() * 2)
+    assert (np.asarray(got) > 0).all(-1).any()
+
+
+@cases.each(REPRESENTATIVES)
+@pytest.mark.parametrize("d", [1, 2, 3001])
+def test_narrow_and_very_wide_slices(case, d):
+    x, params = wide(case, d)
+    y, value = case.expected(x, params=params)
+    got, got_value = cases.forward(case.family)(params, x, None)
+    np.testing.assert_allclose(got, y, rtol=0, atol=case.tol)
+    np.testing.assert_allclose(got_value, value, rtol=0, atol=case.tol * max(1, np.abs(x).max()))
+    if d == 1:
+        np.testing.assert_array_equal(got, 1.0)
+
+
+@pytest.mark.parametrize("id", ["l2+tv", "l2+oscar", "tsallis+edges"])
+def test_ten_thousand_positions_in_float32(id, d=10_000):
+    case = cases.BY_ID[id]
+    x, params = wide(case, d)
+    x = x[1:3].astype(np.float32)
+    y, _ = case.expected(x, params=params)
+    got, _ = cases.forward(case.family)(params, x, None)
+    np.testing.assert_allclose(got, y, rtol=0, atol=3e-6)
+
+
+@cases.each()
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e4])
+def test_scaling_scores_and_strength_together_changes_nothing(case, scale):
+    """Relative accuracy: Pi at (s x, s gamma) is Pi at (x, gamma), and the value is s times the value."""
+    x = cases.scores(seed=3) / 3
+    params = {k: v * scale if k in ("gamma", "beta") else v for k, v in case.params().items()}
+    y, value = case.expected(x * scale, params=params)
+    result = cases.run(case, x * scale, params=params)
+    np.testing.assert_allclose(result.y, y, rtol=0, atol=case.tol)
+    np.testing.assert_allclose(result.value, value, rtol=0, atol=case.tol * scale * 3)
+    x32 = (x * scale).astype(np.float32)
+    y, value = case.expected(x32.astype(float), params=params)
+    got, got_value = cases.forward(case.family)(params, x32, None)
+    tol = 1e-3 if case.family.base == "coupled" else 3e-6
+    assert_close(case, got, y, tol)
+    np.testing.assert_allclose(got_value, value, rtol=0, atol=3 * tol * scale)
+
+
+@cases.each()
+@pytest.mark.parametrize("scale", [1e-3, 1e2, 1e4])
+def test_large_and_small_scores_at_a_fixed_strength(case, scale):
+    x = np.random.default_rng(4).normal(size=(B, D)) * scale
+    y, value = case.expected(x)
+    result = cases.run(case, x)
+    np.testing.assert_allclose(result.y, y, rtol=0, atol=case.tol)
+    np.testing.assert_allclose(result.value, value, rtol=1e-12, atol=case.tol)
+    x = x.astype(np.float32)
+    y, value = case.expected(x.astype(float))
+    got, got_value = cases.forward(case.family)(case.params(), x, None)
+    # differences of scores near the maximum are exact in floating point; means within segments are not:
+    # they round like the scores themselves
+    tol = 1e-3 if case.family.base == "coupled" else 3e-6 * (1 if len(case.family.names) <= 2 else max(1, scale))
+    assert_close(case, got, y, tol)
+    np.testing.assert_allclose(got_value, value, rtol=3e-6, atol=3e-6 if tol < 1e-3 else tol)
+
+
+@cases.each()
+def test_named_function_and_builder_agree(case):
+    """Called eagerly, hyper-parameters as Python numbers: each route gives the oracle's answer."""
+    params = case.params()
+    x = jnp.asarray(cases.scores(seed=5))
+    y, value = case.expected(np.asarray(x))
+    op = case.family.op(params)
+    for got in (case.family.weights(x, params), op.argmax(x), op(x)):
+        np.testing.assert_allclose(got, y, rtol=0, atol=case.tol)
+    for got in (case.family.value(x, params), op.max(x)):
+        np.testing.assert_allclose(got, value, rtol=0, atol=case.tol * np.abs(x).max())
+
+
+@pytest.mark.parametrize("base", ["shannon", "l2", "tsallis", "pnorm"])
+def test_zero_and_missing_edges(base):
+    """Edges of weight zero separate the chain; edges that outweigh all scores join it."""
+    case = cases.BY_ID[f"{base}+edges"]
+    params = case.params() | {"edges": np.array([0.0, 5e3, 0.3, 0.0, 0.0, 1e4, 0.1])}
+    x = cases.scores(seed=6)
+    y, value = case.expected(x, params=params)
+    result = cases.run(case, x, params=params)
+    np.testing.assert_allclose(result.y, y, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(result.value, value, rtol=0, atol=1e-9)
+    assert (result.y[:, 1] == result.y[:, 2]).all() and (result.y[:, 5] == result.y[:, 6]).all()
+
+
+def test_integers_become_floats(no_x64):
+    case = cases.BY_ID["sparsemax-gamma1.0"]
+    got = case.family.weights(np.array([[3, 2, 2, -1]]), {})
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, [[1, 0, 0, 0]], atol=1e-7)
+    got = case.family.weights(np.array([[3, 2, 2, -1]]), {"gamma": 2.0})
+    np.testing.assert_allclose(got, [[2 / 3, 1 / 6, 1 / 6, 0]], atol=1e-7)
+
+
+def test_default_hyper_parameters():
+    """The defaults of the signatures: alpha 1.5, p 1.5, lam 0.1 and 0.01, gamma 1."""
+    import smoothmax as sm
+
+    x = cases.scores(6, seed=7)
+    for function, problem in (
+        (sm.softmax, {"base": "shannon"}),
+        (sm.sparsemax, {"base": "l2"}),
+        (sm.entmax, {"base": "tsallis", "alpha": 1.5}),
+        (sm.pnormmax, {"base": "pnorm", "p": 1.5}),
+        (sm.fusedmax, {"base": "l2", "tv": 0.1}),
+        (sm.oscarmax, {"base": "l2", "oscar": 0.01}),
+    ):
+        np.testing.assert_allclose(function(x), oracles.rows(oracles.masked_argmax, x, **problem).astype(float), atol=1e-10)
+        value = getattr(sm, function.__name__ + "_value")(x)
+        np.testing.assert_allclose(value, oracles.rows(oracles.masked_value, x, **problem).astype(float), atol=1e-10)
