@@ -126,7 +126,7 @@ def parser(task: Task, compare: bool = False) -> argparse.ArgumentParser:
     add("--hidden", type=int, metavar="N", help=f"hidden size; default {task.hidden} on the built-in corpus, 128 with --data")
     add("--vocabulary", type=int, default=4000, metavar="N", help="words of a vocabulary (4000)")
     add("--batch", type=int, default=64, metavar="N", help="examples in a step (64)")
-    add("--rate", type=float, metavar="X", help="learning rate of Adam; default 0.005 on the built-in corpus, 0.002 with --data")
+    add("--rate", type=float, metavar="X", help="learning rate of Adam; default 0.003 on the built-in corpus, 0.002 with --data")
     add("--dropout", type=float, metavar="X", help="default 0 on the built-in corpus, 0.2 with --data")
     add("--buckets", type=int, metavar="N", help="length groups, each compiled once; default 1 on the built-in corpus, 4 with --data")
     add("--longest", type=int, default=50, metavar="N", help="longer training examples are left out, longer inputs cut (50)")
@@ -143,7 +143,7 @@ def complete(task: Task, options: argparse.Namespace) -> argparse.Namespace:
     real = options.data is not None
     defaults = {
         "hidden": 128 if real else task.hidden,
-        "rate": 0.002 if real else 0.005,
+        "rate": 0.002 if real else 0.003,
         "dropout": 0.2 if real else 0.0,
         "buckets": 4 if real else 1,
     }

@@ -17,7 +17,7 @@ class Entailment(Task):
 
     name = "entailment"
     headline = "accuracy"
-    steps = 600
+    steps = 1500
 
     def load(self, folder, options):
         return load_entailment(folder)

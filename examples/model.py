@@ -30,6 +30,9 @@ MAPPINGS = {
 }
 
 
+WORDS = nn.initializers.normal(0.5)  # flax's default is much smaller, and learning starts later
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """A mapping by name with its hyper-parameters; those named in `learn` are trained from these values."""
@@ -121,7 +124,9 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, query, memory, mask):
-        keys = nn.Dense(memory.shape[-1], use_bias=False, name="score")(query)
+        # Nearly equal scores at first: a sparse mapping teaches only what it attends to.
+        small = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
+        keys = nn.Dense(memory.shape[-1], use_bias=False, kernel_init=small, name="score")(query)
         scores = jnp.einsum("bth,bsh->bts", keys, memory) / math.sqrt(memory.shape[-1])
         weights = Mapping(self.choice, name="mapping")(scores, where=mask[:, None, :])
         return jnp.einsum("bts,bsh->bth", weights, memory), weights
@@ -136,7 +141,8 @@ class Encoder(nn.Module):
     def __call__(self, embedded, mask):
         forward, last = Recurrent(self.hidden // 2, name="forward")(embedded, mask)
         backward, first = Recurrent(self.hidden // 2, reverse=True, name="backward")(embedded, mask)
-        return jnp.concatenate([forward, backward], axis=-1), jnp.concatenate([last, first], axis=-1)
+        # The words themselves stay in the memory, so that attention to a word means that word.
+        return embedded + jnp.concatenate([forward, backward], axis=-1), jnp.concatenate([last, first], axis=-1)
 
 
 class Classifier(nn.Module):
@@ -150,7 +156,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, batch, train: bool = False):
         drop = nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)
-        embed = nn.Embed(self.vocabulary, self.hidden, name="embed")
+        embed = nn.Embed(self.vocabulary, self.hidden, embedding_init=WORDS, name="embed")
         mask, asked = batch["source"] != PAD, batch["target"] != PAD
         memory, state = Encoder(self.hidden, name="premise")(drop(embed(batch["source"])), mask)
         start = jnp.tanh(nn.Dense(self.hidden, name="bridge")(state))
@@ -184,8 +190,8 @@ class Translator(nn.Module):
     shared: bool = False  # one embedding for both sides
 
     def setup(self):
-        self.embed_source = nn.Embed(self.source_vocabulary, self.hidden)
-        self.embed_target = self.embed_source if self.shared else nn.Embed(self.target_vocabulary, self.hidden)
+        self.embed_source = nn.Embed(self.source_vocabulary, self.hidden, embedding_init=WORDS)
+        self.embed_target = self.embed_source if self.shared else nn.Embed(self.target_vocabulary, self.hidden, embedding_init=WORDS)
         self.encoder = Encoder(self.hidden)
         self.bridge = nn.Dense(self.hidden)
         self.decoder = Recurrent(self.hidden)

@@ -3,6 +3,8 @@
 from ._conjugate import Operator as Operator
 from ._conjugate import conjugate as conjugate
 from ._conjugate import forward_mode as forward_mode
+from ._losses import fenchel_young_loss as fenchel_young_loss
+from ._losses import fenchel_young_loss_with_integer_labels as fenchel_young_loss_with_integer_labels
 from ._operators import entmax as entmax
 from ._operators import entmax_value as entmax_value
 from ._operators import fusedmax as fusedmax

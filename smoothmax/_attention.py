@@ -345,9 +345,6 @@ def _attend_in_blocks(
     outputs = []
     for stretch in _stretches(query.shape[1], key.shape[1], block_size, causal_prefixes):
         rows = slice(stretch.first_row, stretch.first_row + stretch.blocks * stretch.rows)
-        if outputs:
-            # One stretch after another: run side by side they would hold their blocks together.
-            query, outputs[-1] = jax.lax.optimization_barrier((query, outputs[-1]))
         outputs.append(
             _attend_stretch(
                 attend,

@@ -1,57 +1,430 @@
-"""The named mappings from scores to probabilities, and the max operators whose gradients they are."""
+"""The named mappings from scores to probabilities, and the max operators whose gradients they are.
+
+Each name is short for an expression: `entmax(x, alpha=1.3, gamma=2.0)` is
+`conjugate(2.0 * Tsallis(1.3)).argmax(x)`, and `entmax_value` the same with `max`. What holds for all of them:
+
+* scores may have any real dtype; half precision is computed in float32, and results have the dtype of the scores
+  (integers become floats);
+* `axis` is an int, a tuple (one distribution over the flattened axes) or None (over the whole array);
+* `where=False` deletes a position, as a score of -inf does: weight and gradient are zero there whatever it holds, and
+  the rest is as if it were absent. A slice with nothing allowed has zero weights and the value -inf;
+* `gamma`, `alpha`, `p` and `lam` may be numbers, traced values or arrays that broadcast with the scores and have size 1
+  along `axis`, such as alpha of shape `(heads, 1, 1)` for scores `(batch, heads, queries, keys)`; all have gradients.
+"""
 
 from __future__ import annotations
 
 import jax
+from jax.typing import ArrayLike
 
 from ._conjugate import conjugate
 from ._regularizers import Oscar, Parameter, Shannon, SquaredL2, SquaredPNorm, TotalVariation, Tsallis
 from ._slices import Axis
 
 
-def softmax(x, axis: Axis = -1, *, where=None, gamma: Parameter = 1.0) -> jax.Array:
+def softmax(x: ArrayLike, axis: Axis = -1, *, where: ArrayLike | None = None, gamma: Parameter = 1.0) -> jax.Array:
+    r"""Softmax: the gradient mapping of Shannon's negative entropy.
+
+    $$\arg\max_{y \in \triangle} \langle x, y \rangle - \gamma \sum_i y_i \log y_i$$
+
+    Args:
+      x: scores.
+      axis: the axis or axes of the distribution.
+      where: boolean mask that broadcasts to `x`; False deletes a position.
+      gamma: strength of the regularizer, positive; the temperature.
+
+    Returns:
+      Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
+
+    Raises:
+      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
+        lies outside its range (one that is traced gives NaN).
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> with jnp.printoptions(precision=3):
+      ...     print(sm.softmax(jnp.array([1.0, 0.9, -1.0])))
+      [0.49  0.444 0.066]
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
+    """
     return conjugate(gamma * Shannon()).argmax(x, axis, where=where)
 
 
-def softmax_value(x, axis: Axis = -1, *, where=None, gamma: Parameter = 1.0) -> jax.Array:
+def softmax_value(
+    x: ArrayLike, axis: Axis = -1, *, where: ArrayLike | None = None, gamma: Parameter = 1.0
+) -> jax.Array:
+    r"""The regularized max of Shannon's negative entropy: `gamma * logsumexp(x / gamma)`.
+
+    $$\max_{y \in \triangle} \langle x, y \rangle - \gamma \sum_i y_i \log y_i$$
+
+    Its gradient in `x` is `softmax`.
+
+    Args:
+      x: scores.
+      axis: the axis or axes of the distribution.
+      where: boolean mask that broadcasts to `x`; False deletes a position.
+      gamma: strength of the regularizer, positive; the temperature.
+
+    Returns:
+      Values in the dtype of `x`, of its shape without `axis`.
+
+    Raises:
+      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
+        lies outside its range (one that is traced gives NaN).
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> print(f'{sm.softmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}')
+      1.713
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
+    """
     return conjugate(gamma * Shannon()).max(x, axis, where=where)
 
 
-def sparsemax(x, axis: Axis = -1, *, where=None, gamma: Parameter = 1.0) -> jax.Array:
+def sparsemax(x: ArrayLike, axis: Axis = -1, *, where: ArrayLike | None = None, gamma: Parameter = 1.0) -> jax.Array:
+    r"""Sparsemax: the Euclidean projection of `x / gamma` onto the simplex.
+
+    $$\arg\max_{y \in \triangle} \langle x, y \rangle - \frac{\gamma}{2} \sum_i y_i^2$$
+
+    Args:
+      x: scores.
+      axis: the axis or axes of the distribution.
+      where: boolean mask that broadcasts to `x`; False deletes a position.
+      gamma: strength of the regularizer, positive; greater is denser.
+
+    Returns:
+      Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
+
+    Raises:
+      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
+        lies outside its range (one that is traced gives NaN).
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> with jnp.printoptions(precision=3):
+      ...     print(sm.sparsemax(jnp.array([1.0, 0.9, -1.0])))
+      [0.55 0.45 0.  ]
+
+    Reference:
+      Martins and Astudillo, "From Softmax to Sparsemax", 2016.
+    """
     return conjugate(gamma * SquaredL2()).argmax(x, axis, where=where)
 
 
-def sparsemax_value(x, axis: Axis = -1, *, where=None, gamma: Parameter = 1.0) -> jax.Array:
+def sparsemax_value(
+    x: ArrayLike, axis: Axis = -1, *, where: ArrayLike | None = None, gamma: Parameter = 1.0
+) -> jax.Array:
+    r"""The regularized max of the squared Euclidean norm.
+
+    $$\max_{y \in \triangle} \langle x, y \rangle - \frac{\gamma}{2} \sum_i y_i^2$$
+
+    Its gradient in `x` is `sparsemax`.
+
+    Args:
+      x: scores.
+      axis: the axis or axes of the distribution.
+      where: boolean mask that broadcasts to `x`; False deletes a position.
+      gamma: strength of the regularizer, positive; greater is denser.
+
+    Returns:
+      Values in the dtype of `x`, of its shape without `axis`.
+
+    Raises:
+      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
+        lies outside its range (one that is traced gives NaN).
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> print(f'{sm.sparsemax_value(jnp.array([1.0, 0.9, -1.0])):.3f}')
+      0.702
+
+    Reference:
+      Martins and Astudillo, "From Softmax to Sparsemax", 2016.
+    """
     return conjugate(gamma * SquaredL2()).max(x, axis, where=where)
 
 
-def entmax(x, axis: Axis = -1, *, alpha: Parameter = 1.5, where=None, gamma: Parameter = 1.0) -> jax.Array:
+def entmax(
+    x: ArrayLike, axis: Axis = -1, *, alpha: Parameter = 1.5, where: ArrayLike | None = None, gamma: Parameter = 1.0
+) -> jax.Array:
+    r"""Entmax: from softmax to sparsemax and beyond, by one number.
+
+    $$\arg\max_{y \in \triangle} \langle x, y \rangle - \gamma \frac{\sum_i y_i^\alpha - 1}{\alpha (\alpha - 1)}$$
+
+    Args:
+      x: scores.
+      axis: the axis or axes of the distribution.
+      alpha: at least 1: softmax at 1, sparsemax at 2, sparser beyond.
+      where: boolean mask that broadcasts to `x`; False deletes a position.
+      gamma: strength of the regularizer, positive; greater is denser.
+
+    Returns:
+      Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
+
+    Raises:
+      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
+        lies outside its range (one that is traced gives NaN).
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> with jnp.printoptions(precision=3):
+      ...     print(sm.entmax(jnp.array([1.0, 0.9, -1.0])))
+      [0.535 0.465 0.   ]
+
+    Reference:
+      Peters, Niculae and Martins, "Sparse Sequence-to-Sequence Models", 2019.
+    """
     return conjugate(gamma * Tsallis(alpha)).argmax(x, axis, where=where)
 
 
-def entmax_value(x, axis: Axis = -1, *, alpha: Parameter = 1.5, where=None, gamma: Parameter = 1.0) -> jax.Array:
+def entmax_value(
+    x: ArrayLike, axis: Axis = -1, *, alpha: Parameter = 1.5, where: ArrayLike | None = None, gamma: Parameter = 1.0
+) -> jax.Array:
+    r"""The regularized max of Tsallis' negative entropy.
+
+    $$\max_{y \in \triangle} \langle x, y \rangle - \gamma \frac{\sum_i y_i^\alpha - 1}{\alpha (\alpha - 1)}$$
+
+    Its gradient in `x` is `entmax`.
+
+    Args:
+      x: scores.
+      axis: the axis or axes of the distribution.
+      alpha: at least 1: softmax at 1, sparsemax at 2, sparser beyond.
+      where: boolean mask that broadcasts to `x`; False deletes a position.
+      gamma: strength of the regularizer, positive; greater is denser.
+
+    Returns:
+      Values in the dtype of `x`, of its shape without `axis`.
+
+    Raises:
+      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
+        lies outside its range (one that is traced gives NaN).
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> print(f'{sm.entmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}')
+      1.342
+
+    Reference:
+      Peters, Niculae and Martins, "Sparse Sequence-to-Sequence Models", 2019.
+    """
     return conjugate(gamma * Tsallis(alpha)).max(x, axis, where=where)
 
 
-def pnormmax(x, axis: Axis = -1, *, p: Parameter = 1.5, where=None, gamma: Parameter = 1.0) -> jax.Array:
+def pnormmax(
+    x: ArrayLike, axis: Axis = -1, *, p: Parameter = 1.5, where: ArrayLike | None = None, gamma: Parameter = 1.0
+) -> jax.Array:
+    r"""The gradient mapping of the squared p-norm: sparse, and smoother than sparsemax.
+
+    $$\arg\max_{y \in \triangle} \langle x, y \rangle - \frac{\gamma}{2} \lVert y \rVert_p^2$$
+
+    Args:
+      x: scores.
+      axis: the axis or axes of the distribution.
+      p: greater than 1, at most 2 (sparsemax).
+      where: boolean mask that broadcasts to `x`; False deletes a position.
+      gamma: strength of the regularizer, positive; greater is denser.
+
+    Returns:
+      Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
+
+    Raises:
+      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
+        lies outside its range (one that is traced gives NaN).
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> with jnp.printoptions(precision=3):
+      ...     print(sm.pnormmax(jnp.array([1.0, 0.9, -1.0])))
+      [0.579 0.421 0.   ]
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
+    """
     return conjugate(gamma * SquaredPNorm(p)).argmax(x, axis, where=where)
 
 
-def pnormmax_value(x, axis: Axis = -1, *, p: Parameter = 1.5, where=None, gamma: Parameter = 1.0) -> jax.Array:
+def pnormmax_value(
+    x: ArrayLike, axis: Axis = -1, *, p: Parameter = 1.5, where: ArrayLike | None = None, gamma: Parameter = 1.0
+) -> jax.Array:
+    r"""The regularized max of the squared p-norm.
+
+    $$\max_{y \in \triangle} \langle x, y \rangle - \frac{\gamma}{2} \lVert y \rVert_p^2$$
+
+    Its gradient in `x` is `pnormmax`.
+
+    Args:
+      x: scores.
+      axis: the axis or axes of the distribution.
+      p: greater than 1, at most 2 (sparsemax).
+      where: boolean mask that broadcasts to `x`; False deletes a position.
+      gamma: strength of the regularizer, positive; greater is denser.
+
+    Returns:
+      Values in the dtype of `x`, of its shape without `axis`.
+
+    Raises:
+      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
+        lies outside its range (one that is traced gives NaN).
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> print(f'{sm.pnormmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}')
+      0.639
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
+    """
     return conjugate(gamma * SquaredPNorm(p)).max(x, axis, where=where)
 
 
-def fusedmax(x, axis: Axis = -1, *, lam: Parameter = 0.1, where=None, gamma: Parameter = 1.0) -> jax.Array:
+def fusedmax(
+    x: ArrayLike, axis: Axis = -1, *, lam: Parameter = 0.1, where: ArrayLike | None = None, gamma: Parameter = 1.0
+) -> jax.Array:
+    r"""Fusedmax: sparse weights, equal within contiguous segments.
+
+    $$\arg\max_{y \in \triangle} \langle x, y \rangle - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_i \lvert y_{i+1} - y_i \rvert \Bigr)$$
+
+    The order of the positions along `axis` matters; the neighbours of a deleted position become neighbours.
+
+    Args:
+      x: scores.
+      axis: the axis or axes of the distribution.
+      lam: strength of the total variation, zero (sparsemax) or positive.
+      where: boolean mask that broadcasts to `x`; False deletes a position.
+      gamma: strength of the regularizer, positive; it scales both terms.
+
+    Returns:
+      Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
+
+    Raises:
+      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
+        lies outside its range (one that is traced gives NaN).
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> with jnp.printoptions(precision=3):
+      ...     print(sm.fusedmax(jnp.array([1.0, 0.9, -1.0])))
+      [0.5 0.5 0. ]
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
+    """
     return conjugate(gamma * (SquaredL2() + lam * TotalVariation())).argmax(x, axis, where=where)
 
 
-def fusedmax_value(x, axis: Axis = -1, *, lam: Parameter = 0.1, where=None, gamma: Parameter = 1.0) -> jax.Array:
+def fusedmax_value(
+    x: ArrayLike, axis: Axis = -1, *, lam: Parameter = 0.1, where: ArrayLike | None = None, gamma: Parameter = 1.0
+) -> jax.Array:
+    r"""The regularized max of the squared norm with total variation.
+
+    $$\max_{y \in \triangle} \langle x, y \rangle - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_i \lvert y_{i+1} - y_i \rvert \Bigr)$$
+
+    Its gradient in `x` is `fusedmax`.
+
+    Args:
+      x: scores.
+      axis: the axis or axes of the distribution.
+      lam: strength of the total variation, zero (sparsemax) or positive.
+      where: boolean mask that broadcasts to `x`; False deletes a position.
+      gamma: strength of the regularizer, positive; it scales both terms.
+
+    Returns:
+      Values in the dtype of `x`, of its shape without `axis`.
+
+    Raises:
+      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
+        lies outside its range (one that is traced gives NaN).
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> print(f'{sm.fusedmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}')
+      0.650
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
+    """
     return conjugate(gamma * (SquaredL2() + lam * TotalVariation())).max(x, axis, where=where)
 
 
-def oscarmax(x, axis: Axis = -1, *, lam: Parameter = 0.01, where=None, gamma: Parameter = 1.0) -> jax.Array:
+def oscarmax(
+    x: ArrayLike, axis: Axis = -1, *, lam: Parameter = 0.01, where: ArrayLike | None = None, gamma: Parameter = 1.0
+) -> jax.Array:
+    r"""Oscarmax: sparse weights, equal within groups of positions wherever they stand.
+
+    $$\arg\max_{y \in \triangle} \langle x, y \rangle - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_{i<j} \max(y_i, y_j) \Bigr)$$
+
+    Args:
+      x: scores.
+      axis: the axis or axes of the distribution.
+      lam: strength of the pairwise maxima, zero (sparsemax) or positive.
+      where: boolean mask that broadcasts to `x`; False deletes a position.
+      gamma: strength of the regularizer, positive; it scales both terms.
+
+    Returns:
+      Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
+
+    Raises:
+      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
+        lies outside its range (one that is traced gives NaN).
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> with jnp.printoptions(precision=3):
+      ...     print(sm.oscarmax(jnp.array([1.0, 0.9, -1.0])))
+      [0.545 0.455 0.   ]
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
+    """
     return conjugate(gamma * (SquaredL2() + lam * Oscar())).argmax(x, axis, where=where)
 
 
-def oscarmax_value(x, axis: Axis = -1, *, lam: Parameter = 0.01, where=None, gamma: Parameter = 1.0) -> jax.Array:
+def oscarmax_value(
+    x: ArrayLike, axis: Axis = -1, *, lam: Parameter = 0.01, where: ArrayLike | None = None, gamma: Parameter = 1.0
+) -> jax.Array:
+    r"""The regularized max of the squared norm with pairwise maxima.
+
+    $$\max_{y \in \triangle} \langle x, y \rangle - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_{i<j} \max(y_i, y_j) \Bigr)$$
+
+    Its gradient in `x` is `oscarmax`.
+
+    Args:
+      x: scores.
+      axis: the axis or axes of the distribution.
+      lam: strength of the pairwise maxima, zero (sparsemax) or positive.
+      where: boolean mask that broadcasts to `x`; False deletes a position.
+      gamma: strength of the regularizer, positive; it scales both terms.
+
+    Returns:
+      Values in the dtype of `x`, of its shape without `axis`.
+
+    Raises:
+      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
+        lies outside its range (one that is traced gives NaN).
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> print(f'{sm.oscarmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}')
+      0.687
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
+    """
     return conjugate(gamma * (SquaredL2() + lam * Oscar())).max(x, axis, where=where)

@@ -1,0 +1,158 @@
+"""Gradients for scores and for every hyper-parameter, of weights and of values, against fourth-order
+differences of the long double oracles: nothing of the library takes part in the expected numbers."""
+
+import functools
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from cases import D
+
+import smoothmax as sm
+
+N = 6  # slices
+
+
+def tolerances(case):
+    # Rounding of the oracle differences is 1e-14 and of the library's products a few 1e-13; alpha = 4 has
+    # derivatives y^(2 - alpha) that amplify both. The generic solver knows y to 1e-6 and J through y.
+    return {"rtol": 1e-4, "atol": 1e-5} if case.tol > 1e-10 else {"rtol": 1e-8, "atol": 1e-9}
+
+
+@functools.cache
+def point(case):
+    """Slices away from kinks (spread 0.3 to 3) and their oracle Jacobians."""
+    rng = np.random.default_rng(60)
+    x = rng.normal(size=(N, D)) * np.geomspace(0.3, 3, N)[:, None]
+    problem = case.problem()
+
+    def column(row, j):
+        return oracles.derivative(lambda t: case.oracle(np.where(np.arange(D) == j, t, row.astype(oracles.LD)), **problem), row[j])
+
+    return x, np.stack([np.stack([column(row, j) for j in range(D)], 1) for row in x]).astype(float)
+
+
+def side(name, at):
+    """Where the domain ends, differences must lean inwards."""
+    return {("alpha", 1.0): "right", ("p", 2.0): "left"}.get((name, at), "central")
+
+
+def differences(case, name, function):
+    """d function(problem) / d hyper-parameter `name`, which may be a vector: stacked on the last axis."""
+    problem = case.problem()
+    at = problem[name]
+    if np.ndim(at) == 0:
+        return oracles.derivative(lambda t: function(**problem | {name: t}), at, side=side(name, at))
+
+    def entry(k):
+        replaced = lambda t: np.where(np.arange(len(at)) == k, t, at.astype(oracles.LD))
+        return oracles.derivative(lambda t: function(**problem | {name: replaced(t)}), at[k])
+
+    return np.stack([entry(k) for k in range(len(at))], -1)
+
+
+@cases.each()
+def test_scores(case):
+    x, expected = point(case)
+    np.testing.assert_allclose(cases.jacobians(case, x), expected, **tolerances(case))
+
+
+@cases.each()
+def test_scores_of_the_value(case):
+    """grad max = argmax (Danskin), here by differences of the value."""
+    x, _ = point(case)
+    problem = case.problem()
+    result = cases.run(case, x, c=np.arange(1.0, N + 1))
+    for i, row in enumerate(x):
+        for j in range(D):
+            at = lambda t: np.where(np.arange(D) == j, t, row.astype(oracles.LD))  # noqa: B023
+            expected = oracles.derivative(lambda t: case.oracle_value(at(t), **problem), row[j])  # noqa: B023
+            np.testing.assert_allclose(result.x_bar[i, j], (i + 1) * float(expected), **tolerances(case))
+
+
+@cases.each()
+def test_hyper_parameters(case):
+    x, _ = point(case)
+    v = np.random.default_rng(61).normal(size=x.shape)
+    bars = cases.run(case, x, v=v).bars
+    assert set(bars) == set(case.values)
+    for name, bar in bars.items():
+        for i in range(N):
+            expected = differences(case, name, lambda **problem: (v[i] * case.oracle(x[i], **problem)).sum())  # noqa: B023
+            np.testing.assert_allclose(bar[i], expected.astype(float), err_msg=f"{name}, slice {i}", **tolerances(case))
+
+
+@cases.each()
+def test_hyper_parameters_of_the_value(case):
+    x, _ = point(case)
+    bars = cases.run(case, x, c=np.ones(N)).bars
+    for name, bar in bars.items():
+        for i in range(N):
+            expected = differences(case, name, lambda **problem: case.oracle_value(x[i], **problem))  # noqa: B023
+            np.testing.assert_allclose(bar[i], expected.astype(float), err_msg=f"{name}, slice {i}", **tolerances(case))
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.0001, 1.001, 1.01, 1.1, 1.5, 2.0])
+def test_float32_gradient_of_alpha(alpha):
+    """Within 1% where the published formula is 21% off or has the wrong sign (alpha = 1.001, 1.0001)."""
+    x = (np.random.default_rng(62).normal(size=(8, D))).astype(np.float32)
+    derivative = lambda function: oracles.derivative(function, alpha, side=side("alpha", alpha))
+
+    @jax.jit
+    def gradients(alpha, x):
+        weights = jax.jacrev(lambda a: sm.entmax(x, alpha=a))(alpha)
+        value = jax.jacrev(lambda a: sm.entmax_value(x, alpha=a))(alpha)
+        return weights, value
+
+    weights, value = gradients(jnp.float32(alpha), x)
+    assert weights.dtype == value.dtype == jnp.float32
+    # the float32 alpha is not the decimal number; at 1.0001 the difference is 1e-8, far inside the 1%
+    for i, row in enumerate(x):
+        expected = derivative(lambda a: oracles.tsallis(row, a)).astype(float)  # noqa: B023
+        np.testing.assert_allclose(weights[i], expected, rtol=0, atol=0.01 * np.abs(expected).max())
+        expected = float(derivative(lambda a: oracles.value(row, base="tsallis", alpha=a)))  # noqa: B023
+        np.testing.assert_allclose(value[i], expected, rtol=0.01)
+
+
+@pytest.mark.parametrize("alpha", [1 + 1e-12, 1 + 1e-9, 1 + 1e-6, 1.0001, 1.01])
+def test_gradient_of_alpha_is_continuous_through_one(alpha):
+    """In float64 the derivative at 1 + e is that at 1 up to O(e)."""
+    x, _ = point(cases.BY_ID["entmax1.0"])
+    v = np.random.default_rng(63).normal(size=x.shape)
+    at_one = cases.run(cases.BY_ID["entmax1.0"], x, v=v).bars["alpha"]
+    near = cases.run(cases.BY_ID["entmax1.0"], x, v=v, params={"alpha": alpha, "gamma": 1.0}).bars["alpha"]
+    np.testing.assert_allclose(near, at_one, rtol=0, atol=30 * (alpha - 1) + 1e-8)
+
+
+def test_slope_in_lam_at_zero():
+    """At lam = 0 the value's right derivative is -R(y), and every gradient is finite."""
+    x, _ = point(cases.BY_ID["l2+tv"])
+    for id, name in (("l2+tv", "tv"), ("l2+oscar", "oscar")):
+        case = cases.BY_ID[id]
+        params = case.params() | {name: 0.0}
+        result = cases.run(case, x, v=np.ones(x.shape), c=np.ones(N), params=params)
+        for i, row in enumerate(x):
+            y = oracles.squared_l2(row)
+            slope = oracles.omega(y, base="l2", **{name: 1.0}) - oracles.omega(y, base="l2")
+            np.testing.assert_allclose(result.bars[name][i], -float(slope), atol=1e-12)
+        assert np.isfinite(result.x_bar).all()
+
+
+@cases.each(cases.REPRESENTATIVES)
+def test_descent_in_every_hyper_parameter_reaches_the_teacher(case):
+    """Gradients are good for something: ten Newton-like steps on the value bring a shifted hyper-parameter back."""
+    x, _ = point(case)
+    truth = case.params()
+    target = cases.run(case, x).value
+    for name in truth:
+        params = dict(truth)
+        params[name] = truth[name] * 1.05
+        for _ in range(8):  # Gauss-Newton over the slices for a common scale of this hyper-parameter
+            result = cases.run(case, x, c=np.ones(N), params=params)
+            slope = (result.bars[name] * truth[name]).reshape(N, -1).sum(1)
+            residual = result.value - target
+            params[name] = params[name] - truth[name] * (slope @ residual) / (slope @ slope)
+        np.testing.assert_allclose(params[name], truth[name], rtol=1e-4 if case.tol > 1e-10 else 1e-7, atol=1e-9)

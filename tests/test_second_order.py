@@ -1,0 +1,159 @@
+"""Reverse over reverse, and forward_mode: jvp, jacfwd, hessian, linearize, all agreeing."""
+
+import functools
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from cases import REPRESENTATIVES, D
+
+import smoothmax as sm
+
+DEAREST = tuple(
+    cases.BY_ID[id]
+    for id in ("softmax-gamma1.0", "sparsemax-gamma1.0", "entmax1.5", "pnormmax1.5", "l2+tv", "pnorm+owl", "function-coupled")
+)
+
+
+def slices(n=3, seed=70):
+    return np.random.default_rng(seed).normal(size=(n, D)) * np.geomspace(0.3, 2, n)[:, None]
+
+
+def second_difference(function, h=2e-4):
+    """d^2 function(s, t) / ds dt at 0: products of fourth-order differences; truncation 1e-15, rounding 1e-11."""
+    weights = {-2: 1 / 12, -1: -8 / 12, 1: 8 / 12, 2: -1 / 12}
+    total = sum(a * b * function(i * oracles.LD(h), j * oracles.LD(h)) for i, a in weights.items() for j, b in weights.items())
+    return total / oracles.LD(h) ** 2
+
+
+def as_arrays(case):
+    return {k: jnp.asarray(v, float) for k, v in case.params().items()}
+
+
+@functools.cache
+def reverse_over_reverse(family):
+    """Gradient of <w, x-gradient of <u, Pi>> for scores and hyper-parameters."""
+
+    def inner(params, x, u):
+        return jnp.sum(u * family.weights(x, params))
+
+    def outer(params, x, u, w):
+        return jnp.sum(w * jax.grad(inner, 1)(params, x, u))
+
+    return jax.jit(jax.vmap(jax.grad(outer, (0, 1)), (None, 0, 0, 0)))
+
+
+@cases.each(REPRESENTATIVES)
+def test_grad_of_grad(case):
+    x = slices()
+    rng = np.random.default_rng(71)
+    u, w, t = rng.normal(size=(3, *x.shape))
+    problem = case.problem()
+    params = as_arrays(case)
+    bars, x_bar = reverse_over_reverse(case.family)(params, x, u, w)
+    tol = {"rtol": 1e-3, "atol": 1e-3} if case.tol > 1e-10 else {"rtol": 1e-6, "atol": 1e-8}
+    for i, row in enumerate(x.astype(oracles.LD)):
+        expected = second_difference(lambda a, b: (u[i] * case.oracle(row + a * w[i] + b * t[i], **problem)).sum())  # noqa: B023
+        np.testing.assert_allclose(np.sum(x_bar[i] * t[i]), float(expected), **tol)
+        for name, at in problem.items():
+            if name == "base":
+                continue
+            change = np.linspace(0.5, 1, np.size(at)).reshape(np.shape(at))
+            moved = lambda b: problem | {name: np.asarray(at, oracles.LD) + b * change}  # noqa: B023
+            expected = second_difference(lambda a, b: (u[i] * case.oracle(row + a * w[i], **moved(b))).sum())  # noqa: B023
+            np.testing.assert_allclose(np.sum(bars[name][i] * change), float(expected), err_msg=name, **tol)
+
+
+@cases.each(REPRESENTATIVES)
+def test_forward_mode_agrees_with_reverse_mode(case):
+    x = slices()
+    jacobian = cases.jacobians(case, x)
+    rng = np.random.default_rng(72)
+    t = rng.normal(size=x.shape)
+    params = as_arrays(case)
+    moves = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), params)
+
+    @jax.jit
+    def forward(params, x, t, moves):
+        weights = lambda params, x: sm.forward_mode(case.family.op(params)).argmax(x)
+        value = lambda params, x: sm.forward_mode(case.family.op(params)).max(x)
+        op = sm.forward_mode(case.family.op(params))
+        _, jvp = jax.jvp(op.argmax, (x,), (t,))
+        _, linear = jax.linearize(op.argmax, x)
+        return {
+            "jvp": jvp,
+            "call": jax.jvp(op, (x,), (t,))[1],
+            "linearize": linear(t),
+            "jvp of max": jax.jvp(op.max, (x,), (t,))[1],
+            "jvp of both": jax.jvp(weights, (params, x), (moves, t))[1],
+            "jvp of max in both": jax.jvp(value, (params, x), (moves, t))[1],
+            "jacfwd": jax.vmap(jax.jacfwd(op.argmax))(x),
+            "jacrev": jax.vmap(jax.jacrev(op.argmax))(x),
+            "hessian": jax.vmap(jax.hessian(op.max))(x),
+        }
+
+    got = forward(params, x, t, moves)
+    result = cases.run(case, x)
+    tol = {"rtol": 0, "atol": 1e-4} if case.tol > 1e-10 else {"rtol": 1e-11, "atol": 1e-11}
+    product = np.einsum("nij,nj->ni", jacobian, t)
+    for name in ("jvp", "call", "linearize"):
+        np.testing.assert_allclose(got[name], product, err_msg=name, **tol)
+    for name in ("jacfwd", "jacrev", "hessian"):
+        np.testing.assert_allclose(got[name], jacobian, err_msg=name, **tol)
+    np.testing.assert_allclose(got["jvp of max"], (result.y * t).sum(-1), **tol)
+    # <v, directional derivative> = <pull-back of v, direction>, slice by slice
+    v = rng.normal(size=x.shape)
+    pulled = cases.run(case, x, v=v)
+    along = sum((pulled.bars[k] * np.asarray(m)).reshape(len(x), -1).sum(1) for k, m in moves.items())
+    np.testing.assert_allclose((v * got["jvp of both"]).sum(-1), along + (pulled.x_bar * t).sum(-1), **tol)
+    pulled = cases.run(case, x, c=np.ones(len(x)))
+    along = sum((pulled.bars[k] * np.asarray(m)).reshape(len(x), -1).sum(1) for k, m in moves.items())
+    np.testing.assert_allclose(got["jvp of max in both"], along + (pulled.x_bar * t).sum(-1), **tol)
+
+
+@cases.each(DEAREST)
+def test_orders_and_modes_mix(case):
+    """Second derivatives along (w, t) of <u, Pi>: reverse over reverse is checked above; the other three agree."""
+    x = slices()
+    u, w, t = np.random.default_rng(73).normal(size=(3, *x.shape))
+    params = as_arrays(case)
+
+    @jax.jit
+    def mixed(params, x, u, w, t):
+        op = sm.forward_mode(case.family.op(params))
+        f = lambda x: jnp.sum(u * op.argmax(x))
+        along = lambda g: lambda x: jax.jvp(g, (x,), (t,))[1]
+        forward_reverse = jnp.sum(w * along(jax.grad(f))(x), -1)
+        reverse_forward = jnp.sum(w * jax.grad(along(f))(x), -1)
+        forward_forward = jax.vmap(lambda x, u, w, t: jax.jvp(lambda x: jax.jvp(lambda x: jnp.sum(u * op.argmax(x)), (x,), (t,))[1], (x,), (w,))[1])(x, u, w, t)
+        return forward_reverse, reverse_forward, forward_forward
+
+    _, x_bar = reverse_over_reverse(case.family)(params, x, u, w)
+    expected = np.sum(x_bar * t, -1)
+    tol = {"rtol": 1e-3, "atol": 1e-3} if case.tol > 1e-10 else {"rtol": 1e-9, "atol": 1e-10}
+    for got in mixed(params, x, u, w, t):
+        np.testing.assert_allclose(got, expected, **tol)
+
+
+def test_forward_mode_keeps_axis_mask_and_guarantees():
+    op = sm.forward_mode(sm.conjugate(sm.Tsallis(1.5)))
+    x, where = cases.scores(4, seed=74), cases.holes(4)
+    where[3] = False
+    x = np.where(where, x, np.nan)
+    plain = cases.BY_ID["entmax1.5"]
+    y, tangent = jax.jvp(lambda x: op.argmax(x, 0, where=where.T), (jnp.asarray(x.T),), (jnp.ones((D, 4)) * jnp.arange(8.0)[:, None],))
+    result = cases.run(plain, x, where, np.tile(np.arange(8.0), (4, 1)))
+    np.testing.assert_allclose(y.T, result.y, atol=1e-14)
+    np.testing.assert_allclose(tangent.T, result.x_bar, atol=1e-13)
+    value, tangent = jax.jvp(lambda x: op.max(x, 0, where=where.T), (jnp.asarray(x.T),), (jnp.ones((D, 4)),))
+    np.testing.assert_allclose(value, result.value, atol=1e-13)
+    np.testing.assert_allclose(tangent, [1, 1, 1, 0], atol=1e-13)
+
+
+def test_without_forward_mode_jax_says_no():
+    """`jax.custom_vjp` is the definition: forward mode needs the wrapper, and JAX's error says custom_vjp."""
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(sm.sparsemax, (jnp.ones(3),), (jnp.ones(3),))

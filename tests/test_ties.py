@@ -1,0 +1,55 @@
+"""Ties are fair: equal scores get equal weights, and the Jacobian is symmetric there too."""
+
+import cases
+import numpy as np
+from cases import B, D
+
+
+def tied_scores(seed=40):
+    """Small integers (exact ties everywhere) times powers of two; row 0 is constant."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-2, 3, size=(B, D)) * np.exp2(rng.integers(-4, 2, size=(B, 1)))
+    x[0] = 0.75
+    return x
+
+
+@cases.each()
+def test_equal_scores_get_equal_weights(case):
+    x = tied_scores()
+    y, value = case.expected(x)
+    result = cases.run(case, x)
+    np.testing.assert_allclose(result.y, y, rtol=0, atol=case.tol)
+    np.testing.assert_allclose(result.value, value, rtol=0, atol=case.tol)
+    np.testing.assert_allclose(result.y[0], 1 / D, rtol=0, atol=1e-15 if "owl" not in case.id else 1e-15)
+    if not case.has_chain:
+        same = x[:, :, None] == x[:, None, :]
+        gap = np.abs(result.y[:, :, None] - result.y[:, None, :])
+        assert gap[same].max() <= (1e-9 if case.tol > 1e-10 else 0)
+
+
+@cases.each()
+def test_jacobian_is_lawful_at_ties(case):
+    x = tied_scores(41)[:12]
+    for half in (x[:6], x[6:]):
+        for jacobian in cases.jacobians(case, half):
+            size = max(1, np.abs(jacobian).max())
+            tol = 1e-6 if case.tol > 1e-10 else 1e-12
+            np.testing.assert_allclose(jacobian, jacobian.T, rtol=0, atol=tol * size)
+            np.testing.assert_allclose(jacobian.sum(1), 0, rtol=0, atol=tol * size)
+            assert np.linalg.eigvalsh((jacobian + jacobian.T) / 2).min() >= -tol * size
+
+
+@cases.each(cases.FAMILIES)
+def test_fused_and_grouped_positions_have_exactly_equal_weights(case):
+    """Groups that the penalty makes are groups to the last bit, in float32 too."""
+    if len(case.family.names) < 3 and not {"tv", "oscar"} & set(case.family.names):
+        return
+    x = cases.scores(seed=42)
+    y, _ = case.expected(x)
+    got = np.asarray(cases.forward(case.family)(case.params(), x.astype(np.float32), None)[0])
+    tied = np.abs(y[:, :, None] - y[:, None, :]) < 1e-15
+    if case.has_chain:  # equal neighbours, not equal weights far apart
+        tied &= np.abs(np.subtract.outer(np.arange(D), np.arange(D))) == 1
+    assert tied[:, ~np.eye(D, dtype=bool)].any()
+    gap = np.abs(got[:, :, None] - got[:, None, :])
+    assert gap[tied].max() == 0
