@@ -169,7 +169,11 @@ def dot_product_attention(
         where = visibility.block(0, rows, 0, columns)
         output, weights = attend(query, key, value, bias, where)
     else:
-        output = _attend_in_blocks(attend, query, key, value, bias, visibility, block_size)
+        in_blocks = partial(_attend_in_blocks, attend, visibility=visibility, block_size=block_size)
+        # The blocks are recomputed one by one, inside. Out here nothing is computed twice: this
+        # only keeps JAX from storing what is the same in each block, such as constants of the
+        # mapping that were broadcast to the scores' shape.
+        output = jax.checkpoint(in_blocks, prevent_cse=False)(query, key, value, bias)
 
     if return_weights:
         return (output, weights) if has_batch else (output[0], weights[0])

@@ -316,9 +316,9 @@ def jacobians(case: Case, x, where=None) -> np.ndarray:
 
 
 def scores(n=B, d=D, seed=0, dtype=float) -> np.ndarray:
-    """Rows of growing spread, 0.05 to 6: dense supports first, then sparse ones."""
+    """Rows of growing spread, 1e-4 to 6: dense supports first (at alpha = 4 only the very first), then sparse ones."""
     rng = np.random.default_rng(seed)
-    return (rng.normal(size=(n, d)) * np.geomspace(0.05, 6, n)[:, None]).astype(dtype)
+    return (rng.normal(size=(n, d)) * np.geomspace(1e-4, 6, n)[:, None]).astype(dtype)
 
 
 def holes(n=B, d=D, seed=0) -> np.ndarray:

@@ -35,13 +35,13 @@ class Found(NamedTuple):
       jumps: int8 `(..., d)`: 0 where i and i+1 share a segment, else the sign of the step from i to i+1.
       order: int32 `(..., d)`: the positions by decreasing score.
       ties: int8 `(..., d)`: as `jumps`, for the groups, in that order.
-      count: int32 `(..., 1)`: the number of positions that are not deleted.
+      kept: int32 `(..., 1)`: the number of positions that are not deleted.
     """
 
     jumps: jax.Array | None = None
     order: jax.Array | None = None
     ties: jax.Array | None = None
-    count: jax.Array | None = None
+    kept: jax.Array | None = None
 
 
 class Composite(NamedTuple):
@@ -51,10 +51,11 @@ class Composite(NamedTuple):
     ranks: list[tuple[Parameter, RankPenalty]]
 
     def border_weights(self) -> jax.Array:
-        return functools.reduce(jnp.add, (strength * penalty.border_weights() for strength, penalty in self.chain))
+        weights = (jnp.asarray(strength * penalty.border_weights()) for strength, penalty in self.chain)
+        return functools.reduce(jnp.add, weights)
 
-    def rank_weights(self, count: jax.Array, d: int, dtype: jnp.dtype) -> jax.Array:
-        weights = (strength * penalty.rank_weights(count, d, dtype) for strength, penalty in self.ranks)
+    def rank_weights(self, kept: jax.Array, d: int, dtype: jnp.dtype) -> jax.Array:
+        weights = (strength * penalty.rank_weights(kept, d, dtype) for strength, penalty in self.ranks)
         return functools.reduce(jnp.add, weights)
 
 
@@ -70,14 +71,14 @@ def multiply_out(omega: Regularizer) -> Composite:
 def solve(omega: Regularizer, x: jax.Array) -> tuple[jax.Array, Found]:
     """Pi_Omega(x) on slices `(*batch, d)` with -inf at deleted positions, and what the proxes found."""
     parts = multiply_out(omega)
-    jumps = order = ties = count = None
+    jumps = order = ties = kept = None
     if parts.chain:
         weights = parts.border_weights()
         x, jumps = chain_prox(x, weights, weights)
     if parts.ranks:
-        count = jnp.sum(x > -jnp.inf, axis=-1, keepdims=True, dtype=jnp.int32)
-        x, order, ties = sorted_prox(x, parts.rank_weights(count, x.shape[-1], x.dtype))
-    return parts.base.solve(x / parts.gamma), Found(jumps, order, ties, count)
+        kept = jnp.sum(x > -jnp.inf, axis=-1, keepdims=True, dtype=jnp.int32)
+        x, order, ties = sorted_prox(x, parts.rank_weights(kept, x.shape[-1], x.dtype))
+    return parts.base.solve(x / parts.gamma), Found(jumps, order, ties, kept)
 
 
 def value(omega: Regularizer, y: jax.Array, found: Found) -> jax.Array:
@@ -118,8 +119,8 @@ def _subgradient(parts: Composite, found: Found, y: jax.Array) -> jax.Array:
         slope = parts.border_weights() * found.jumps[..., :-1].astype(y.dtype)
         none = jnp.zeros_like(y[..., :1])
         g += jnp.concatenate([none, slope], axis=-1) - jnp.concatenate([slope, none], axis=-1)
-    if found.order is not None and found.count is not None:
-        weights = parts.rank_weights(found.count, y.shape[-1], y.dtype)
+    if found.order is not None and found.kept is not None:
+        weights = parts.rank_weights(found.kept, y.shape[-1], y.dtype)
         g += put_back(jnp.broadcast_to(weights, y.shape), found.order)
     return g
 

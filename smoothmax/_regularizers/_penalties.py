@@ -49,15 +49,15 @@ class ChainPenalty(Penalty):
 class RankPenalty(Penalty):
     """A weighted sum of the coordinates in decreasing order."""
 
-    def rank_weights(self, count: jax.Array, d: int, dtype: jnp.dtype) -> jax.Array:
-        """The weights `(..., d)` of the ranks when `count` positions `(..., 1)` are allowed; 0 past them."""
+    def rank_weights(self, kept: jax.Array, d: int, dtype: jnp.dtype) -> jax.Array:
+        """The weights `(..., d)` of the ranks when `kept` positions `(..., 1)` are allowed; 0 past them."""
         raise NotImplementedError
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
-        count = jnp.sum(allowed, axis=-1, keepdims=True, dtype=jnp.int32)
+        kept = jnp.sum(allowed, axis=-1, keepdims=True, dtype=jnp.int32)
         ranked = -jnp.sort(-jnp.where(allowed, y, -jnp.inf), axis=-1)
         ranked = jnp.where(ranked == -jnp.inf, 0, ranked)
-        return jnp.sum(self.rank_weights(count, y.shape[-1], y.dtype) * ranked, axis=-1, keepdims=True)
+        return jnp.sum(self.rank_weights(kept, y.shape[-1], y.dtype) * ranked, axis=-1, keepdims=True)
 
 
 @regularizer
@@ -83,9 +83,9 @@ class Oscar(RankPenalty):
     `SquaredL2() + lam * Oscar()` is the regularizer of oscarmax.
     """
 
-    def rank_weights(self, count: jax.Array, d: int, dtype: jnp.dtype) -> jax.Array:
-        # In decreasing order, the coordinate of rank k (from 0) is the greater one of count - 1 - k pairs.
-        return jnp.maximum(count - 1 - _ranks(count, d), 0).astype(dtype)
+    def rank_weights(self, kept: jax.Array, d: int, dtype: jnp.dtype) -> jax.Array:
+        # In decreasing order, the coordinate of rank k (from 0) is the greater one of kept - 1 - k pairs.
+        return jnp.maximum(kept - 1 - _ranks(kept, d), 0).astype(dtype)
 
 
 @regularizer
@@ -99,9 +99,9 @@ class OWL(RankPenalty):
 
     weights: jax.Array = parameter(NON_INCREASING, extent=lambda d: d)
 
-    def rank_weights(self, count: jax.Array, d: int, dtype: jnp.dtype) -> jax.Array:
-        return jnp.where(_ranks(count, d) < count, guarded(self.weights, NON_INCREASING), 0).astype(dtype)
+    def rank_weights(self, kept: jax.Array, d: int, dtype: jnp.dtype) -> jax.Array:
+        return jnp.where(_ranks(kept, d) < kept, guarded(self.weights, NON_INCREASING), 0).astype(dtype)
 
 
-def _ranks(count: jax.Array, d: int) -> jax.Array:
-    return jnp.arange(d, dtype=count.dtype).reshape((1,) * (count.ndim - 1) + (d,))
+def _ranks(kept: jax.Array, d: int) -> jax.Array:
+    return jnp.arange(d, dtype=kept.dtype).reshape((1,) * (kept.ndim - 1) + (d,))

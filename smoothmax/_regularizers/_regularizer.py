@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .._slices import Axis, Extent, to_slices
 
@@ -49,7 +50,7 @@ def parameter(domain: Domain, *, extent: Extent | None = None, **default: Any) -
 
 def check(name: str, value: Any, domain: Domain) -> None:
     """Raises if a hyper-parameter whose value is known lies outside its domain."""
-    if isinstance(value, jax.core.Tracer) or not isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)):
+    if isinstance(value, Tracer) or not isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)):
         return
     if not np.all(domain.contains(np.asarray(value, dtype=np.float64))):
         raise ValueError(f"{name} must be {domain.words}, got {value}: choose a value in that range")
@@ -71,19 +72,19 @@ def regularizer(cls: type[T]) -> type[T]:
     Unflattening does not run `__init__`: JAX also builds trees of tracers, shapes and placeholders, and the values
     were checked when the user made the object.
     """
-    cls = dataclasses.dataclass(frozen=True, repr=False)(cls)
-    static = [f.name for f in dataclasses.fields(cls) if f.metadata.get("static")]  # pyright: ignore[reportArgumentType]
-    leaves = [f.name for f in dataclasses.fields(cls) if f.name not in static]  # pyright: ignore[reportArgumentType]
+    made: Any = dataclasses.dataclass(frozen=True, repr=False)(cls)
+    static = [f.name for f in dataclasses.fields(made) if f.metadata.get("static")]
+    leaves = [f.name for f in dataclasses.fields(made) if f.name not in static]
 
-    def flatten(self: T) -> tuple[list[tuple[jax.tree_util.GetAttrKey, Any]], tuple[Any, ...]]:
+    def flatten(self: Any) -> tuple[list[Any], tuple[Any, ...]]:
         children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in leaves]
         return children, tuple(getattr(self, name) for name in static)
 
-    def unflatten(aux: tuple[Any, ...], children: Any) -> T:
-        return _build(cls, dict(zip((*leaves, *static), (*children, *aux), strict=True)))
+    def unflatten(aux: tuple[Any, ...], children: Any) -> Any:
+        return _build(made, dict(zip((*leaves, *static), (*children, *aux), strict=True)))
 
-    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
-    return cls
+    jax.tree_util.register_pytree_with_keys(made, flatten, unflatten)
+    return made
 
 
 def _build(cls: type[T], fields: dict[str, Any]) -> T:

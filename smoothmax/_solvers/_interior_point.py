@@ -63,14 +63,14 @@ def interior_point(gradient, x):
     hopeless = broken | ~jnp.isfinite(scale)
 
     def step(state):
-        k, y, z, moved, convex, live = state
+        k, y, z, mu, moved, convex, live = state
         inside = jnp.where(allowed, y, 1)
         c, tangent = jax.linearize(gradient, y)
         c = jnp.where(allowed, c - x, 0)
-        mu = _total(y * z) / count
-        # The aim falls superlinearly once the steps are whole.
+        # The aim falls, in the end superlinearly, after each step that was nearly whole.
         fall = jnp.minimum(0.1, jnp.sqrt(mu / scale))
-        aim = jnp.where(moved > 0.9, fall, 0.4) * mu / inside
+        mu = jnp.maximum(jnp.where(moved > 0.8, fall, 1) * mu, eps**2 / 10 * scale)
+        aim = mu / inside
         dy, _, curved = conjugate_gradients(
             lambda v: jnp.where(allowed, tangent(v), 0), jnp.where(allowed, aim - c, 0), allowed, z / inside
         )
@@ -82,7 +82,6 @@ def interior_point(gradient, x):
         t_dual = jnp.minimum(
             1, limit / jnp.max(jnp.where(z > 0, -dz / jnp.where(z > 0, z, 1), 0), -1, keepdims=True, initial=limit)
         )
-        barrier = aim * inside
         slope = -_total((c - aim) * dy)
         noise = 16 * eps * _total((jnp.abs(c) + aim) * jnp.abs(dy))
 
@@ -92,7 +91,7 @@ def interior_point(gradient, x):
         def shorten(state):
             j, t, _ = state
             trial = y + t * dy
-            after = _total(jnp.where(allowed, gradient(trial) - x - barrier / jnp.where(allowed, trial, 1), 0) * dy)
+            after = _total(jnp.where(allowed, gradient(trial) - x - mu / jnp.where(allowed, trial, 1), 0) * dy)
             beyond = live & ~(after <= 0.9 * slope + noise)
             return j + 1, jnp.where(beyond, t / 2, t), beyond
 
@@ -100,16 +99,16 @@ def interior_point(gradient, x):
         y_new = jnp.where(live, y + t * dy, y)
         z_new = jnp.where(live, z + t_dual * dz, z)
         # Multipliers that have lost touch with t / y would spoil the next direction.
-        centred = barrier / jnp.where(allowed, y_new, 1)
-        z_new = jnp.where(live & allowed, jnp.clip(z_new, 1e-6 * centred, 1e6 * centred), z_new)
+        centred = mu / jnp.where(allowed, y_new, 1)
+        z_new = jnp.where(live & allowed, jnp.clip(z_new, 1e-3 * centred, 1e3 * centred), z_new)
         convex = convex & (curved | ~live)
         settled = (mu <= eps**2 * scale) & (jnp.max(jnp.abs(dy), -1, keepdims=True) <= 16 * eps)
         live = live & convex & ~settled & jnp.all(jnp.isfinite(dy), -1, keepdims=True)
-        return k + 1, y_new, z_new, t, convex, live
+        return k + 1, y_new, z_new, mu, t, convex, live
 
     z = jnp.where(allowed, scale, 0)
-    start = (0, centre, z, jnp.ones_like(scale), ~hopeless, ~hopeless & (count > 1))
-    steps, y, z, _, convex, _ = lax.while_loop(lambda s: (s[0] < _STEPS) & jnp.any(s[-1]), step, start)
+    start = (0, centre, z, scale / count, jnp.ones_like(scale), ~hopeless, ~hopeless & (count > 1))
+    steps, y, z, _, _, convex, _ = lax.while_loop(lambda s: (s[0] < _STEPS) & jnp.any(s[-1]), step, start)
     import os; jax.debug.print("steps {}", steps) if os.environ.get("DBG") else None
 
     small = y < jnp.minimum(z / scale, eps)

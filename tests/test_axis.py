@@ -1,0 +1,114 @@
+"""Axis as in jax.nn.softmax: an int, a tuple (one simplex over the flattened axes) or None (all)."""
+
+import functools
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import smoothmax as sm
+
+SHAPE = (3, 4, 5)
+CHOSEN = [cases.BY_ID[id] for id in ("entmax1.5", "pnormmax1.5", "tsallis+edges", "l2+oscar", "function-coupled")]
+
+
+def flatten(x, axis):
+    """Slices as rows, the axes of the simplex flattened in the array's own order, and how to go back."""
+    axes = tuple(range(x.ndim)) if axis is None else tuple(a % x.ndim for a in (axis if isinstance(axis, tuple) else (axis,)))
+    axes = tuple(sorted(axes))
+    batch = tuple(a for a in range(x.ndim) if a not in axes)
+    rows = np.transpose(x, batch + axes)
+    shape, kept = rows.shape, tuple(x.shape[a] for a in batch)
+    back = np.argsort(batch + axes)
+    d = int(np.prod([x.shape[a] for a in axes]))
+    return rows.reshape(-1, d), lambda y: np.transpose(y.reshape(shape), back), lambda value: value.reshape(kept)
+
+
+@cases.each(CHOSEN)
+@pytest.mark.parametrize("axis", [0, 1, (0, 2), (-1, 1), None], ids=str)
+def test_axis(case, axis):
+    rng = np.random.default_rng(80)
+    x, where = rng.normal(size=SHAPE), rng.uniform(size=SHAPE) < 0.8
+    v = rng.normal(size=SHAPE)
+    rows, back, keep = flatten(x, axis)
+    mask, _, _ = flatten(where, axis)
+    params = case.params(rows.shape[1])
+
+    @jax.jit
+    def everything(params, x, where, v):
+        y, pull = jax.vjp(lambda x: case.family.weights(x, params, axis, where), x)
+        return y, case.family.value(x, params, axis, where), pull(v)[0]
+
+    y, value, x_bar = everything(params, x, where, v)
+    expected, expected_value = case.expected(rows, mask, params)
+    np.testing.assert_allclose(y, back(expected), rtol=0, atol=case.tol)
+    np.testing.assert_allclose(value, keep(expected_value), rtol=0, atol=case.tol)
+    # J is symmetric: <v, J t> by differences of the oracle
+    t, h = rng.normal(size=SHAPE), 1e-6
+    plus, minus = (case.expected(flatten(x + s * t, axis)[0], mask, params)[0] for s in (h, -h))
+    along = (back(plus - minus) * v).sum() / (2 * h)
+    np.testing.assert_allclose((x_bar * t).sum(), along, rtol=1e-6, atol=1e-7 if case.tol == 1e-10 else 1e-4)
+
+
+def test_negative_axes_count_from_the_end():
+    x = jnp.asarray(np.random.default_rng(81).normal(size=SHAPE))
+    for function in (sm.entmax, sm.entmax_value):
+        np.testing.assert_array_equal(function(x, -2), function(x, 1))
+        np.testing.assert_array_equal(function(x, (0, -1)), function(x, (2, 0)))
+        np.testing.assert_array_equal(function(x), function(x, axis=2))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_one_hyper_parameter_a_slice(axis):
+    """Arrays of hyper-parameters have size 1 along the axis and broadcast elsewhere."""
+    rng = np.random.default_rng(82)
+    x = rng.normal(size=SHAPE) * 2
+    shape = [n if a != axis else 1 for a, n in enumerate(SHAPE)]
+    alpha, gamma = rng.uniform(1, 2.2, size=shape), rng.uniform(0.5, 2, size=(1, *shape[1:]))
+    y = sm.entmax(x, axis, alpha=alpha, gamma=gamma)
+    value = sm.entmax_value(x, axis, alpha=alpha, gamma=gamma)
+    case = cases.BY_ID["entmax1.5"]
+    for index in np.ndindex(*shape):
+        row = tuple(slice(None) if a == axis else i for a, i in enumerate(index))
+        params = {"alpha": alpha[index], "gamma": np.broadcast_to(gamma, shape)[index]}
+        expected, expected_value = case.expected(x[row][None], params=params)
+        np.testing.assert_allclose(y[row], expected[0], atol=1e-10)
+        np.testing.assert_allclose(value[tuple(i for a, i in enumerate(index) if a != axis)], expected_value[0], atol=1e-10)
+
+
+def test_hyper_parameters_add_batch_axes():
+    """x of shape (d,) against gamma of shape (3, 1): numpy-like, three slices."""
+    x = np.random.default_rng(83).normal(size=8)
+    gamma = np.array([[0.5], [1.0], [2.0]])
+    got = sm.fusedmax(x, gamma=gamma)
+    assert got.shape == (3, 8)
+    for row, g in zip(got, gamma[:, 0], strict=True):
+        np.testing.assert_allclose(row, sm.fusedmax(x, gamma=g), atol=1e-14)
+
+
+def test_masks_broadcast():
+    x = cases.scores(4, seed=84)
+    where = np.array([True, True, False, True, True, False, True, True])
+    expected = sm.sparsemax(x, where=np.tile(where, (4, 1)))
+    for mask in (where, where[None], jnp.asarray(where)):
+        np.testing.assert_array_equal(sm.sparsemax(x, where=mask), expected)
+    rows = np.array([[True], [False], [True], [True]])
+    got = sm.sparsemax(x, where=rows)
+    np.testing.assert_array_equal(got[1], 0)
+    np.testing.assert_array_equal(np.asarray(got)[[0, 2, 3]], np.asarray(sm.sparsemax(x))[[0, 2, 3]])
+    np.testing.assert_array_equal(sm.sparsemax(x, where=True), sm.sparsemax(x))
+
+
+def test_batch_axes_of_size_zero():
+    assert sm.sparsemax(jnp.zeros((0, 5))).shape == (0, 5)
+    assert sm.fusedmax_value(jnp.zeros((2, 0, 5))).shape == (2, 0)
+    assert sm.oscarmax(jnp.zeros((0, 5)), gamma=jnp.ones((0, 1))).shape == (0, 5)
+
+
+def test_numpy_lists_and_partial_application():
+    """NumPy arrays are scores; an operator is a function to hand around."""
+    x = np.random.default_rng(85).normal(size=(2, 6))
+    mapping = functools.partial(sm.entmax, alpha=1.3)
+    np.testing.assert_allclose(mapping(x), mapping(jnp.asarray(x)), atol=0)

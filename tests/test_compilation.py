@@ -1,0 +1,156 @@
+"""Compilations and traces counted: hyper-parameters are operands, whatever the route."""
+
+import contextlib
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import smoothmax as sm
+
+
+@contextlib.contextmanager
+def compilations():
+    """Counts compilations by XLA through jax.monitoring."""
+    count = []
+    listen = lambda event, duration, **_: count.append(event) if event.endswith("backend_compile_duration") else None
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield count
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_the_counter_counts():
+    with compilations() as count:
+        jax.jit(lambda x: x * 3 + 41)(jnp.ones(3))
+    assert count
+
+
+EAGER = {
+    "entmax": (sm.entmax, "alpha", (1.5, 1.3, 1.7)),
+    "entmax_value": (sm.entmax_value, "alpha", (1.5, 1.3, 1.7)),
+    "pnormmax": (sm.pnormmax, "p", (1.5, 1.2, 1.9)),
+    "softmax": (sm.softmax, "gamma", (1.0, 0.5, 2.0)),
+    "sparsemax": (sm.sparsemax, "gamma", (1.0, 0.5, 2.0)),
+    "fusedmax": (sm.fusedmax, "lam", (0.1, 0.2, 0.5)),
+    "oscarmax": (sm.oscarmax, "lam", (0.01, 0.02, 0.05)),
+}
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_eager_calls_compile_once_for_three_values(name):
+    function, parameter, (first, *others) = EAGER[name]
+    x, where = jnp.asarray(cases.scores(5, 7)), jnp.asarray(cases.holes(5, 7))
+    function(x, where=where, **{parameter: first})
+    with compilations() as count:
+        for value in (first, *others):
+            function(x, where=where, **{parameter: value})
+    assert not count
+
+
+def test_eager_calls_compile_to_little():
+    """A first call is a handful of programs, not one for each primitive."""
+    x = jnp.asarray(cases.scores(5, 9))
+    with compilations() as count:
+        sm.fusedmax(x, lam=0.1)
+    assert 1 <= len(count) <= 4
+
+
+def test_eager_gradients_compile_once_for_three_values():
+    x = jnp.asarray(cases.scores(5, 7))
+    gradient = lambda alpha: jax.grad(lambda x: jnp.sum(sm.entmax(x, alpha=alpha) ** 2))(x)
+    gradient(1.5)
+    with compilations() as count:
+        for alpha in (1.5, 1.3, 1.7):
+            gradient(alpha)
+    assert not count
+
+
+def test_the_builder_compiles_once_for_three_values():
+    x = jnp.asarray(cases.scores(5, 7))
+    build = lambda alpha, lam: sm.conjugate(sm.Tsallis(alpha) + lam * sm.TotalVariation())
+    build(1.5, 0.1).argmax(x), build(1.5, 0.1).max(x)
+    with compilations() as count:
+        for alpha, lam in ((1.5, 0.1), (1.3, 0.2), (1.7, 0.3)):
+            build(alpha, lam).argmax(x), build(alpha, lam).max(x)
+    assert not count
+
+
+def test_an_operator_is_a_pytree_argument_traced_once():
+    """A NamedTuple of fresh closures would trace at each call."""
+    traces = []
+
+    @jax.jit
+    def apply(op, x):
+        traces.append(op)
+        return op.argmax(x) + op(x)
+
+    x = jnp.asarray(cases.scores(5, 7))
+    for alpha in (1.5, 1.3, 1.7):
+        got = apply(sm.conjugate(2.0 * sm.Tsallis(alpha)), x)
+        np.testing.assert_allclose(got, 2 * sm.entmax(x, alpha=alpha, gamma=2.0), atol=1e-14)
+    assert len(traces) == 1
+
+
+def test_a_regularizer_is_a_pytree_argument_traced_once():
+    traces = []
+
+    @jax.jit
+    def apply(omega, x):
+        traces.append(omega)
+        return sm.conjugate(omega).max(x)
+
+    for alpha, lam in ((1.5, 0.1), (1.3, 0.2), (1.7, 0.0)):
+        apply(2.0 * (sm.Tsallis(alpha) + lam * sm.Oscar()), jnp.ones((2, 3)))
+    assert len(traces) == 1
+
+
+def test_leaves_are_the_hyper_parameters():
+    omega = 2.0 * (sm.Tsallis(1.5) + 0.1 * sm.TotalVariation())
+    assert sorted(jax.tree.leaves(omega)) == [0.1, 1.5, 2.0]
+    assert sorted(jax.tree.leaves(sm.conjugate(omega))) == [0.1, 1.5, 2.0]
+    doubled = jax.tree.map(lambda leaf: leaf * 1.0, sm.conjugate(omega))
+    np.testing.assert_allclose(doubled(jnp.arange(4.0)), sm.conjugate(omega)(jnp.arange(4.0)))
+
+
+def test_an_operator_of_python_numbers_is_static():
+    """Equal operators hash equally, so a static argument does not trace again."""
+    build = lambda: sm.conjugate(2.0 * (sm.Tsallis(1.5) + 0.1 * sm.TotalVariation()))
+    assert hash(build()) == hash(build()) and build() == build()
+    assert build() != sm.conjugate(2.0 * (sm.Tsallis(1.6) + 0.1 * sm.TotalVariation()))
+    traces = []
+
+    def apply(x, op):
+        traces.append(op)
+        return op(x)
+
+    apply = jax.jit(apply, static_argnums=1)
+    for _ in range(3):
+        apply(jnp.ones(4), build())
+    assert len(traces) == 1
+
+
+def test_an_operator_is_a_field_of_a_flax_module():
+    nn = pytest.importorskip("flax.linen")
+
+    class Gate(nn.Module):
+        op: sm.Operator = sm.conjugate(sm.SquaredL2())
+
+        @nn.compact
+        def __call__(self, x):
+            return self.op(x)
+
+    x = jnp.asarray(cases.scores(2))
+    gate = Gate(sm.conjugate(sm.Tsallis(1.5)))
+    hash(gate)
+    np.testing.assert_allclose(gate.apply({}, x), sm.entmax(x), atol=1e-14)
+    np.testing.assert_allclose(Gate().apply({}, x), sm.sparsemax(x), atol=1e-14)
+
+
+def test_frozen():
+    omega = sm.Tsallis(1.5)
+    with pytest.raises(AttributeError):
+        omega.alpha = 2.0

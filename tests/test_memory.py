@@ -1,0 +1,58 @@
+"""What the backward pass keeps, and how temporary memory grows."""
+
+import functools
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import FAMILIES, REPRESENTATIVES
+
+N, WIDTH = 6, 40
+
+
+def full_size(pull):
+    return [leaf for leaf in jax.tree.leaves(pull) if getattr(leaf, "size", 0) >= N * WIDTH]
+
+
+@cases.each(FAMILIES)
+@pytest.mark.parametrize("method", ["weights", "value"])
+def test_residuals_are_the_weights_and_integers(case, method):
+    """Differentiating in scores and in all hyper-parameters keeps one float array of full size, the weights,
+    which attention stores anyway, and of integers what the solver found (segments, sort order)."""
+    params = {k: jnp.asarray(p, float) for k, p in case.params(WIDTH).items()}
+    x = jnp.asarray(cases.scores(N, WIDTH))
+    out, pull = jax.vjp(getattr(case.family, method), x, params)
+    large = full_size(pull)
+    floats = [leaf for leaf in large if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert len(floats) <= 1, [(leaf.shape, leaf.dtype) for leaf in floats]
+    if method == "weights" and floats:
+        np.testing.assert_array_equal(np.sort(floats[0].ravel()), np.sort(out.ravel()))
+    others = [leaf for leaf in large if not jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert all(leaf.size <= N * WIDTH and leaf.dtype.itemsize <= 4 for leaf in others)
+    structured = {"tv", "edges", "oscar", "weights"} & set(case.values)
+    assert len(others) <= (3 if {"tv", "oscar"} <= set(case.values) else 2 if structured else 0), others
+
+
+@functools.cache
+def temporary(family, d, names):
+    case = next(case for case in FAMILIES if case.family == family)
+    params = {k: jnp.asarray(p, jnp.float32) for k, p in case.params(d).items()}
+
+    def both(params, x, v):
+        y, pull = jax.vjp(family.weights, x, params)
+        return y, pull(v)
+
+    x = jax.ShapeDtypeStruct((4, d), jnp.float32)
+    return jax.jit(both).lower(params, x, x).compile().memory_analysis().temp_size_in_bytes
+
+
+@cases.each(REPRESENTATIVES)
+def test_memory_is_linear_in_the_width(case):
+    """Forward and backward, compiled: four times the width takes at most about four times the memory, and
+    nothing near d x d."""
+    narrow, broad = (temporary(case.family, d, case.family.names) for d in (2048, 8192))
+    row = 4 * 8192 * 4  # bytes of the scores
+    assert broad <= 4.5 * narrow + 4 * row
+    assert broad <= 64 * row, f"{broad / row:.0f} arrays of the size of the scores"

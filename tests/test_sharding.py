@@ -1,0 +1,74 @@
+"""Sharded arrays: 8 devices give the numbers of one, and no device gathers the scores."""
+
+import functools
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+N, WIDTH = 16, 64
+THRESHOLD = [case for case in cases.REPRESENTATIVES if len(case.family.names) <= 2 and case.family.base != "coupled" and case.id not in ("l2+tv", "l2+oscar")]
+STRUCTURED = [cases.BY_ID[id] for id in ("l2+tv", "l2+oscar", "tsallis+edges", "shannon+tv+oscar")]
+
+
+@functools.cache
+def program(family):
+    def both(params, x, where, v):
+        def outputs(params, x):
+            return family.weights(x, params, -1, where), family.value(x, params, -1, where)
+
+        out, pull = jax.vjp(outputs, params, x)
+        return out, pull((v, jnp.ones(x.shape[:-1], x.dtype)))
+
+    return jax.jit(both)
+
+
+def arguments(case):
+    params = {k: jnp.asarray(p, float) for k, p in case.params(WIDTH).items()}
+    where = cases.holes(N, WIDTH)
+    where[3] = False
+    return params, cases.scores(N, WIDTH, seed=100), where, np.random.default_rng(101).normal(size=(N, WIDTH))
+
+
+def check(case, mesh, spec, gathers_allowed):
+    params, *arrays = arguments(case)
+    alone = program(case.family)(params, *arrays)
+    sharded = [jax.device_put(a, NamedSharding(mesh, spec)) for a in arrays]
+    compiled = program(case.family).lower(params, *sharded).compile()
+    (y, value), (bars, x_bar) = compiled(params, *sharded)
+    assert len(y.sharding.device_set) == 8
+    (y1, value1), (bars1, x_bar1) = alone
+    np.testing.assert_allclose(y, y1, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(value, value1, rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(x_bar, x_bar1, rtol=0, atol=1e-12)
+    for name in bars:
+        np.testing.assert_allclose(bars[name], bars1[name], rtol=1e-10, atol=1e-11, err_msg=name)
+    if not gathers_allowed:
+        text = compiled.as_text()
+        for word in ("all-gather", "all-to-all", "collective-permute"):
+            assert word not in text, next(line for line in text.splitlines() if word in line)
+
+
+@cases.each(THRESHOLD + STRUCTURED)
+def test_batch_axis_over_devices(case, mesh):
+    check(case, mesh, PartitionSpec("devices", None), gathers_allowed=False)
+
+
+@cases.each(THRESHOLD)
+def test_key_axis_over_devices_needs_only_all_reduces(case, mesh):
+    check(case, mesh, PartitionSpec(None, "devices"), gathers_allowed=False)
+
+
+@cases.each(STRUCTURED[:2])
+def test_key_axis_over_devices_gives_the_same_numbers(case, mesh):
+    """Chains and sorts may move the scores, but must not change the answer."""
+    check(case, mesh, PartitionSpec(None, "devices"), gathers_allowed=True)
+
+
+@pytest.mark.parametrize("case", THRESHOLD[1:2], ids=lambda case: case.id)
+def test_the_word_search_would_find_a_gather(case, mesh):
+    x = jax.device_put(np.ones((N, WIDTH)), NamedSharding(mesh, PartitionSpec(None, "devices")))
+    assert "all-gather" in jax.jit(lambda x: jnp.sort(x, -1)).lower(x).compile().as_text()

@@ -1,0 +1,156 @@
+"""jit, vmap over scores and hyper-parameters, scan, remat, shard_map: alone and inside one another."""
+
+import functools
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import REPRESENTATIVES, D
+
+import smoothmax as sm
+
+
+def total(result, names):
+    return {k: result.bars[k].sum(0) for k in names}
+
+
+@cases.each(REPRESENTATIVES)
+def test_scan_of_remat_of_vmap_differentiated(case):
+    """One compilation for the lot: gradients through a scan over rematerialised, vmapped slices, with
+    hyper-parameters that are traced arrays (array-valued nondiff_argnums would break here)."""
+    x = cases.scores(12, seed=90)
+    v = np.random.default_rng(91).normal(size=x.shape)
+    params = {k: jnp.asarray(p, float) for k, p in case.params().items()}
+
+    @jax.jit
+    def loss_and_gradients(params, x, v):
+        def loss(params, x):
+            @jax.checkpoint
+            def body(carry, row):
+                x, v = row
+                y = jax.vmap(lambda x: case.family.weights(x, params))(x)
+                return carry + jnp.sum(y * v), y
+
+            return jax.lax.scan(body, jnp.zeros(()), (x.reshape(3, 4, D), v.reshape(3, 4, D)))
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+
+    (loss, y), (bars, x_bar) = loss_and_gradients(params, x, v)
+    expected = cases.run(case, x, v=v)
+    tol = 1e-6 if case.tol > 1e-10 else 1e-11
+    np.testing.assert_allclose(y.reshape(12, D), expected.y, rtol=0, atol=tol)
+    np.testing.assert_allclose(loss, (v * expected.y).sum(), rtol=0, atol=tol * 10)
+    np.testing.assert_allclose(x_bar, expected.x_bar, rtol=0, atol=tol * max(1, np.abs(expected.x_bar).max()))
+    for name, bar in total(expected, params).items():
+        np.testing.assert_allclose(bars[name], bar, rtol=tol * 10, atol=tol * 10, err_msg=name)
+
+
+VARIED = {
+    "gamma": lambda rng, n: rng.uniform(0.5, 2, n),
+    "alpha": lambda rng, n: np.array([1.0, 1.0001, 1.3, 1.5, 2.0, 2.4])[:n],
+    "p": lambda rng, n: np.array([1.1, 1.3, 1.5, 1.7, 1.9, 2.0])[:n],
+    "tv": lambda rng, n: rng.uniform(0, 0.5, n),
+    "oscar": lambda rng, n: rng.uniform(0, 0.1, n),
+    "owl": lambda rng, n: rng.uniform(0, 1, n),
+    "beta": lambda rng, n: rng.uniform(0.1, 1, n),
+    "edges": lambda rng, n: rng.uniform(0, 0.5, (n, D - 1)),
+    "weights": lambda rng, n: np.sort(rng.normal(size=(n, D)))[:, ::-1] / 3,
+}
+
+
+@cases.each(REPRESENTATIVES)
+def test_vmap_over_scores_and_hyper_parameters(case, n=6):
+    """All hyper-parameters differ from slice to slice; each slice is its own problem of the oracle."""
+    rng = np.random.default_rng(92)
+    x = cases.scores(n, seed=92)
+    params = {k: VARIED[k](rng, n) for k in case.values}
+
+    @jax.jit
+    def mapped(params, x):
+        return jax.vmap(case.family.weights)(x, params), jax.vmap(lambda p: case.family.weights(x[3], p))(params)
+
+    both, shared = mapped(params, x)
+    for i in range(n):
+        one = {k: p[i] for k, p in params.items()}
+        np.testing.assert_allclose(both[i], case.expected(x[i : i + 1], params=one)[0][0], rtol=0, atol=case.tol)
+        np.testing.assert_allclose(shared[i], case.expected(x[3:4], params=one)[0][0], rtol=0, atol=case.tol)
+        if case.family.rowwise:  # hyper-parameters that broadcast against the batch say the same
+            row = cases.run(case, x[i : i + 1], params=one)
+            np.testing.assert_allclose(both[i], row.y[0], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("id", ["entmax1.5", "tsallis+edges", "l2+oscar"])
+def test_vmap_over_masks_and_other_axes(id):
+    case = cases.BY_ID[id]
+    x, where = cases.scores(6, seed=93), cases.holes(6, seed=93)
+    params = case.params()
+    got = jax.jit(jax.vmap(lambda x, w: case.family.weights(x, params, where=w), in_axes=1, out_axes=1))(x.T, where.T)
+    np.testing.assert_allclose(got.T, cases.run(case, x, where).y, rtol=0, atol=1e-13)
+
+
+def test_one_alpha_per_head():
+    """alpha of shape (heads, 1, 1) against scores (batch, heads, T, S), and its gradient has that shape."""
+    rng = np.random.default_rng(94)
+    x, v = rng.normal(size=(2, 2, 3, 4, D))
+    alpha = np.array([1.0, 1.5, 2.0]).reshape(3, 1, 1)
+    y, pull = jax.vjp(lambda x, alpha: sm.entmax(x, alpha=alpha), x, alpha)
+    x_bar, alpha_bar = pull(jnp.asarray(v))
+    assert y.shape == x.shape and alpha_bar.shape == (3, 1, 1)
+    case = cases.BY_ID["entmax1.5"]
+    for head in range(3):
+        rows, cotangents = x[:, head].reshape(-1, D), v[:, head].reshape(-1, D)
+        result = cases.run(case, rows, v=cotangents, params={"alpha": alpha[head].item(), "gamma": 1.0})
+        np.testing.assert_allclose(y[:, head].reshape(-1, D), result.y, atol=1e-13)
+        np.testing.assert_allclose(x_bar[:, head].reshape(-1, D), result.x_bar, atol=1e-12)
+        np.testing.assert_allclose(alpha_bar[head].item(), result.bars["alpha"].sum(), atol=1e-11)
+
+
+def test_an_operator_built_inside_a_traced_function_from_a_traced_alpha():
+    x = cases.scores(4, seed=95)
+
+    @jax.jit
+    def loss(alpha, lam):
+        op = sm.conjugate(2.0 * (sm.Tsallis(1.0 + alpha**2) + jnp.exp(lam) * sm.TotalVariation()))
+        return jnp.sum(op.max(x) ** 2)
+
+    gradient = jax.grad(loss, (0, 1))(0.7, -2.0)
+    h = 1e-5
+    for k, (a, b) in enumerate(((h, 0), (0, h))):
+        difference = (loss(0.7 + a, -2.0 + b) - loss(0.7 - a, -2.0 - b)) / (2 * h)
+        np.testing.assert_allclose(gradient[k], difference, rtol=1e-7)
+
+
+@pytest.mark.parametrize("id", ["entmax1.5", "tsallis+edges", "l2+oscar"])
+def test_shard_map(id, mesh):
+    case = cases.BY_ID[id]
+    x = cases.scores(16, seed=96)
+    v = np.random.default_rng(97).normal(size=x.shape)
+    params = {k: jnp.asarray(p, float) for k, p in case.params().items()}
+    spec = jax.sharding.PartitionSpec("devices")
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(jax.sharding.PartitionSpec(), spec, spec), out_specs=(spec, spec))
+    def sharded(params, x, v):
+        y, pull = jax.vjp(lambda x: case.family.weights(x, params), x)
+        return y, pull(v)[0]
+
+    y, x_bar = jax.jit(sharded)(params, x, v)
+    expected = cases.run(case, x, v=v)
+    np.testing.assert_allclose(y, expected.y, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(x_bar, expected.x_bar, rtol=0, atol=1e-12)
+
+
+def test_reverse_mode_inside_while_loop_and_cond():
+    """The solver's own loops are no obstacle, nor are the user's."""
+    x = jnp.asarray(cases.scores(3, seed=98))
+
+    @jax.jit
+    def climb(x):
+        step = lambda i, x: x + 0.1 * jax.grad(lambda x: jnp.sum(sm.fusedmax(x) ** 2))(x)
+        x = jax.lax.fori_loop(0, 3, step, x)
+        return jax.lax.cond(x[0, 0] > 1e9, sm.sparsemax, sm.fusedmax, x)
+
+    y = climb(x)
+    np.testing.assert_allclose(y.sum(-1), 1, atol=1e-13)
+    assert jnp.sum(y**2) > jnp.sum(sm.fusedmax(x) ** 2)
