@@ -180,8 +180,7 @@ def main(task: Task, arguments: Sequence[str] | None = None):
 def run(task: Task, options: argparse.Namespace) -> dict | None:
     """Trains, evaluates and writes `options.out`; None when interrupted."""
     options = complete(task, options)
-    given = {key: getattr(options, key) for key in ("gamma", "alpha", "p", "lam")}
-    choice = Choice.make(options.mapping, given, options.learn)
+    choice = choice_of(options)
     corpus = task.load(options.data, options) if options.data else corpora.corpus(task.name)
     fitting = [e for e in corpus.train if len(e.source) <= options.longest and len(e.target) <= options.longest]
     if not fitting:
@@ -235,8 +234,8 @@ def run(task: Task, options: argparse.Namespace) -> dict | None:
             "shapes": shapes,
         },
         "settings": settings,
-        "budget": {"steps": options.steps, "epochs": options.epochs},
-        "evaluation": {"beam": getattr(options, "beam", None), "test_size": options.test_size},
+        "budget": budget_of(options),
+        "evaluation": evaluation_of(options),
         "seed": options.seed,
         "versions": versions(),
     }  # fmt: skip
@@ -248,6 +247,19 @@ def run(task: Task, options: argparse.Namespace) -> dict | None:
     write_text(out / METRICS, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     print(summary(metrics))
     return metrics
+
+
+def choice_of(options: argparse.Namespace) -> Choice:
+    given = {key: getattr(options, key) for key in ("gamma", "alpha", "p", "lam")}
+    return Choice.make(options.mapping, given, options.learn)
+
+
+def budget_of(options: argparse.Namespace) -> dict:
+    return {"steps": options.steps, "epochs": options.epochs}
+
+
+def evaluation_of(options: argparse.Namespace) -> dict:
+    return {"beam": getattr(options, "beam", None), "test_size": options.test_size}
 
 
 def run_settings(task: Task, options: argparse.Namespace, choice: Choice) -> dict:

@@ -12,7 +12,7 @@ class Translation(SequenceTask):
 
     name = "translation"
     headline = "bleu"
-    steps = 600
+    steps = 400
 
     def add_options(self, parser):
         parser.add_argument("--languages", nargs=2, default=["en", "de"], metavar=("FROM", "TO"), help="suffixes of the files (en de)")

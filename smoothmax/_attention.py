@@ -1,7 +1,7 @@
 """Dot-product attention over any gradient mapping, whole or in query blocks.
 
 The call has two layers. The public function checks its arguments and writes every kind of mask as
-a rule on positions (`_Visibility`). One core, `_attend`, then turns queries, keys and a mask into
+a rule on positions (`Visibility`). One core, `_attend_core`, then turns queries, keys and a mask into
 weights and an output. The unblocked form calls the core once on all queries; the blocked form calls
 the same core once for each block of queries, on the keys that the block can see, and recomputes the
 block in the backward pass instead of keeping its scores.
@@ -11,6 +11,7 @@ import math
 import operator
 from collections.abc import Callable
 from functools import partial, reduce
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,6 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ._operators import softmax
-
 
 # A causal call in blocks is cut into this many stretches of queries; each stretch sees a static
 # prefix of the keys, so that most of the upper triangle is never computed. n stretches do
@@ -44,81 +44,64 @@ def dot_product_attention(
 ) -> Any:
     r"""Attention whose weights come from any regularized max.
 
-    For every batch element and head, with a mapping :math:`\Pi_\Omega` along the key axis,
+    For each batch element and head, with the mapping $\Pi_\Omega$ along the keys:
 
-    .. math::
+    $$\mathrm{Attention}(Q, K, V) = \Pi_\Omega(\mathrm{scale} \cdot Q K^\top + \mathrm{bias}) \, V$$
 
-        \mathrm{Attention}(Q, K, V) = \Pi_\Omega\big(\mathrm{scale} \cdot Q K^\top + \mathrm{bias}\big)\, V
+    The arguments are those of `jax.nn.dot_product_attention`, and with `mapping=softmax` so is the result, with one
+    exception: a query that may see no key gets zeros and passes zero gradients, where `jax.nn` returns the mean value.
 
-    The arguments are those of :func:`jax.nn.dot_product_attention`, and with ``mapping=softmax``
-    so is the result, with one exception: a query that may see no key at all gets zeros and passes
-    zero gradients, where `jax.nn` returns the mean of the values. Shapes below are written with
-
-    ========  =====================  ========  =================================
-    ``B``     batch                  ``N``     query heads
-    ``T``     query length           ``K``     key heads; ``N`` is a multiple
-    ``S``     key length             ``H``     head size
-    ========  =====================  ========  =================================
-
-    and ``B`` may be absent from all three arrays. When ``K < N``, key head ``k`` serves the query
-    heads ``k * N // K`` up to ``(k + 1) * N // K`` (grouped-query attention).
+    Shapes are written with B batch, T query length, S key length, N query heads, K key heads (N is a multiple of K)
+    and H head size. B may be absent from query, key and value. Key head k serves the query heads from k * N / K up to
+    (k + 1) * N / K (grouped-query attention).
 
     Args:
-        query: Queries, shape ``(B, T, N, H)`` or ``(T, N, H)``, floating.
-        key: Keys, shape ``(B, S, K, H)`` or ``(S, K, H)``, of the dtype of `query`.
-        value: Values, shape ``(B, S, K, H)`` or ``(S, K, H)``, of the dtype of `query`; the head
-            size of the values may differ from that of the keys and is then that of the output.
-        bias: Added to the scaled scores. Broadcasts against ``(B, N, T, S)``; axes missing on the
-            left count as size 1.
-        mask: Boolean, `True` where a query may attend. Broadcasts like `bias`. A weight at `False`
-            is exactly zero, for every mapping.
-        mapping: Turns scores into weights: called as ``mapping(scores, axis=-1, where=mask)`` with
-            scores of shape ``(B, N, T, S)``, it returns weights of that shape, zero where the mask
-            is `False`. All mappings of this library qualify, ``functools.partial(sm.entmax,
-            alpha=alpha)`` and ``sm.conjugate(omega)`` included; their hyper-parameters may be
-            traced, get gradients, and may differ by head, with shape ``(N, 1, 1)``.
-        scale: Factor on the scores, a scalar; ``1 / sqrt(H)`` by default.
-        is_causal: Let query ``t`` see the keys ``s <= t`` only.
-        query_seq_lengths: Number of real queries of each batch element, integer, shape ``(B,)``.
-            Output rows past it are zero.
-        key_value_seq_lengths: Number of real keys of each batch element, integer, shape ``(B,)``.
-            Padding past either length has no influence, whatever it holds, NaN included.
-        local_window_size: ``(left, right)``, or one integer for both: query ``t`` sees the keys
-            ``t - left <= s <= t + right`` only.
-        block_size: Compute this many queries at a time and recompute each block in the backward
-            pass, so that neither pass holds more than ``block_size`` rows of scores. With
-            `is_causal` or `local_window_size`, keys out of a block's reach are skipped. Any length
-            works. Hyper-parameters of the mapping must not vary along ``T`` then. Shard batch or
-            heads, not the key axis, together with it: blocks slice keys.
-        return_weights: Also return the attention weights.
+      query: queries `(B, T, N, H)` or `(T, N, H)`, any floating dtype.
+      key: keys `(B, S, K, H)` or `(S, K, H)`, in the dtype of `query`.
+      value: values `(B, S, K, H)` or `(S, K, H)`, in the dtype of `query`. Their head size may differ from that of the
+        keys, and is then the output's.
+      bias: added to the scaled scores; broadcasts to `(B, N, T, S)`, where axes missing on the left have size 1.
+      mask: boolean, True where a query may see a key; broadcasts as `bias` does. A weight at False is exactly zero.
+      mapping: turns scores into weights. It is called as `mapping(scores, axis=-1, where=mask)` with scores
+        `(B, N, T, S)` and returns weights of that shape, zero where the mask is False. Every mapping of this library
+        will do, and so will `functools.partial(sm.entmax, alpha=alpha)` and `sm.conjugate(omega)`: hyper-parameters
+        may be traced, have gradients, and may differ by head, in shape `(N, 1, 1)`.
+      scale: factor on the scores, a scalar; 1 / sqrt(H) if None.
+      is_causal: query t sees the keys s <= t only.
+      query_seq_lengths: number of real queries of each batch element, integers `(B,)`; outputs past it are zero.
+      key_value_seq_lengths: number of real keys of each batch element, integers `(B,)`. Padding past either length has
+        no influence, whatever it holds, NaN included.
+      local_window_size: `(left, right)`, or one integer for both: query t sees the keys t - left <= s <= t + right.
+      block_size: compute this many queries at a time, and recompute each block in the backward pass, so that neither
+        pass ever holds more rows of scores than that; 128 or 256 is a good size. With `is_causal` or
+        `local_window_size`, most keys out of reach are not even read. T need not be a multiple. Hyper-parameters of
+        the mapping must not vary along T then. Shard batch or heads with it, not the keys, which are sliced. Outside
+        `jax.jit`, each call is compiled anew.
+      return_weights: also return the weights.
 
     Returns:
-        The output, shape ``(B, T, N, H)`` or ``(T, N, H)``, in the dtype of `query`. With
-        `return_weights` a pair ``(output, weights)``, the weights of shape ``(B, N, T, S)`` or
-        ``(N, T, S)``. Scores, mapping and weights are float32 for float16 and bfloat16 inputs and
-        keep the dtype of float32 and float64 inputs.
+      The output `(B, T, N, H)` or `(T, N, H)` in the dtype of `query`; with `return_weights` a pair of it and the
+      weights `(B, N, T, S)` or `(N, T, S)`. Scores, mapping and weights are float32 for float16 and bfloat16.
 
     Raises:
-        ValueError: If shapes do not fit together, heads do not divide, `block_size` is less than
-            one or is given together with `return_weights`, or the mapping returns another shape.
-        TypeError: If an argument has the wrong dtype, such as a mask that is not boolean.
+      ValueError: shapes do not fit together, heads do not divide, `block_size` is below 1 or comes together with
+        `return_weights`, or the mapping returns another shape.
+      TypeError: an argument has an unusable dtype, such as a mask that is not boolean.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import smoothmax as sm
-        >>> query = jax.random.normal(jax.random.key(0), (2, 4, 8, 16))
-        >>> output, weights = sm.dot_product_attention(
-        ...     query, query, query, mapping=sm.sparsemax, is_causal=True, return_weights=True
-        ... )
-        >>> output.shape, weights.shape
-        ((2, 4, 8, 16), (2, 8, 4, 4))
-        >>> bool(jnp.allclose(weights.sum(-1), 1.0, atol=1e-6))
-        True
+      >>> import jax, jax.numpy as jnp, smoothmax as sm
+      >>> x = jax.random.normal(jax.random.key(0), (2, 4, 8, 16), jnp.float32)
+      >>> output, weights = sm.dot_product_attention(
+      ...     x, x, x, mapping=sm.sparsemax, is_causal=True, return_weights=True
+      ... )
+      >>> output.shape, weights.shape
+      ((2, 4, 8, 16), (2, 8, 4, 4))
+      >>> bool(jnp.allclose(weights.sum(-1), 1, atol=1e-6))
+      True
 
     Reference:
-        Vaswani et al., "Attention Is All You Need", 2017; the mappings: Niculae and Blondel, "A
-        Regularized Framework for Sparse and Structured Neural Attention", 2017. Ainslie et al.,
-        "GQA", 2023, for grouped heads.
+      Vaswani et al., "Attention Is All You Need", 2017; for the mappings, Niculae and Blondel, "A Regularized
+      Framework for Sparse and Structured Neural Attention", 2017; for grouped heads, Ainslie et al., "GQA", 2023.
     """
     query, key, value = _check_inputs(query, key, value)
     has_batch = query.ndim == 4
@@ -156,7 +139,7 @@ def dot_product_attention(
                 "avoid; leave out one of return_weights and block_size."
             )
 
-    visibility = _Visibility(
+    visibility = Visibility(
         mask,
         is_causal,
         _check_window(local_window_size),
@@ -164,101 +147,22 @@ def dot_product_attention(
         _check_lengths("key_value_seq_lengths", key_value_seq_lengths, batch, has_batch),
     )
     query, key, value = _clear_padding(query, key, value, visibility)
-    attend = partial(attend_core, mapping=mapping, scale=scale)
-    if block_size is None:
-        where = visibility.block(0, rows, 0, columns)
-        output, weights = attend(query, key, value, bias, where)
-    else:
-        in_blocks = partial(_attend_in_blocks, attend, visibility=visibility, block_size=block_size)
-        # The blocks are recomputed one by one, inside. Out here nothing is computed twice: this
-        # only keeps JAX from storing what is the same in each block, such as constants of the
-        # mapping that were broadcast to the scores' shape.
-        output = jax.checkpoint(in_blocks, prevent_cse=False)(query, key, value, bias)
-
+    output, weights = attend(query, key, value, bias, visibility, mapping=mapping, scale=scale, block_size=block_size)
     if return_weights:
         return (output, weights) if has_batch else (output[0], weights[0])
     return output if has_batch else output[0]
 
 
-def attend_core(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    bias: jax.Array | None,
-    where: jax.Array | None,
-    *,
-    mapping: Callable[..., jax.Array],
-    scale: ArrayLike,
-) -> tuple[jax.Array, jax.Array]:
-    """Attention of ``(B, T, N, H)`` queries over ``(B, S, K, H)`` keys: output and weights."""
-    scores = attention_scores(query, key, scale)
-    if bias is not None:
-        scores = scores + bias.astype(scores.dtype)
-    weights = apply_mapping(mapping, scores, where)
-    return weighted_values(weights, value).astype(query.dtype), weights
-
-
-def attention_scores(query: jax.Array, key: jax.Array, scale: ArrayLike) -> jax.Array:
-    """Scaled products of queries and keys, shape ``(B, N, T, S)``, in at least float32."""
-    dtype = _compute_dtype(query.dtype)
-    query = _group_heads(query, key.shape[2])
-    scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=dtype)
-    batch, key_heads, group, rows, columns = scores.shape
-    scores = scores.reshape(batch, key_heads * group, rows, columns)
-    return scores * jnp.asarray(scale, dtype)
-
-
-def apply_mapping(
-    mapping: Callable[..., jax.Array], scores: jax.Array, where: jax.Array | None
-) -> jax.Array:
-    """``mapping(scores, axis=-1, where=where)``, with its result's shape checked."""
-    weights = mapping(scores, axis=-1, where=where)
-    if jnp.shape(weights) != scores.shape:
-        raise ValueError(
-            f"mapping returned shape {jnp.shape(weights)} for scores of shape {scores.shape}; it "
-            "must return one weight for each score. Pass a gradient mapping such as "
-            "smoothmax.sparsemax, not its value twin, and let hyper-parameters broadcast against "
-            "the scores, for example with shape (heads, 1, 1)."
-        )
-    return weights
-
-
-def weighted_values(weights: jax.Array, value: jax.Array) -> jax.Array:
-    """Values averaged by ``(B, N, T, S)`` weights, shape ``(B, T, N, H)``, in the values' dtype."""
-    batch, heads, rows, columns = weights.shape
-    key_heads, head_size = value.shape[2:]
-    weights = weights.astype(value.dtype)
-    weights = weights.reshape(batch, key_heads, heads // key_heads, rows, columns)
-    output = jnp.einsum("bkgts,bskh->btkgh", weights, value)
-    return output.reshape(batch, rows, heads, head_size)
-
-
-def _compute_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """Scores and mapping are computed in float32 at least."""
-    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
-
-
-def _group_heads(query: jax.Array, key_heads: int) -> jax.Array:
-    """Split the query heads by the key head that serves them: ``(B, T, K, N // K, H)``."""
-    batch, rows, heads, head_size = query.shape
-    return query.reshape(batch, rows, key_heads, heads // key_heads, head_size)
-
-
-# --- Masks as rules on positions -----------------------------------------------------------------
-
-
-class _Visibility(NamedTuple):
+class Visibility(NamedTuple):
     """Which keys each query may see. Only `mask` is stored as a matrix; the rest are rules."""
 
-    mask: jax.Array | None
-    is_causal: bool
-    window: tuple[int, int] | None
-    query_lengths: jax.Array | None
-    key_lengths: jax.Array | None
+    mask: jax.Array | None = None  # boolean, four axes, each of size 1 or that of the scores
+    is_causal: bool = False
+    window: tuple[int, int] | None = None
+    query_lengths: jax.Array | None = None
+    key_lengths: jax.Array | None = None
 
-    def block(
-        self, first_row: ArrayLike, rows: int, first_column: ArrayLike, columns: int
-    ) -> jax.Array | None:
+    def block(self, first_row: ArrayLike, rows: int, first_column: ArrayLike, columns: int) -> jax.Array | None:
         """The mask of one block of the score matrix, or None where everything is visible."""
         t = (first_row + jnp.arange(rows, dtype=jnp.int32))[None, None, :, None]
         s = (first_column + jnp.arange(columns, dtype=jnp.int32))[None, None, None, :]
@@ -278,8 +182,95 @@ class _Visibility(NamedTuple):
         return reduce(jnp.logical_and, parts) if parts else None
 
 
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    visibility: Visibility,
+    *,
+    mapping: Callable[..., jax.Array],
+    scale: ArrayLike,
+    block_size: int | None = None,
+    precision: Any = None,
+    products: tuple[Callable[..., jax.Array], Callable[..., jax.Array]] | None = None,
+    change_weights: Callable[[jax.Array], jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Attention on checked arrays with a batch axis: output, and weights unless in blocks.
+
+    The adapters for other frameworks call this too. What they add to the public function is the `precision` of the
+    two matrix products, or other functions in their place, and `change_weights`, by which they drop weights.
+    """
+    if products is None:
+        products = partial(query_key_products, precision=precision), partial(weighted_values, precision=precision)
+    core = partial(_attend_core, mapping=mapping, scale=scale, products=products, change_weights=change_weights)
+    if block_size is None:
+        return core(query, key, value, bias, visibility.block(0, query.shape[1], 0, key.shape[1]))
+    in_blocks = partial(_attend_in_blocks, core, visibility=visibility, block_size=block_size)
+    # The blocks are recomputed one by one, inside. Out here nothing is computed twice: this only
+    # keeps JAX from storing what is the same in each block, such as constants of the mapping that
+    # were broadcast to the scores' shape.
+    return jax.checkpoint(in_blocks, prevent_cse=False)(query, key, value, bias), None
+
+
+def _attend_core(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    where: jax.Array | None,
+    *,
+    mapping: Callable[..., jax.Array],
+    scale: ArrayLike,
+    products: tuple[Callable[..., jax.Array], Callable[..., jax.Array]],
+    change_weights: Callable[[jax.Array], jax.Array] | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of `(B, T, N, H)` queries over `(B, S, K, H)` keys: output and weights."""
+    score, average = products
+    dtype = _compute_dtype(query.dtype)
+    scores = score(query, key).astype(dtype) * jnp.asarray(scale, dtype)
+    if bias is not None:
+        scores = scores + bias.astype(dtype)
+    weights = mapping(scores, axis=-1, where=where)
+    if jnp.shape(weights) != scores.shape:
+        raise ValueError(
+            f"mapping returned shape {jnp.shape(weights)} for scores of shape {scores.shape}, one weight for each score "
+            "was expected: pass a mapping such as smoothmax.sparsemax, not its value twin, and let hyper-parameters "
+            "broadcast to the scores, for example in shape (heads, 1, 1)"
+        )
+    applied = weights if change_weights is None else change_weights(weights)
+    return average(applied.astype(value.dtype), value).astype(query.dtype), weights
+
+
+# Grouped heads: heads are split by the key head that serves them, so that no key or value is repeated in memory. The
+# mapping sees all heads on one axis again, which is what a hyper-parameter for each head broadcasts to.
+
+
+def query_key_products(query: jax.Array, key: jax.Array, *, precision: Any = None) -> jax.Array:
+    """Products of `(B, T, N, H)` queries and `(B, S, K, H)` keys: `(B, N, T, S)`, at least float32."""
+    batch, rows, heads, head_size = query.shape
+    columns, key_heads = key.shape[1:3]
+    query = query.reshape(batch, rows, key_heads, heads // key_heads, head_size)
+    dtype = _compute_dtype(query.dtype)
+    products = jnp.einsum("btkgh,bskh->bkgts", query, key, precision=precision, preferred_element_type=dtype)
+    return products.reshape(batch, heads, rows, columns)
+
+
+def weighted_values(weights: jax.Array, value: jax.Array, *, precision: Any = None) -> jax.Array:
+    """Sums of `(B, S, K, H)` values with `(B, N, T, S)` weights: `(B, T, N, H)`."""
+    batch, heads, rows, columns = weights.shape
+    key_heads, head_size = value.shape[2:]
+    weights = weights.reshape(batch, key_heads, heads // key_heads, rows, columns)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, value, precision=precision).reshape(batch, rows, heads, head_size)
+
+
+def _compute_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """Scores and mapping are computed in float32 at least."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
+
+
 def _clear_padding(
-    query: jax.Array, key: jax.Array, value: jax.Array, visibility: _Visibility
+    query: jax.Array, key: jax.Array, value: jax.Array, visibility: Visibility
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Write zeros over positions that no one may look at.
 
@@ -322,25 +313,24 @@ def _stretches(rows: int, columns: int, block_size: int, is_causal: bool) -> lis
     full = rows // block_size
     count = _CAUSAL_STRETCHES if is_causal else 1
     bounds = [full * i // count for i in range(count + 1)]
-    pieces = [(a * block_size, b - a, block_size) for a, b in zip(bounds, bounds[1:]) if a < b]
+    pieces = [(a * block_size, b - a, block_size) for a, b in pairwise(bounds) if a < b]
     if rows % block_size:
         pieces.append((full * block_size, 1, rows % block_size))
     return [
-        _Stretch(first, n, size, min(columns, first + n * size) if is_causal else columns)
-        for first, n, size in pieces
+        _Stretch(first, n, size, min(columns, first + n * size) if is_causal else columns) for first, n, size in pieces
     ]
 
 
 def _attend_in_blocks(
-    attend: Callable[..., tuple[jax.Array, jax.Array]],
+    core: Callable[..., tuple[jax.Array, jax.Array]],
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
     bias: jax.Array | None,
-    visibility: _Visibility,
+    visibility: Visibility,
     block_size: int,
 ) -> jax.Array:
-    """The output of `attend`, computed `block_size` queries at a time."""
+    """The output of `core`, computed `block_size` queries at a time."""
     window = visibility.window
     if window is not None and visibility.is_causal:
         window = (window[0], min(window[1], 0))
@@ -351,7 +341,7 @@ def _attend_in_blocks(
         rows = slice(stretch.first_row, stretch.first_row + stretch.blocks * stretch.rows)
         outputs.append(
             _attend_stretch(
-                attend,
+                core,
                 query[:, rows],
                 key[:, : stretch.columns],
                 value[:, : stretch.columns],
@@ -365,12 +355,12 @@ def _attend_in_blocks(
 
 
 def _attend_stretch(
-    attend: Callable[..., tuple[jax.Array, jax.Array]],
+    core: Callable[..., tuple[jax.Array, jax.Array]],
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
     bias: jax.Array | None,
-    visibility: _Visibility,
+    visibility: Visibility,
     window: tuple[int, int] | None,
     stretch: _Stretch,
 ) -> jax.Array:
@@ -388,7 +378,7 @@ def _attend_stretch(
         # A window lets the block see `first_row - left` to `first_row + rows - 1 + right`, moved
         # inwards at the ends; the mask below takes out what the move brings in.
         column = 0 if width == columns else jnp.clip(first_row - window[0], 0, columns - width)
-        output, _ = attend(
+        output, _ = core(
             query,
             _slice_unless_broadcast(key, 1, column, width),
             _slice_unless_broadcast(value, 1, column, width),
@@ -421,10 +411,8 @@ def _cut(array: jax.Array, axis: int, pieces: int) -> jax.Array:
     return jnp.moveaxis(cut, axis, 0)
 
 
-def _slice_unless_broadcast(
-    array: jax.Array, axis: int, start: ArrayLike, size: int
-) -> jax.Array:
-    """``array[start : start + size]`` along an axis, or the array where the axis broadcasts."""
+def _slice_unless_broadcast(array: jax.Array, axis: int, start: ArrayLike, size: int) -> jax.Array:
+    """`array[start : start + size]` along an axis, or the array where the axis broadcasts."""
     if array.shape[axis] in (1, size) and isinstance(start, int) and start == 0:
         return array
     if array.shape[axis] == 1:
@@ -435,9 +423,7 @@ def _slice_unless_broadcast(
 # --- Checks of the arguments ---------------------------------------------------------------------
 
 
-def _check_inputs(
-    query: ArrayLike, key: ArrayLike, value: ArrayLike
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _check_inputs(query: ArrayLike, key: ArrayLike, value: ArrayLike) -> tuple[jax.Array, jax.Array, jax.Array]:
     query, key, value = jnp.asarray(query), jnp.asarray(key), jnp.asarray(value)
     if query.ndim not in (3, 4):
         raise ValueError(
@@ -449,13 +435,11 @@ def _check_inputs(
     for name, array in (("key", key), ("value", value)):
         if array.ndim != query.ndim:
             raise ValueError(
-                f"{name} has shape {array.shape} but query has shape {query.shape}; give both a "
-                "batch axis, or neither."
+                f"{name} has shape {array.shape} but query has shape {query.shape}; give both a batch axis, or neither."
             )
         if array.dtype != query.dtype:
             raise TypeError(
-                f"{name} has dtype {array.dtype} but query has dtype {query.dtype}; cast them to "
-                "one dtype."
+                f"{name} has dtype {array.dtype} but query has dtype {query.dtype}; cast them to one dtype."
             )
         if array.shape[:-3] != query.shape[:-3]:
             raise ValueError(
@@ -482,12 +466,10 @@ def _check_inputs(
     return query, key, value
 
 
-def _check_against_scores(
-    name: str, array: jax.Array, scores_shape: tuple[int, int, int, int]
-) -> jax.Array:
+def _check_against_scores(name: str, array: jax.Array, scores_shape: tuple[int, int, int, int]) -> jax.Array:
     """The array with four axes, each of size 1 or that of the scores."""
     shape = (1,) * (4 - array.ndim) + array.shape
-    if len(shape) > 4 or any(a not in (1, b) for a, b in zip(shape, scores_shape)):
+    if len(shape) > 4 or any(a not in (1, b) for a, b in zip(shape, scores_shape, strict=True)):
         raise ValueError(
             f"{name} has shape {array.shape}, which does not broadcast against the scores' shape "
             f"(B, N, T, S) = {scores_shape}. Insert axes of size 1, for example "
@@ -496,9 +478,7 @@ def _check_against_scores(
     return array.reshape(shape)
 
 
-def _check_lengths(
-    name: str, lengths: ArrayLike | None, batch: int, has_batch: bool
-) -> jax.Array | None:
+def _check_lengths(name: str, lengths: ArrayLike | None, batch: int, has_batch: bool) -> jax.Array | None:
     if lengths is None:
         return None
     lengths = jnp.asarray(lengths)

@@ -17,121 +17,140 @@ same chain with data w_i (m - y_i), solved by two sweeps:
 
 with lo = -down, hi = up. Where b changes, the order over the border is known: cut it, which
 means lo = hi = up where it rises and lo = hi = -down where it falls, and the same two formulas
-remain right. Asked at the mean of each segment (of its data and the forces at its two ends), the
-question splits every segment that is not constant in t; when none splits, the means are the
-answer. A deleted position adds nothing to f: messages pass through it.
+remain right. The mean of a segment (of its data and the forces at its two ends) is the mean of t
+over it, so asked at its mean, every segment that is not constant in t splits; when none
+splits, the means are the answer. A deleted position adds nothing to f: messages pass through it.
 
 Decide by the backward sweep, never by the signs of messages from both sides: on ties those
 contradict each other.
+
+**Layout.** The position leads and the batch is the vector of each step, so a sweep is a scan.
+Its cost is the number of rows it reads and writes, hence the left-to-right sweep hands over, in place of
+f and the border, one byte: what is known of the border and the answer b_i to either b_{i+1}.
 """
 
 import jax.numpy as jnp
 from jax import lax
 
 # What is known of the border between i and i+1: the public `jumps`.
-_FUSED, _RISE, _FALL = 0, 1, -1
+_FALL, _FUSED, _RISE = -1, 0, 1
+# The byte of a position: two bits for its border, and b_i if b_{i+1} is true, if it is false.
+_BORDER, _IF_ABOVE, _IF_BELOW = 3, 4, 8
 
 
 def chain_prox(y, up, down):
     """Solve the chain problem for each slice along the last axis.
 
     Args:
-        y: array (..., d); -inf marks a deleted position.
+        y: array (..., d), float32 or float64; -inf marks a deleted position.
         up, down: penalties of a rise and of a fall, at least 0, +inf allowed: scalars, or arrays
             (..., d-1) or (..., 1) of y's rank.
 
     Returns:
         t (..., d), -inf at deleted positions, and jumps int8 (..., d): for the border between i and
-        i+1, 0 when fused, +1 where t rises, -1 where it falls; 0 in the last place.
+        i+1, 0 when fused, +1 where t rises, -1 where it falls; 0 in the last place. A slice with
+        NaN or +inf gives NaN.
     """
-    dtype, d = y.dtype, y.shape[-1]
+    d, dtype = y.shape[-1], y.dtype
     deleted = y == -jnp.inf
     broken = jnp.any(jnp.isnan(y) | (y == jnp.inf), -1, keepdims=True)
     usable = ~(deleted | broken)
 
-    # Centred data: exact shift invariance first, then small sums.
+    # Centred data: by the maximum first, for shift invariance, then by the mean, for small sums.
     top = jnp.max(jnp.where(usable, y, -jnp.inf), -1, keepdims=True)
     top = jnp.where(top == -jnp.inf, 0, top)
     z = jnp.where(usable, y - top, 0)
-    count = jnp.sum(usable.astype(dtype), -1, keepdims=True)
-    centre = jnp.sum(z, -1, keepdims=True) / jnp.maximum(count, 1)
+    size = jnp.sum(usable.astype(dtype), -1, keepdims=True)
+    centre = jnp.sum(z, -1, keepdims=True) / jnp.maximum(size, 1)
     z = jnp.where(usable, z - centre, 0)
-    # Two values closer than this are rounding apart; a segment is not split for less.
+    # Values nearer than this are rounding apart: no segment is split for less.
     slack = 2 * jnp.finfo(dtype).eps * jnp.max(jnp.abs(z), -1)
 
-    # The position leads, the whole batch is the vector of each step.
-    z = jnp.moveaxis(z, -1, 0)
-    weight = jnp.moveaxis(usable.astype(dtype), -1, 0)
-    up, down = _per_border(up, y), _per_border(down, y)
+    z = jnp.moveaxis(jnp.where(usable, z, jnp.inf), -1, 0)  # +inf: deleted
+    inner, last = z[:-1], z[-1]
     zero = jnp.zeros_like(slack)
+    up, down = _strength(up, y), _strength(down, y)
+    # A strength that is the same for all borders is one row, which the scans need not read again.
+    up_rows, down_rows = (None if a.shape[0] == 1 else a for a in (up, down))
 
-    def force(jump, up, down):
-        return jnp.where(jump == _RISE, up, -down)
+    def limits(up_row, down_row):
+        return (up[0] if up_row is None else up_row), (down[0] if down_row is None else down_row)
 
     def ask(carry, x):
-        message, m, border = carry
-        z, w, jump, start, up, down = x
-        m = jnp.where(border == _FUSED, m, start)
-        f = w * (m - z) + message
-        e = force(jump, up, down)
-        message = jnp.where(jump == _FUSED, jnp.clip(f, -down, up), e)
-        return (message, m, jump), f
+        message, m = carry
+        z, border, next_mean, up, down = x
+        up, down = limits(up, down)
+        f = jnp.where(z == jnp.inf, 0, m - z) + message
+        fused, e = border == _FUSED, jnp.where(border == _RISE, up, -down)
+        if_above = jnp.where(fused, f < up + slack, f < e)
+        if_below = jnp.where(fused, f < -down - slack, f < e)
+        byte = (border + 1) + _flag(if_above, _IF_ABOVE) + _flag(if_below, _IF_BELOW)
+        message = jnp.where(fused, jnp.clip(f, -down, up), e)
+        return (message, jnp.where(fused, m, next_mean)), byte
 
     def decide(carry, x):
         above, total, count = carry
-        f, z, w, jump, up, down = x
-        e = force(jump, up, down)
-        end = f < e
-        inside = jnp.where(above, f < up + slack, f < -down - slack)
-        b = jnp.where(jump == _FUSED, inside, end)
-        split = jnp.where(b == above, _FUSED, jnp.where(above, _RISE, _FALL)).astype(jnp.int8)
-        jump = jnp.where(jump == _FUSED, split, jump)
+        z, byte, up, down = x
+        up, down = limits(up, down)
+        border = (byte & _BORDER) - 1
+        b = jnp.where(above, (byte & _IF_ABOVE) != 0, (byte & _IF_BELOW) != 0)
+        step = jnp.where(above, jnp.int8(_RISE), jnp.int8(_FALL))
+        border = jnp.where((border == _FUSED) & (b != above), step, border)
         # The force at a cut ends the sum of the segment on its right and starts the one on its left.
-        cut, e = jump != _FUSED, force(jump, up, down)
-        mean = (total - jnp.where(cut, e, 0)) / jnp.maximum(count, 1)
-        total = jnp.where(cut, e, total) + w * z
-        count = jnp.where(cut, 0, count) + w
-        return (b, total, count), (jump, mean)
+        cut, e = border != _FUSED, jnp.where(border == _RISE, up, -down)
+        next_mean = (total - jnp.where(cut, e, 0)) / jnp.maximum(count, 1)
+        gone = z == jnp.inf
+        total = jnp.where(cut, e, total) + jnp.where(gone, 0, z)
+        count = jnp.where(cut, 0, count) + jnp.where(gone, 0, jnp.ones_like(z))
+        return (b, total, count), (border, next_mean)
 
-    def sweep(state):
-        jump, start, _, rounds = state
-        first = (zero, zero, jnp.full(zero.shape, _FALL, jnp.int8))
-        _, f = lax.scan(ask, first, (z, weight, jump, start, up, down))
-        last = (jnp.zeros(zero.shape, bool), zero, zero)
-        (_, total, count), (new, after) = lax.scan(
-            decide, last, (f, z, weight, jump, up, down), reverse=True
+    def sweeps(state):
+        border, mean, next_mean, _, rounds = state
+        (message, m), byte = lax.scan(ask, (zero, mean), (inner, border, next_mean, up_rows, down_rows))
+        here = last < jnp.inf
+        b = jnp.where(here, m - last, 0) + message < 0
+        end = (b, jnp.where(here, last, 0), here.astype(dtype))
+        (_, total, count), (cut, next_mean) = lax.scan(
+            decide, end, (inner, byte, up_rows, down_rows), reverse=True
         )
-        start = jnp.concatenate([(total / jnp.maximum(count, 1))[None], after[:-1]])
-        return new, start, jnp.any(new != jump), rounds + 1
+        mean = total / jnp.maximum(count, 1)
+        return cut, mean, next_mean, jnp.any(cut != border), rounds + 1
 
-    # A border without a penalty is no border of a segment: cut from the start.
-    order = jnp.where(jnp.roll(z, -1, 0) > z, _RISE, _FALL).astype(jnp.int8)
-    jump = jnp.where(up + down > 0, jnp.int8(_FUSED), order)
-    state = (jump, jnp.zeros_like(z), jnp.array(True), 0)
-    jump, start, _, _ = lax.while_loop(
-        lambda s: (s[2] | (s[3] < 2)) & (s[3] <= d), sweep, state
+    # Cut at the start where no force can make up the difference, and where there is no force at all.
+    step = z[1:] - inner
+    order = jnp.where(step > 0, _RISE, _FALL).astype(jnp.int8)
+    reach = 2 * (jnp.max(up, 0, keepdims=True, initial=0) + jnp.max(down, 0, keepdims=True, initial=0))
+    known = (up + down == 0) | (jnp.isfinite(step) & (jnp.abs(step) > reach))
+    border = jnp.where(known, order, jnp.int8(_FUSED))
+
+    # The first question is asked at the mean of the slice, which is no mean of a segment where a
+    # border was cut already: it alone cannot be the last.
+    state = (border, zero, jnp.zeros_like(inner), True, 0)
+    border, mean, next_mean, _, _ = lax.while_loop(
+        lambda s: (s[4] < 2) | (s[3] & (s[4] <= d)), sweeps, state
     )
 
-    def fill(carry, x):
-        m, border = carry
-        start, jump = x
-        m = jnp.where(border == _FUSED, m, start)
-        return (m, jump), m
+    def fill(mean, x):
+        border, next_mean = x
+        return jnp.where(border == _FUSED, mean, next_mean), mean
 
-    _, t = lax.scan(fill, (zero, jnp.full(zero.shape, _FALL, jnp.int8)), (start, jump))
-    t = jnp.moveaxis(t, 0, -1) + centre + top
+    end, t = lax.scan(fill, mean, (border, next_mean))
+    t = jnp.moveaxis(jnp.concatenate([t, end[None]]), 0, -1) + centre + top
     t = jnp.where(broken, jnp.nan, jnp.where(deleted, -jnp.inf, t))
-    return t, jnp.moveaxis(jump.at[-1].set(_FUSED), 0, -1)
+    jumps = jnp.concatenate([border, jnp.zeros((1, *zero.shape), jnp.int8)])
+    return t, jnp.moveaxis(jumps, 0, -1)
 
 
-def _per_border(strength, y):
-    """The penalties as an array (d, ...), 0 behind the last position."""
-    d = y.shape[-1]
+def _flag(condition, bit):
+    return jnp.where(condition, jnp.int8(bit), jnp.int8(0))
+
+
+def _strength(strength, y):
+    """A penalty with the borders leading: (1, ...) where it is the same for all, (d-1, ...) else."""
     strength = jnp.asarray(strength, y.dtype)
     if strength.ndim == 0:
         strength = strength.reshape((1,) * y.ndim)
-    borders = jnp.broadcast_to(strength, (*y.shape[:-1], d - 1))
-    return jnp.moveaxis(jnp.pad(borders, [(0, 0)] * (y.ndim - 1) + [(0, 1)]), -1, 0)
+    return jnp.moveaxis(jnp.broadcast_to(strength, (*y.shape[:-1], strength.shape[-1])), -1, 0)
 
 
 def segment_mean(v, jumps, weight):

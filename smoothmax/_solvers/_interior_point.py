@@ -27,8 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._threshold import diagonal_product
-
 _STEPS = 80  # of Newton; 10 to 25 are usual
 
 
@@ -82,7 +80,8 @@ def interior_point(gradient, x):
         t_dual = jnp.minimum(
             1, limit / jnp.max(jnp.where(z > 0, -dz / jnp.where(z > 0, z, 1), 0), -1, keepdims=True, initial=limit)
         )
-        slope = -_total((c - aim) * dy)
+        level = _total(y * (c - aim))  # dy sums to zero, but only up to rounding
+        slope = -_total((c - aim - level) * dy)
         noise = 16 * eps * _total((jnp.abs(c) + aim) * jnp.abs(dy))
 
         def far(state):
@@ -91,7 +90,7 @@ def interior_point(gradient, x):
         def shorten(state):
             j, t, _ = state
             trial = y + t * dy
-            after = _total(jnp.where(allowed, gradient(trial) - x - mu / jnp.where(allowed, trial, 1), 0) * dy)
+            after = _total((cost(trial) - mu / jnp.where(allowed, trial, 1) - level) * dy)
             beyond = live & ~(after <= 0.9 * slope + noise)
             return j + 1, jnp.where(beyond, t / 2, t), beyond
 
@@ -163,18 +162,25 @@ def conjugate_gradients(product, b, face, extra=0.0, tolerance=None):
       tolerance: of the residual, relative to b, in the norm of the preconditioner.
 
     Returns:
-      u; the residual relative to b; and whether no direction of negative curvature of H came up, `(*batch, 1)`.
+      u; whether it solves the system; and whether no direction of negative curvature of H came up, `(*batch, 1)`.
     """
     eps = float(jnp.finfo(b.dtype).eps)
     d = b.shape[-1]
     tolerance = eps**0.4 if tolerance is None else tolerance
     inverse = jnp.where(face, 1 / (_diagonal(product, face, b.dtype) + extra), 0)
 
-    r = b
-    p = diagonal_product(inverse, r)
-    rho = _total(r * p)
-    first = rho
-    live = rho > 0
+    total = _total(inverse)
+
+    def level(r):
+        """Takes nu out of the residual: at its full size it would drown what remains."""
+        return jnp.where(face, r - _total(inverse * r) / jnp.where(total == 0, 1, total), 0)
+
+    r = level(b)
+    p = inverse * r
+    first = rho = _total(r * p)
+    # Below the rounding of b there is nothing left to solve.
+    enough = jnp.maximum(tolerance**2 * first, 4 * eps**2 * _total(inverse * b * b))
+    live = rho > enough
 
     def step(state):
         k, u, r, p, rho, convex, live = state
@@ -184,17 +190,16 @@ def conjugate_gradients(product, b, face, extra=0.0, tolerance=None):
         curvature = bent + _total(p * extra * p)
         live = live & (curvature > 0)
         length = jnp.where(live, rho / jnp.where(live, curvature, 1), 0)
-        u, r = u + length * p, r - length * (hp + extra * p)
-        w = diagonal_product(inverse, r)
-        new = _total(r * w)
-        p = jnp.where(live, w + new / jnp.where(rho == 0, 1, rho) * p, p)
+        u, r = u + length * p, level(r - length * (hp + extra * p))
+        new = _total(r * inverse * r)
+        p = jnp.where(live, inverse * r + new / jnp.where(rho == 0, 1, rho) * p, p)
         rho = jnp.where(live, new, rho)
-        return k + 1, u, r, p, rho, convex, live & (rho > tolerance**2 * first)
+        return k + 1, u, r, p, rho, convex, live & (rho > enough)
 
     state = (0, jnp.zeros_like(b), r, p, rho, jnp.ones_like(live), live)
-    _, u, _, _, rho, convex, _ = lax.while_loop(lambda s: (s[0] < min(2 * d + 8, 500)) & jnp.any(s[-1]), step, state)
-    residual = jnp.sqrt(jnp.maximum(rho, 0) / jnp.where(first == 0, 1, first))
-    return u, residual, convex
+    bound = min(2 * d + 8, 500)
+    _, u, _, _, rho, convex, live = lax.while_loop(lambda s: (s[0] < bound) & jnp.any(s[-1]), step, state)
+    return u, rho <= enough, convex
 
 
 def _diagonal(product, face, dtype):

@@ -1,0 +1,138 @@
+"""The algebra of the paper: gamma * (base + lam * penalty), its values, its equivalences, its repr."""
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from cases import CASES, D
+
+import smoothmax as sm
+
+X = cases.scores(6, seed=120)
+
+
+def distributions(n=10, seed=121):
+    rng = np.random.default_rng(seed)
+    y = rng.dirichlet(np.full(D, 0.5), size=n)
+    y[0], y[1] = np.eye(D)[3], 1 / D
+    y[2:5, rng.integers(0, D, 3)] = 0
+    return y / y.sum(-1, keepdims=True)
+
+
+@cases.each([case for case in CASES if case.family.base != "coupled"])
+def test_values_of_omega(case):
+    """omega(y) against the definition, at vertices, at the centre, with zeros inside."""
+    y = distributions()
+    got = case.family.omega(case.params())(y)
+    assert got.shape == (len(y),)
+    expected = [case.oracle_omega(row.astype(oracles.LD), **case.problem()) for row in y]
+    # (sum y^alpha - 1) / (alpha - 1) loses eps / (alpha - 1) if it is written so: 1e-12 at alpha = 1.0001 refuses that
+    np.testing.assert_allclose(got, np.array(expected, float), rtol=0, atol=2e-14)
+
+
+def test_values_of_omega_along_axes_and_with_masks():
+    omega = sm.Tsallis(1.5) + 0.3 * sm.TotalVariation() + 0.1 * sm.Oscar()
+    y, where = distributions(), cases.holes(10)
+    where[4] = True
+    expected = []
+    for row, keep in zip(y, where, strict=True):
+        expected.append(float(oracles.omega(row[keep].astype(oracles.LD), base="l2", tv=0.3, oscar=0.1)))
+        expected[-1] -= float((row[keep] ** 2).sum() / 2)
+        expected[-1] += ((row[keep] ** 1.5).sum() - 1) / 0.75
+    got = omega(np.where(where, y, np.nan), where=where)
+    np.testing.assert_allclose(got, expected, atol=1e-12) if (np.abs((y * where).sum(-1) - 1) < 1e-12).all() else None
+    np.testing.assert_allclose(omega(y.T, 0), omega(y), atol=1e-15)
+
+
+def test_penalties_have_values():
+    y = distributions()
+    np.testing.assert_allclose(sm.TotalVariation()(y), np.abs(np.diff(y)).sum(-1), atol=1e-15)
+    pairs = np.maximum(y[:, :, None], y[:, None, :])[:, *np.triu_indices(D, 1)].sum(-1)
+    np.testing.assert_allclose(sm.Oscar()(y), pairs, atol=1e-14)
+    weights = np.linspace(1, 0, D)
+    np.testing.assert_allclose(sm.OWL(weights)(y), (weights * np.sort(y)[:, ::-1]).sum(-1), atol=1e-15)
+    edges = np.linspace(0, 1, D - 1)
+    np.testing.assert_allclose(sm.TotalVariation(edges)(y), (edges * np.abs(np.diff(y))).sum(-1), atol=1e-15)
+    np.testing.assert_allclose((0.5 * sm.Oscar())(y), 0.5 * pairs, atol=1e-14)
+
+
+def same(one, other):
+    a, b = sm.conjugate(one), sm.conjugate(other)
+    np.testing.assert_allclose(a.argmax(X), b.argmax(X), atol=1e-13)
+    np.testing.assert_allclose(a.max(X), b.max(X), atol=1e-12)
+    y = distributions()
+    np.testing.assert_allclose(one(y), other(y), atol=1e-13)
+
+
+def test_ways_to_write_the_same():
+    base, tv, oscar = sm.Tsallis(1.5), sm.TotalVariation(), sm.Oscar()
+    same(2.0 * (base + 0.1 * tv), 2.0 * base + 0.2 * tv)
+    same(base + 0.1 * tv, 0.1 * tv + base)
+    same(2.0 * (base + 0.1 * tv), (base + tv * 0.1) * 2.0)
+    same(2 * (0.5 * (base + tv)), base + tv)
+    same(base + tv + tv, base + 2.0 * tv)
+    same(base + 0.1 * tv + 0.2 * oscar + 0.3 * tv, base + 0.4 * tv + 0.2 * oscar)
+    same(base + (0.1 * tv + 0.2 * oscar), (base + 0.2 * oscar) + 0.1 * tv)
+    same(base + 0.1 * tv, base + sm.TotalVariation(np.full(D - 1, 0.1)))
+    same(base + 0.1 * oscar, base + 0.1 * sm.OWL(np.arange(D - 1.0, -1, -1)))
+    same(base + 0.1 * oscar + sm.OWL(np.linspace(1, 0, D)), base + sm.OWL(np.linspace(1, 0, D) + 0.1 * np.arange(D - 1.0, -1, -1)))
+    same(base + sm.TotalVariation(np.linspace(0, 1, D - 1)) + 0.3 * tv, base + sm.TotalVariation(np.linspace(0.3, 1.3, D - 1)))
+    same(base + 0.0 * tv, base)
+
+
+def test_families_meet():
+    """Tsallis(1) is Shannon, Tsallis(2) and SquaredPNorm(2) are SquaredL2, up to a constant."""
+    y = distributions()
+    for one, other, constant in (
+        (sm.Tsallis(1.0), sm.Shannon(), 0.0),
+        (sm.Tsallis(2.0), sm.SquaredL2(), -0.5),
+        (sm.SquaredPNorm(2.0), sm.SquaredL2(), 0.0),
+    ):
+        np.testing.assert_allclose(sm.conjugate(one)(X), sm.conjugate(other)(X), atol=1e-13)
+        np.testing.assert_allclose(one(y), other(y) + constant, atol=1e-14)
+        np.testing.assert_allclose(sm.conjugate(one).max(X), sm.conjugate(other).max(X) - constant, atol=1e-13)
+    np.testing.assert_allclose(sm.conjugate(sm.Shannon()).max(X), jax.nn.logsumexp(X, -1), atol=1e-13)
+    np.testing.assert_allclose(sm.conjugate(sm.Shannon())(X), jax.nn.softmax(X), atol=1e-14)
+
+
+def test_operators_are_the_fenchel_conjugate():
+    """max(x) = <x, y> - omega(y) at y = argmax(x), and is above it at every other distribution."""
+    omega = 1.5 * (sm.Tsallis(1.3) + 0.2 * sm.TotalVariation())
+    op = sm.conjugate(omega)
+    y = op.argmax(X)
+    np.testing.assert_allclose(op.max(X), (X * y).sum(-1) - omega(y), atol=1e-13)
+    others = distributions(50)
+    bound = X @ others.T - np.asarray(omega(others))
+    assert (np.asarray(op.max(X))[:, None] >= bound - 1e-13).all()
+
+
+def test_repr_shows_the_expression():
+    omega = 2.0 * (sm.Tsallis(1.5) + 0.1 * sm.TotalVariation())
+    for shown in (repr(omega), repr(sm.conjugate(omega))):
+        for word in ("2.0", "Tsallis", "1.5", "0.1", "TotalVariation"):
+            assert word in shown
+    assert eval(repr(omega), vars(sm)) == omega
+
+
+def test_operators_in_conjugate_are_differentiable_in_leaves():
+    op = sm.conjugate(2.0 * (sm.Tsallis(1.5) + 0.1 * sm.TotalVariation()))
+    gradient = jax.grad(lambda op: jnp.sum(op.max(X)))(op)
+    assert jax.tree.structure(gradient) == jax.tree.structure(op)
+    y = np.asarray(op(X))
+    tv = np.abs(np.diff(y)).sum()
+    np.testing.assert_allclose(sorted(jax.tree.leaves(gradient))[0], -sorted([2 * tv, 1e9])[0], rtol=10)
+    by_hand = {
+        "gamma": -sum(float(oracles.omega(r, base="tsallis", alpha=1.5, tv=0.1)) for r in y),
+        "lam": -2 * tv,
+    }
+    leaves = [float(leaf) for leaf in jax.tree.leaves(gradient)]
+    for value in by_hand.values():
+        assert min(abs(leaf - value) for leaf in leaves) < 1e-11
+
+
+@pytest.mark.parametrize("number", [2, 2.0, np.float32(2), np.float64(2), jnp.float32(2)])
+def test_any_number_is_a_strength(number):
+    np.testing.assert_allclose(sm.conjugate(number * sm.SquaredL2())(X), sm.sparsemax(X, gamma=2.0), atol=1e-14)
+    np.testing.assert_allclose(sm.conjugate(sm.SquaredL2() * number)(X), sm.sparsemax(X, gamma=2.0), atol=1e-14)

@@ -1,0 +1,240 @@
+"""conjugate(fun), conjugate(fun, params=tree), conjugate(separable(phi)): any convex function."""
+
+import functools
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from cases import D
+
+import smoothmax as sm
+
+X = cases.scores(8, seed=140)
+RNG = np.random.default_rng(141)
+FACTOR = RNG.normal(size=(D, D))
+MATRIX = FACTOR @ FACTOR.T / D + 0.3 * np.eye(D)
+LINEAR = RNG.normal(size=D)
+WEIGHTS = np.linspace(0.5, 2, D)
+
+
+def quadratic(y, params):
+    matrix, linear = params
+    return y @ (matrix @ y) / 2 + linear @ y
+
+
+def closed_forms():
+    """(plain function, parameters, the operator that it equals)."""
+    yield "l2", lambda y: jnp.sum(y**2) / 2, None, sm.SquaredL2()
+    yield "l2-strength", lambda y, g: g * jnp.sum(y**2) / 2, 0.7, 0.7 * sm.SquaredL2()
+    yield "tsallis2.0", lambda y, a: (jnp.sum(y**a) - 1) / (a * (a - 1)), 2.0, sm.Tsallis(2.0)
+    yield "shannon", lambda y: jnp.sum(jax.scipy.special.xlogy(y, y)), None, sm.Shannon()
+    yield "pnorm2.0", lambda y: jnp.dot(y, y) / 2, None, sm.SquaredPNorm(2.0)
+
+
+@pytest.mark.parametrize(("fun", "params", "omega"), [c[1:] for c in closed_forms()], ids=[c[0] for c in closed_forms()])
+def test_the_generic_path_gives_the_closed_forms(fun, params, omega):
+    """The generic path on 1/2 sum y^2 is sparsemax to 1e-6 in float64; the value, by its certificate, closer."""
+    op = sm.conjugate(fun) if params is None else sm.conjugate(fun, params=params)
+    closed = sm.conjugate(omega)
+    np.testing.assert_allclose(op.argmax(X), closed.argmax(X), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(op.max(X), closed.max(X), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(np.sum(op(X), -1), 1, atol=1e-12)
+    assert (np.asarray(op(X)) >= 0).all()
+
+
+@functools.cache
+def quadratic_gradients():
+    def loss(params, x, v):
+        op = sm.conjugate(quadratic, params=params)
+        return jnp.sum(op.argmax(x) * v), (op.argmax(x), op.max(x))
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+
+
+def test_a_quadratic_form_and_its_gradients():
+    """Not separable, not symmetric under permutations: against an exact active-set solution, and its
+    derivatives in scores, matrix and linear term."""
+    v = RNG.normal(size=X.shape)
+    params = (jnp.asarray(MATRIX), jnp.asarray(LINEAR))
+    (_, (y, value)), ((matrix_bar, linear_bar), x_bar) = quadratic_gradients()(params, X, v)
+    exact = lambda x, matrix, linear: oracles.quadratic(x, matrix, linear)
+    for i, row in enumerate(X):
+        expected, best = exact(row, MATRIX, LINEAR)
+        np.testing.assert_allclose(y[i], expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(value[i], best, rtol=0, atol=1e-9)
+    h = 1e-5  # the solution is piecewise linear in x and in the linear term: central differences are exact
+    total = lambda matrix, linear, x: sum((exact(r, matrix, linear)[0] * w).sum() for r, w in zip(x, v, strict=True))
+    t = RNG.normal(size=X.shape)
+    along = (total(MATRIX, LINEAR, X + h * t) - total(MATRIX, LINEAR, X - h * t)) / (2 * h)
+    np.testing.assert_allclose((x_bar * t).sum(), along, rtol=1e-5)
+    t = RNG.normal(size=D)
+    along = (total(MATRIX, LINEAR + h * t, X) - total(MATRIX, LINEAR - h * t, X)) / (2 * h)
+    np.testing.assert_allclose((linear_bar * t).sum(), along, rtol=1e-5)
+    t = RNG.normal(size=(D, D))
+    t = t + t.T
+    along = (total(MATRIX + h * t, LINEAR, X) - total(MATRIX - h * t, LINEAR, X)) / (2 * h)
+    np.testing.assert_allclose((matrix_bar * t).sum(), along, rtol=1e-5)
+
+
+def conic_functions():
+    import cvxpy as cp
+
+    yield "quartic", lambda y: jnp.sum(y**2) / 4 + jnp.sum(y**4), lambda y: cp.sum_squares(y) / 4 + cp.sum(cp.power(y, 4, approx=False))
+    yield (
+        "logsumexp",
+        lambda y: jax.nn.logsumexp(3 * y) + jnp.sum(WEIGHTS * y**2) / 2,
+        lambda y: cp.log_sum_exp(3 * y) + cp.sum(cp.multiply(WEIGHTS, cp.square(y))) / 2,
+    )
+    yield (
+        "smooth-chain",
+        lambda y: jnp.sum(y**2) / 2 + jnp.sum((y[1:] - y[:-1]) ** 2),
+        lambda y: cp.sum_squares(y) / 2 + cp.sum_squares(cp.diff(y)),
+    )
+    yield (
+        "relative-entropy",
+        lambda y: jnp.sum(jax.scipy.special.xlogy(y, y / jnp.asarray(WEIGHTS))),
+        lambda y: cp.sum(cp.rel_entr(y, WEIGHTS)),
+    )
+
+
+@pytest.mark.parametrize("index", range(4), ids=["quartic", "logsumexp", "smooth-chain", "relative-entropy"])
+def test_plain_functions_against_the_conic_solver(index):
+    import cvxpy as cp
+
+    _, fun, expression = list(conic_functions())[index]
+    op = sm.conjugate(fun)
+    x = X[[1, 4, 7]]
+    y, value = op.argmax(x), op.max(x)
+    for i, row in enumerate(x):
+        variable = cp.Variable(D)
+        expected, best = oracles.conic_maximum(row, variable, expression(variable))
+        # the conic solver's own accuracy: see oracles.conic
+        np.testing.assert_allclose(value[i], best, rtol=0, atol=5e-9)
+        np.testing.assert_allclose(y[i], expected, rtol=0, atol=5e-5)
+    jacobian = jax.jit(jax.vmap(jax.jacrev(op.argmax)))(x)
+    h, t = 1e-4, RNG.normal(size=x.shape)
+    difference = (np.asarray(op.argmax(x + h * t)) - np.asarray(op.argmax(x - h * t))) / (2 * h)
+    np.testing.assert_allclose(np.einsum("nij,nj->ni", jacobian, t), difference, atol=1e-3)
+    np.testing.assert_allclose(jacobian, np.swapaxes(jacobian, 1, 2), atol=1e-6)
+
+
+SEPARABLE = {
+    "square": (lambda t: t**2 / 2, lambda t: t),
+    "cubic": (cases.cubic, lambda t: t + t**2),
+    "cosh": (jnp.cosh, np.sinh),
+    "entropy": (lambda t: jax.scipy.special.xlogy(t, t), lambda t: np.log(np.maximum(t, 1e-300)) + 1),
+    "exponential": (lambda t: jnp.exp(2 * t), lambda t: 2 * np.exp(2 * t)),
+    "quartic": (lambda t: t**4 + 0.1 * t**2, lambda t: 4 * t**3 + 0.2 * t),
+}
+
+
+@pytest.mark.parametrize("name", SEPARABLE)
+def test_separable_functions(name):
+    phi, derivative = SEPARABLE[name]
+    op = sm.conjugate(sm.separable(phi))
+    where = cases.holes(8, seed=142)
+    where[6] = False
+    y, value, x_bar = jax.jit(
+        lambda x, where, v: (op.argmax(x, where=where), op.max(x, where=where), jax.vjp(lambda x: op.argmax(x, where=where), x)[1](v)[0])
+    )(X, where, np.tile(WEIGHTS**3, (8, 1)))
+    for i, (row, keep) in enumerate(zip(X, where, strict=True)):
+        if not keep.any():
+            assert (y[i] == 0).all() and value[i] == -np.inf and (x_bar[i] == 0).all()
+            continue
+        solve = lambda r: oracles.separable(r, derivative).astype(float)
+        expected = solve(row[keep])
+        np.testing.assert_allclose(y[i][keep], expected, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(value[i], row[keep] @ expected - np.sum(phi(jnp.asarray(expected))), rtol=0, atol=1e-10)
+        h, bar = 1e-6, np.zeros(D)
+        for j in np.nonzero(keep)[0]:
+            t = (np.arange(D) == j)[keep]
+            bar[j] = (solve(row[keep] + h * t) - solve(row[keep] - h * t)) @ WEIGHTS[keep] ** 3 / (2 * h)
+        np.testing.assert_allclose(x_bar[i], bar, rtol=1e-5, atol=1e-6)
+
+
+def test_separable_joins_the_algebra():
+    """gamma * (separable + lam * TotalVariation): an increasing map of scores - tau, so the composition holds."""
+    import cvxpy as cp
+
+    op = sm.conjugate(0.7 * (sm.separable(cases.cubic) + 0.3 * sm.TotalVariation() + 0.1 * sm.Oscar()))
+    y = op.argmax(X[:4])
+    for i, row in enumerate(X[:4]):
+        v = cp.Variable(D)
+        pairs = cp.sum([cp.maximum(v[a], v[b]) for a in range(D) for b in range(a)])
+        penalty = cp.sum_squares(v) / 2 + cp.sum(cp.power(v, 3, approx=False)) / 3 + 0.3 * cp.norm1(cp.diff(v)) + 0.1 * pairs
+        expected, value = oracles.conic_maximum(row, v, 0.7 * penalty)
+        np.testing.assert_allclose(y[i], expected, atol=3e-5)
+        np.testing.assert_allclose(op.max(X[i]), value, atol=5e-9)
+
+
+@pytest.mark.parametrize(
+    "fun",
+    [
+        lambda y: -jnp.sum(y**2),
+        lambda y: jnp.sum(y**2) / 2 - 2 * jnp.sum(y[:2] ** 2),
+        lambda y: jnp.sum(jnp.sin(20 * y)),
+        lambda y: jnp.sum(jnp.log(y - 0.5)),
+        lambda y: jnp.sum(y**2) * jnp.nan,
+        lambda y: jnp.sum(1 / y),
+    ],
+    ids=["concave", "saddle", "oscillating", "undefined", "nan", "infinite-at-zero"],
+)
+def test_what_is_not_convex_and_finite_is_never_a_plausible_answer(fun):
+    """NaN or an error; or, where the function happens to behave, a point that really is the maximum."""
+    x = X[[2, 5]]
+    op = sm.conjugate(fun)
+    try:
+        y, value = np.asarray(op.argmax(x)), np.asarray(op.max(x))
+    except (ValueError, TypeError, FloatingPointError):
+        return
+    candidates = np.concatenate([np.eye(D), np.random.default_rng(0).dirichlet(np.full(D, 0.4), 4000), np.random.default_rng(1).dirichlet(np.full(D, 5.0), 4000)])
+    worth = jax.vmap(fun)(candidates)
+    for i, row in enumerate(x):
+        if np.isnan(y[i]).any():
+            assert np.isnan(y[i]).all()
+            continue
+        objective = candidates @ row - np.asarray(worth)
+        objective = objective[np.isfinite(objective)]
+        assert len(objective) and np.isfinite(value[i]) and value[i] >= objective.max() - 1e-6, "a wrong answer that looks right"
+
+
+def test_functions_must_return_a_number():
+    for fun in (lambda y: y**2, lambda y: (jnp.sum(y), jnp.sum(y)), lambda y: jnp.sum(y) * 1j, lambda y: None):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            sm.conjugate(fun).argmax(X)
+        assert len(str(caught.value)) > 20
+
+
+def test_a_params_tree_is_a_tree():
+    tree = {"scale": jnp.asarray(0.5), "linear": [jnp.asarray(LINEAR)]}
+    fun = lambda y, tree: tree["scale"] * jnp.sum(y**2) / 2 + y @ tree["linear"][0]
+    op = sm.conjugate(fun, params=tree)
+    np.testing.assert_allclose(op(X), sm.sparsemax(X - LINEAR, gamma=0.5), atol=1e-6)
+    gradient = jax.grad(lambda tree: jnp.sum(sm.conjugate(fun, params=tree).max(X)))(tree)
+    y = np.asarray(op(X))
+    np.testing.assert_allclose(gradient["scale"], -(y**2).sum() / 2, atol=1e-5)
+    np.testing.assert_allclose(gradient["linear"][0], -y.sum(0), atol=1e-5)
+
+
+def test_plain_functions_compile_once(seen=None):
+    traces = []
+
+    def fun(y, g):
+        traces.append(1)
+        return g * jnp.sum(y**2) / 2
+
+    for g in (0.5, 0.7, 0.9):
+        sm.conjugate(fun, params=g).argmax(X)
+        if seen is None:
+            seen = len(traces)
+    assert len(traces) == seen
+
+
+def test_memory_of_the_generic_path_holds_no_square_matrix(d=4096):
+    op = sm.conjugate(lambda y: jnp.sum(y**2) / 2 + 0.1 * jnp.sum(y**2) ** 2)
+    f = jax.jit(lambda x, v: jax.vjp(op.argmax, x)[1](v))
+    x = jax.ShapeDtypeStruct((d,), jnp.float32)
+    assert f.lower(x, x).compile().memory_analysis().temp_size_in_bytes < 100 * d * 4

@@ -1,0 +1,169 @@
+"""Bad input: a message that names the argument, the value and the remedy; NaN where values are traced."""
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import smoothmax as sm
+
+X = np.ones((3, 4))
+FUNCTIONS = [
+    getattr(sm, name + suffix)
+    for name in ("softmax", "sparsemax", "entmax", "pnormmax", "fusedmax", "oscarmax")
+    for suffix in ("", "_value")
+]
+REMEDY = r"(?i)\b(use|choose|give|pass|add|insert|wrap|drop|pad|mask|compare|convert|write|combine|sort|make|build|replace|instead|for example)\b"
+
+
+def refuse(call, *words, error=(ValueError, TypeError)):
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    for word in words:
+        assert word in message, f"{word!r} is not in: {message}"
+    import re
+
+    assert re.search(REMEDY, message), f"no remedy in: {message}"
+
+
+each_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+
+
+@each_function
+def test_scores_and_axis(function):
+    refuse(lambda: function(X, 2), "axis", "2", "(3, 4)", error=ValueError)
+    refuse(lambda: function(X, axis=-3), "axis", "-3", error=ValueError)
+    refuse(lambda: function(X, axis=(0, 5)), "axis", "5", error=ValueError)
+    refuse(lambda: function(X, axis=(0, -2)), "axis", "(0, -2)", error=ValueError)
+    refuse(lambda: function(X, axis=()), "axis", "()", error=ValueError)
+    refuse(lambda: function(np.zeros((3, 0))), "(3, 0)", error=ValueError)
+    refuse(lambda: function(np.zeros((0, 3)), axis=0), "(0, 3)", error=ValueError)
+    refuse(lambda: function(1.0), "x", error=ValueError)
+    refuse(lambda: function(jnp.float32(1.0)), "x", error=ValueError)
+    refuse(lambda: function(X.astype(complex)), "x", "complex")
+    refuse(lambda: function(X > 0), "x", "bool")
+
+
+@each_function
+def test_masks(function):
+    refuse(lambda: function(X, where=np.ones(3, bool)), "where", "(3,)", "(3, 4)", error=ValueError)
+    refuse(lambda: function(X, where=np.ones((2, 3, 4), bool)), "where", "(2, 3, 4)", error=ValueError)
+    refuse(lambda: function(X, where=np.ones((3, 4))), "where", "float64")
+    refuse(lambda: function(X, where=np.ones((3, 4), int)), "where", "int64")
+
+
+@each_function
+@pytest.mark.parametrize("gamma", [0, 0.0, -1.0, np.nan, np.inf, np.array([[1.0], [0.0], [2.0]]), jnp.asarray(-0.5)], ids=str)
+def test_gamma(function, gamma):
+    refuse(lambda: function(X, gamma=gamma), "gamma", "positive", error=ValueError)
+    if np.ndim(gamma) == 0:
+        refuse(lambda: function(X, gamma=gamma), str(gamma))
+
+
+@pytest.mark.parametrize(
+    ("functions", "name", "values"),
+    [
+        ((sm.entmax, sm.entmax_value), "alpha", (0.5, 0, -1.0, 0.999, np.nan, jnp.asarray([[1.5], [1.5], [0.5]]))),
+        ((sm.pnormmax, sm.pnormmax_value), "p", (1.0, 1, 0.5, 2.5, np.nan, np.array([[1.5], [2.0], [2.1]]))),
+        ((sm.fusedmax, sm.fusedmax_value), "lam", (-0.1, -1, np.nan, np.array([[0.1], [0.1], [-0.1]]))),
+        ((sm.oscarmax, sm.oscarmax_value), "lam", (-0.1, -1, np.nan, jnp.asarray([[0.1], [0.1], [-0.1]]))),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_hyper_parameters(functions, name, values):
+    for function in functions:
+        for value in values:
+            refuse(lambda: function(X, **{name: value}), name, error=ValueError)  # noqa: B023
+            if np.ndim(value) == 0:
+                refuse(lambda: function(X, **{name: value}), str(value))  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: sm.Tsallis(0.5), ("alpha", "0.5")),
+        (lambda: sm.SquaredPNorm(1.0), ("p", "1.0")),
+        (lambda: sm.SquaredPNorm(3.0), ("p", "3.0")),
+        (lambda: 0.0 * sm.Shannon(), ("gamma", "0.0")),
+        (lambda: -1.0 * sm.SquaredL2(), ("gamma", "-1.0")),
+        (lambda: sm.SquaredL2() + -0.5 * sm.TotalVariation(), ("lam", "-0.5")),
+        (lambda: sm.TotalVariation(np.array([0.1, -0.2])), ("weights", "-0.2")),
+        (lambda: sm.OWL(np.array([0.1, 0.2])), ("weights", "0.2")),
+        (lambda: sm.OWL([0.1, 0.2]), ("weights",)),
+        (lambda: sm.OWL(0.3), ("weights", "0.3")),
+    ],
+)
+def test_regularizers_check_when_they_are_made(build, words):
+    refuse(build, *words)
+
+
+def test_the_algebra_refuses_what_has_no_solution():
+    refuse(lambda: sm.conjugate(sm.Shannon() + sm.SquaredL2()), "Shannon", "SquaredL2")
+    refuse(lambda: sm.conjugate(2.0 * sm.Tsallis(1.5) + 0.1 * sm.TotalVariation() + sm.Shannon()), "Tsallis", "Shannon")
+    refuse(lambda: sm.conjugate(sm.TotalVariation()), "TotalVariation")
+    refuse(lambda: sm.conjugate(0.1 * sm.Oscar()), "Oscar")
+    refuse(lambda: sm.conjugate(0.1 * sm.Oscar() + sm.TotalVariation()), "Oscar")
+    refuse(lambda: sm.conjugate("sparsemax"), "sparsemax")
+    refuse(lambda: sm.conjugate(1.5), "1.5")
+    refuse(lambda: sm.conjugate(None), "None")
+    for wrong in (lambda: sm.Shannon() + 1.0, lambda: sm.Shannon() * sm.SquaredL2(), lambda: sm.Shannon() * "2"):
+        with pytest.raises((TypeError, ValueError)):
+            wrong()
+
+
+def test_shapes_of_hyper_parameters():
+    refuse(lambda: sm.entmax(X, alpha=np.full(4, 1.5)), "alpha", "(4,)", "(3, 4)")
+    refuse(lambda: sm.entmax(X, alpha=np.full((2, 1), 1.5)), "alpha", "(2, 1)", "(3, 4)")
+    refuse(lambda: sm.sparsemax(X, gamma=np.ones((3, 4))), "gamma", "(3, 4)")
+    refuse(lambda: sm.fusedmax(X, lam=np.ones(3)), "lam", "(3,)")
+    op = sm.conjugate(sm.SquaredL2() + sm.TotalVariation(np.ones(4)))
+    refuse(lambda: op.argmax(X), "weights", "(4,)", "3")
+    op = sm.conjugate(sm.SquaredL2() + sm.OWL(np.ones(3)))
+    refuse(lambda: op.max(X), "weights", "(3,)", "4")
+
+
+def test_errors_are_the_same_under_jit():
+    """Shapes and static arguments are known while tracing; only values are not."""
+    refuse(lambda: jax.jit(lambda x: sm.sparsemax(x, 7))(X), "axis", "7")
+    refuse(lambda: jax.jit(lambda x: sm.sparsemax(x, where=jnp.ones(3, bool)))(X), "where", "(3,)")
+    refuse(lambda: jax.jit(lambda x: sm.entmax(x, alpha=0.5))(X), "alpha", "0.5")
+    refuse(lambda: jax.vmap(lambda x: sm.sparsemax(x, 1))(X), "axis", "1")
+
+
+BAD = {"gamma": [0.0, -1.0, np.nan, np.inf], "alpha": [0.5, 0.0, -2.0, np.nan], "p": [1.0, 0.5, 2.5, np.nan], "tv": [-0.1, np.nan], "oscar": [-0.1, np.nan], "owl": [-0.1, np.nan]}
+
+
+@cases.each([case for case in cases.FAMILIES if case.family.base != "coupled"])
+def test_traced_values_out_of_range_give_nan(case):
+    """Not a plausible number: in the rows concerned, and only in them, for weights and values."""
+    for name in set(BAD) & set(case.values):
+        x = cases.scores(len(BAD[name]) + 1, seed=110)
+        params = {k: np.broadcast_to(v, (cases.B, *np.shape(v))).copy() if np.ndim(v) else np.full((cases.B, 1), float(v)) for k, v in case.params().items()}
+        params[name][: len(BAD[name]), 0] = BAD[name]
+        full = np.zeros((cases.B, cases.D))
+        full[: len(x)] = x
+        (y, value), _ = cases._everything(case.family)(params, full, np.ones(full.shape, bool), np.zeros_like(full), np.zeros(cases.B))
+        bad = np.arange(cases.B) < len(BAD[name])
+        assert np.isnan(y[bad]).all(), (name, np.asarray(y[bad]))
+        assert np.isnan(value[bad]).all(), (name, np.asarray(value[bad]))
+        assert np.isfinite(y[~bad]).all() and np.isfinite(value[~bad]).all()
+
+
+@pytest.mark.parametrize("base", ["l2", "shannon"])
+@pytest.mark.parametrize(("name", "bad"), [("edges", np.array([0.1, -0.1, 0.1, 0.1, 0.1, 0.1, 0.1])), ("weights", np.array([0.5, 0.4, 0.3, 0.35, 0.2, 0.1, 0.0, 0.0]))])
+def test_traced_weights_out_of_range_give_nan(base, name, bad):
+    case = cases.BY_ID[f"{base}+{'edges' if name == 'edges' else 'owl'}"]
+    result = cases.run(case, cases.scores(5), params=case.params() | {name: bad})
+    assert np.isnan(result.y).all() and np.isnan(result.value).all()
+
+
+def test_misspelt_and_positional_arguments():
+    """`where`, gamma and the hyper-parameter are keyword-only; nothing is accepted and ignored."""
+    with pytest.raises(TypeError):
+        sm.entmax(X, -1, 1.5)
+    with pytest.raises(TypeError):
+        sm.sparsemax(X, alpha=1.5)
+    with pytest.raises(TypeError):
+        sm.sparsemax(X, mask=X > 0)

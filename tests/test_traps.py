@@ -1,0 +1,169 @@
+"""The traps of DESIGN section 4 that no law contains already, each named after the mistake."""
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from cases import D
+
+import smoothmax as sm
+
+
+def test_one_hot_and_tiny_inputs_do_not_hide_a_wrong_operator():
+    """Dense supports: the mean of a wide normal row under each mapping differs from each other mapping."""
+    x = np.random.default_rng(130).normal(size=(1, 40)) * 0.2
+    answers = [f(x) for f in (sm.softmax, sm.sparsemax, sm.entmax, sm.pnormmax, sm.fusedmax, sm.oscarmax)]
+    for i, one in enumerate(answers):
+        for other in answers[:i]:
+            assert np.abs(one - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("function", [sm.softmax, sm.sparsemax, sm.entmax, sm.pnormmax, sm.fusedmax, sm.oscarmax])
+def test_mask_fill_with_a_large_negative_number_gives_uniform_weights_on_masked_rows(function):
+    np.testing.assert_array_equal(function(jnp.ones((2, 4)), where=jnp.zeros((2, 4), bool)), 0.0)
+    # and a score of -1e30 is a score, not a mask: alone in its row it gets all the weight
+    where = jnp.array([[True, False, False, False]])
+    np.testing.assert_array_equal(function(jnp.full((1, 4), -1e30), where=where), [[1.0, 0, 0, 0]])
+    np.testing.assert_allclose(function(jnp.full((1, 4), -1e30)), 0.25, atol=1e-15)
+
+
+def test_support_size_counted_over_the_batch_instead_of_the_row():
+    """Rows of support 1 to 8 in one batch, forward and backward."""
+    x = np.where(np.arange(D) <= np.arange(D)[:, None], 0.0, -9.0)
+    result = cases.run(cases.BY_ID["sparsemax-gamma1.0"], x, v=np.tile(np.arange(D) ** 2.0, (D, 1)))
+    for k in range(1, D + 1):
+        np.testing.assert_allclose(result.y[k - 1, :k], 1 / k, atol=1e-15)
+        squares = np.arange(k) ** 2.0
+        np.testing.assert_allclose(result.x_bar[k - 1, :k], squares - squares.mean(), atol=1e-12)
+        assert (result.x_bar[k - 1, k:] == 0).all()
+
+
+@pytest.mark.parametrize("id", ["sparsemax-gamma1.0", "entmax1.5", "entmax2.0", "pnormmax1.5", "pnormmax2.0", "l2+oscar"])
+def test_half_a_gradient_at_a_kink(id):
+    """Scores exactly on the threshold: the Jacobian is that of one of the two supports, not their mean
+    (grad of maximum(x, 0) at 0 is 0.5)."""
+    case = cases.BY_ID[id]
+    x = np.array([[0.0, -1.0, -1, -5, -5, -5, -5, -5]]) * (2 if case.alpha == 1.5 else 1)
+    jacobian = cases.jacobians(case, x)[0]
+    y = cases.run(case, x).y[0]
+    np.testing.assert_allclose(y, np.eye(D)[0], atol=1e-12)
+    if id == "l2+oscar":
+        return
+    one = np.zeros((D, D))
+    candidates = [one]
+    if id in ("sparsemax-gamma1.0", "entmax2.0", "pnormmax2.0"):
+        for support in ([0, 1], [0, 2], [0, 1, 2]):
+            s = np.isin(np.arange(D), support).astype(float)
+            candidates.append(np.diag(s) - np.outer(s, s) / s.sum())
+    assert min(np.abs(jacobian - c).max() for c in candidates) < 1e-9, jacobian
+
+
+@pytest.mark.parametrize("id", ["entmax2.5", "entmax4.0", "entmax2.0", "entmax1.5"])
+def test_entmax_hessian_takes_y_to_a_negative_power_at_zero(id):
+    """y^(2 - alpha) at y = 0 is infinite beyond alpha = 2."""
+    case = cases.BY_ID[id]
+    x = np.array([[3.0, 2.9, 0, -1, -2, -3, -4, -5]])
+    assert (cases.run(case, x).y == 0).any()
+    jacobian = cases.jacobians(case, x)[0]
+    assert np.isfinite(jacobian).all() and np.abs(jacobian).max() > 0.1
+    hessian = jax.hessian(sm.forward_mode(sm.conjugate(sm.Tsallis(case.alpha))).max)(jnp.asarray(x[0]))
+    np.testing.assert_allclose(hessian, jacobian, atol=1e-11)
+    second = jax.jacrev(jax.jacrev(lambda x: sm.entmax(x, alpha=case.alpha)))(jnp.asarray(x[0]))
+    assert np.isfinite(second).all()
+
+
+def test_bfloat16_counts_saturate_at_256():
+    """The support of 1000 ties counted in bfloat16 would be 256."""
+    for dtype in (jnp.bfloat16, jnp.float16):
+        x = jnp.zeros((1, 1000), dtype)
+        for function in (sm.softmax, sm.sparsemax, sm.entmax, sm.pnormmax, sm.fusedmax, sm.oscarmax):
+            np.testing.assert_allclose(np.asarray(function(x), float), 1e-3, rtol=float(jnp.finfo(dtype).eps))
+        _, pull = jax.vjp(sm.sparsemax, x)
+        (x_bar,) = pull(jnp.ones_like(x))
+        np.testing.assert_array_equal(np.asarray(x_bar, float), 0)
+        (x_bar,) = pull(jnp.zeros_like(x).at[0, 0].set(1))
+        np.testing.assert_allclose(np.asarray(x_bar, float)[0, 0], 0.999, rtol=float(jnp.finfo(dtype).eps))
+
+
+def test_absolute_tolerances_when_groups_are_found():
+    """Scores of order 1e-6 that differ by 1e-7 are different scores: groups follow from the problem, not
+    from a tolerance such as 1e-5, and the Jacobian is the same at each scale."""
+    for id in ("l2+tv", "l2+oscar", "tsallis+edges", "pnorm+owl"):
+        case = cases.BY_ID[id]
+        x = cases.scores(6, seed=131)[2:]
+        for scale in (1e-7, 1e6):
+            params = case.params() | {"gamma": case.params()["gamma"] * scale}
+            v = np.random.default_rng(132).normal(size=x.shape)
+            here, there = cases.run(case, x, v=v), cases.run(case, x * scale, v=v, params=params)
+            np.testing.assert_allclose(there.y, here.y, atol=1e-12)
+            np.testing.assert_allclose(there.x_bar * scale, here.x_bar, atol=1e-10 * max(1, np.abs(here.x_bar).max()))
+
+
+def test_marginals_contradict_each_other_on_ties():
+    """Isotonic regression on integers, where two-sided marginals came out wrong by 0.25."""
+    rng = np.random.default_rng(133)
+    x = rng.integers(-2, 3, size=(cases.B, D)).astype(float)
+    for id, params in (("l2+oscar", {"oscar": 0.25}), ("l2+tv", {"tv": 0.5}), ("l2+tv", {"tv": 1.0}), ("l2+oscar", {"oscar": 1.0})):
+        case = cases.BY_ID[id]
+        params = case.params() | params
+        np.testing.assert_allclose(cases.run(case, x, params=params).y, case.expected(x, params=params)[0], atol=1e-13)
+
+
+def test_oscar_sorted_by_absolute_value():
+    """Negative scores: |x| in the prox is off by 0.1 to 0.2 and breaks shift invariance."""
+    case = cases.BY_ID["l2+oscar"]
+    params = {"gamma": 1.0, "oscar": 0.2}
+    x = np.random.default_rng(134).normal(size=(cases.B, D)) - 1.0
+    np.testing.assert_allclose(cases.run(case, x, params=params).y, case.expected(x, params=params)[0], atol=1e-12)
+    np.testing.assert_allclose(cases.run(case, x + 5, params=params).y, case.expected(x, params=params)[0], atol=1e-12)
+
+
+def test_two_penalties_in_the_other_order():
+    """Total variation first, then Oscar; swapped it is off by 0.01 and more."""
+    case = cases.BY_ID["l2+tv+oscar"] if "l2+tv+oscar" in cases.BY_ID else None
+    x = np.random.default_rng(135).normal(size=(20, 6))
+    op = sm.conjugate(sm.SquaredL2() + 0.3 * sm.TotalVariation() + 0.2 * sm.Oscar())
+    got = np.asarray(op(x))
+    for row, y in zip(x[:6], got[:6], strict=True):
+        solution, _ = oracles.conic(row, base="l2", tv=0.3, oscar=0.2)
+        np.testing.assert_allclose(y, solution, atol=3e-5)
+    assert case is not None
+
+
+def test_gradient_reaches_ties_that_rounding_splits():
+    """A plateau computed in float32 keeps its group: each position of it gets the group's mean gradient."""
+    rng = np.random.default_rng(136)
+    x = np.repeat(rng.normal(size=(8, 4)), 16, axis=1).astype(np.float32) + rng.normal(size=(8, 64)).astype(np.float32) * np.float32(0.01)
+    v = rng.normal(size=x.shape).astype(np.float32)
+    y, pull = jax.vjp(lambda x: sm.fusedmax(x, lam=0.3), jnp.asarray(x))
+    (x_bar,) = pull(jnp.asarray(v))
+    expected = np.stack([oracles.argmax(r, base="l2", tv=0.3) for r in x]).astype(float)
+    groups = 0
+    for row, bar in zip(expected, np.asarray(x_bar), strict=True):
+        for segment in np.split(np.arange(64), np.nonzero(np.abs(np.diff(row)) > 1e-15)[0] + 1):
+            groups += len(segment) > 1 and row[segment[0]] > 0
+            assert np.ptp(bar[segment]) == 0
+    assert groups > 8
+
+
+def test_the_value_is_minus_infinity_as_logsumexp():
+    x = jnp.full((2, 3), -jnp.inf)
+    np.testing.assert_array_equal(sm.softmax_value(x), jax.nn.logsumexp(x, -1))
+    np.testing.assert_array_equal(jax.grad(lambda x: sm.softmax_value(x)[0])(x), 0.0)
+
+
+def test_standard_session(no_x64):
+    """No 64-bit types: everything still float32, and float32 accuracy."""
+    x = cases.scores(5, 7, dtype=np.float32)
+    for function, problem in (
+        (sm.softmax, {"base": "shannon"}),
+        (sm.entmax, {"base": "tsallis", "alpha": 1.5}),
+        (sm.pnormmax, {"base": "pnorm", "p": 1.5}),
+        (sm.fusedmax, {"base": "l2", "tv": 0.1}),
+        (sm.oscarmax, {"base": "l2", "oscar": 0.01}),
+    ):
+        y, pull = jax.vjp(function, x)
+        assert y.dtype == pull(y)[0].dtype == jnp.float32
+        np.testing.assert_allclose(y, oracles.rows(oracles.masked_argmax, x, **problem).astype(float), atol=6e-6)
