@@ -165,7 +165,7 @@ def write_picture(out: pathlib.Path, shown: dict[str, list[dict]]):
             rows, title = [f"{name}{f': {answer[1]}' if answer else ''}"], ""
         panels.append((title, rows, np.array(one["weights"])))
     title = re.sub(r"\s*\([^()]*\)$", "", first["rows"][0].replace("\n", " ")) if single else ""
-    save_heatmaps(out / "comparison.png", first["source"], panels, title, columns=1 if single else 3)
+    save_heatmaps(out / "comparison.png", first["source"], panels, title)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 # The smallest weight is a visible blue, so that only an exact zero looks like paper.
 _COLOURS = LinearSegmentedColormap.from_list("attention", ["#d6e6f4", "#6aaed6", "#08306b"])
 _COLOURS.set_bad("white")
-_CELL = 0.3  # inches
+_CELL, _WIDEST = 0.3, 16.0  # inches
 
 
 def _draw(axes, source: Sequence[str], target: Sequence[str], weights: np.ndarray, largest: float, words: bool):
@@ -43,19 +43,19 @@ def save_heatmaps(
     source: Sequence[str],
     panels: Sequence[tuple[str, Sequence[str], np.ndarray]],
     title: str = "",
-    columns: int = 1,
 ):
     """One panel (title, target words, weights (T, S)) for each mapping, all over the same source."""
-    columns = min(columns, len(panels))
+    single = all(len(target) == 1 for _, target, _ in panels)
+    left = _label_width([label for _, target, _ in panels for label in target])
+    wide, bar = len(source) * _CELL, 0.6
+    columns = 1 if single else min(len(panels), max(int(_WIDEST / (left + wide)), 1))
     rows = -(-len(panels) // columns)
     tallest = [max(len(panel[1]) for panel in panels[row * columns : (row + 1) * columns]) for row in range(rows)]
     lines = max((label.count("\n") + 1 for _, target, _ in panels for label in target), default=1)
-    left = _label_width([label for _, target, _ in panels for label in target])
-    bottom, head, gap = _label_width(source), 0.75 if title else 0.4, 0.35
+    named = any(name for name, _, _ in panels)
+    bottom, head, gap = _label_width(source), 0.15 + 0.3 * bool(title) + 0.25 * named, 0.3 * named
     cell = _CELL * max(1.0, 0.55 * lines)
-    wide, bar = len(source) * _CELL, 0.6
     # Words below every panel where panels stand in a grid; only below the last one in a column of single rows.
-    single = columns == 1 and max(tallest) == 1
     heights = [max(count, 1) * cell for count in tallest]
     below = [bottom if not single or row == rows - 1 else 0.05 for row in range(rows)]
     total_width = columns * (left + wide + 0.1) + bar + 0.3

@@ -129,8 +129,11 @@ def dot_product_attention(
             f"scale has shape {jnp.shape(scale)} but must be a scalar; multiply `query` by an "
             "array of scales and pass scale=1.0."
         )
+    if not callable(mapping):
+        raise TypeError(f"mapping is {mapping!r} but must be callable, such as smoothmax.sparsemax.")
     if block_size is not None:
-        block_size = operator.index(block_size)
+        if not isinstance(block_size, int):
+            raise TypeError(f"block_size is {block_size!r} but must be a Python integer, or None.")
         if block_size < 1:
             raise ValueError(f"block_size is {block_size} but must be at least 1, or None.")
         if return_weights:
@@ -234,8 +237,8 @@ def _attend_core(
     weights = mapping(scores, axis=-1, where=where)
     if jnp.shape(weights) != scores.shape:
         raise ValueError(
-            f"mapping returned shape {jnp.shape(weights)} for scores of shape {scores.shape}, one weight for each score "
-            "was expected: pass a mapping such as smoothmax.sparsemax, not its value twin, and let hyper-parameters "
+            f"mapping returned shape {jnp.shape(weights)} for scores of shape {scores.shape}: it must give one weight "
+            "for each score. Pass a mapping such as smoothmax.sparsemax, not its value twin, and let hyper-parameters "
             "broadcast to the scores, for example in shape (heads, 1, 1)"
         )
     applied = weights if change_weights is None else change_weights(weights)

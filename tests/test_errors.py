@@ -1,5 +1,7 @@
 """Bad input: a message that names the argument, the value and the remedy; NaN where values are traced."""
 
+import re
+
 import cases
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ FUNCTIONS = [
     for name in ("softmax", "sparsemax", "entmax", "pnormmax", "fusedmax", "oscarmax")
     for suffix in ("", "_value")
 ]
-REMEDY = r"(?i)\b(use|choose|give|pass|add|insert|wrap|drop|pad|mask|compare|convert|write|combine|sort|make|build|replace|instead|for example)\b"
+REMEDY = r"(?i)\b(must|see|use|choose|give|pass|add|insert|wrap|drop|pad|mask|compare|convert|write|combine|sort|make|build|replace|instead|for example)\b"
 
 
 def refuse(call, *words, error=(ValueError, TypeError)):
@@ -23,8 +25,6 @@ def refuse(call, *words, error=(ValueError, TypeError)):
     message = str(caught.value)
     for word in words:
         assert word in message, f"{word!r} is not in: {message}"
-    import re
-
     assert re.search(REMEDY, message), f"no remedy in: {message}"
 
 

@@ -66,8 +66,9 @@ def interior_point(gradient, x):
         c, tangent = jax.linearize(gradient, y)
         c = jnp.where(allowed, c - x, 0)
         # The aim falls, in the end superlinearly, after each step that was nearly whole.
+        mu = jnp.max(y * z, -1, keepdims=True)
         fall = jnp.minimum(0.1, jnp.sqrt(mu / scale))
-        mu = jnp.maximum(jnp.where(moved > 0.8, fall, 1) * mu, eps**2 / 10 * scale)
+        mu = jnp.maximum(jnp.where(moved > 0.8, fall, 0.5) * mu, eps**2 / 10 * scale)
         aim = mu / inside
         dy, _, curved = conjugate_gradients(
             lambda v: jnp.where(allowed, tangent(v), 0), jnp.where(allowed, aim - c, 0), allowed, z / inside
@@ -75,11 +76,8 @@ def interior_point(gradient, x):
         dz = aim - z - z / inside * dy
 
         # Not beyond the boundary, and not far beyond the least value of Omega - <x, .> - t sum log along dy.
-        limit = jnp.minimum(1 - 1e-3, 1)
-        t = jnp.minimum(1, limit / jnp.max(jnp.where(allowed, -dy / inside, 0), -1, keepdims=True, initial=limit))
-        t_dual = jnp.minimum(
-            1, limit / jnp.max(jnp.where(z > 0, -dz / jnp.where(z > 0, z, 1), 0), -1, keepdims=True, initial=limit)
-        )
+        t = _reach(inside, dy, fall)
+        z_new = z + _reach(jnp.where(allowed, z, 1), dz, fall) * dz
         level = _total(y * (c - aim))  # dy sums to zero, but only up to rounding
         slope = -_total((c - aim - level) * dy)
         noise = 16 * eps * _total((jnp.abs(c) + aim) * jnp.abs(dy))
@@ -96,12 +94,11 @@ def interior_point(gradient, x):
 
         _, t, _ = lax.while_loop(far, shorten, (0, t, live))
         y_new = jnp.where(live, y + t * dy, y)
-        z_new = jnp.where(live, z + t_dual * dz, z)
         # Multipliers that have lost touch with t / y would spoil the next direction.
         centred = mu / jnp.where(allowed, y_new, 1)
-        z_new = jnp.where(live & allowed, jnp.clip(z_new, 1e-3 * centred, 1e3 * centred), z_new)
+        z_new = jnp.where(live & allowed, jnp.clip(z_new, 1e-3 * centred, 1e3 * centred), z)
         convex = convex & (curved | ~live)
-        settled = (mu <= eps**2 * scale) & (jnp.max(jnp.abs(dy), -1, keepdims=True) <= 16 * eps)
+        settled = (mu <= eps**2 * scale) & jnp.all(jnp.abs(dy) <= jnp.minimum(16 * eps, y / 100), -1, keepdims=True)
         live = live & convex & ~settled & jnp.all(jnp.isfinite(dy), -1, keepdims=True)
         return k + 1, y_new, z_new, mu, t, convex, live
 
@@ -200,6 +197,12 @@ def conjugate_gradients(product, b, face, extra=0.0, tolerance=None):
     bound = min(2 * d + 8, 500)
     _, u, _, _, rho, convex, live = lax.while_loop(lambda s: (s[0] < bound) & jnp.any(s[-1]), step, state)
     return u, rho <= enough, convex
+
+
+def _reach(y, dy, fall):
+    """The longest step up to 1 along dy that keeps y positive."""
+    limit = 1 - 0.01 * fall
+    return limit / jnp.maximum(limit, jnp.max(-dy / y, -1, keepdims=True))
 
 
 def _diagonal(product, face, dtype):

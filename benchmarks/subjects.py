@@ -1,0 +1,162 @@
+"""What is timed: our operators and whichever peers are installed, each as a function of one array of scores.
+
+A subject is prepared for one input and gives two calls without arguments, forward and forward plus backward, each of
+which returns when its result is there. Every subject also names the problem it solves, so that its weights can be
+checked against our operator in float64 before anything is timed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import smoothmax as sm
+
+ALPHA, P, FUSED_LAM, OSCAR_LAM = 1.3, 1.5, 0.1, 0.01
+
+PROBLEMS: dict[str, Callable[..., jax.Array]] = {
+    "softmax": sm.softmax,
+    "sparsemax": sm.sparsemax,
+    "entmax 1.5": lambda x: sm.entmax(x, alpha=1.5),
+    f"entmax {ALPHA}": lambda x: sm.entmax(x, alpha=ALPHA),
+    f"pnormmax {P}": lambda x: sm.pnormmax(x, p=P),
+    "fusedmax": lambda x: sm.fusedmax(x, lam=FUSED_LAM),
+    "oscarmax": lambda x: sm.oscarmax(x, lam=OSCAR_LAM),
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One prepared computation. `compiled` is XLA's program, where there is one."""
+
+    run: Callable[[], Any]
+    compiled: Any = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    name: str
+    problem: str
+    prepare: Callable[[np.ndarray, np.ndarray, str], tuple[Call, Call]]
+    """From scores, a cotangent and a dtype name to the calls (forward, forward plus backward)."""
+
+    ours: bool = False
+
+
+def of_jax(mapping: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray, np.ndarray, str], tuple[Call, Call]]:
+    """Prepares a JAX function: the whole computation compiled ahead of time."""
+
+    def prepare(scores: np.ndarray, cotangent: np.ndarray, dtype: str) -> tuple[Call, Call]:
+        x, w = jnp.asarray(scores, dtype), jnp.asarray(cotangent, dtype)
+
+        def both(x: jax.Array, w: jax.Array) -> Any:
+            y, vjp = jax.vjp(mapping, x)
+            return y, *vjp(w)
+
+        forward = jax.jit(lambda x: mapping(x)).lower(x).compile()
+        backward = jax.jit(both).lower(x, w).compile()
+        return (
+            Call(lambda: jax.block_until_ready(forward(x)), forward),
+            Call(lambda: jax.block_until_ready(backward(x, w)), backward),
+        )
+
+    return prepare
+
+
+def of_torch(mapping: Callable[[Any], Any]) -> Callable[[np.ndarray, np.ndarray, str], tuple[Call, Call]]:
+    """Prepares a PyTorch function of a tensor."""
+    import torch
+
+    def prepare(scores: np.ndarray, cotangent: np.ndarray, dtype: str) -> tuple[Call, Call]:
+        x = torch.tensor(scores, dtype=getattr(torch, dtype), requires_grad=True)
+        w = torch.tensor(cotangent, dtype=getattr(torch, dtype))
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return mapping(x)
+
+        def both() -> Any:
+            y = mapping(x)
+            return y, *torch.autograd.grad(y, x, w)
+
+        return Call(forward), Call(both)
+
+    return prepare
+
+
+def baseline() -> Subject:
+    return Subject("jax.nn.softmax", "softmax", of_jax(jax.nn.softmax))
+
+
+def ours() -> Iterator[Subject]:
+    for problem, mapping in PROBLEMS.items():
+        yield Subject(f"smoothmax {problem}", problem, of_jax(mapping), ours=True)
+
+
+def peers() -> Iterator[Subject]:
+    """Other libraries' functions for the same problems, as far as they can be imported."""
+    if _installed("torch"):
+        import torch
+
+        yield Subject("torch.softmax", "softmax", of_torch(lambda x: torch.softmax(x, -1)))
+    if _installed("torch") and _installed("entmax"):
+        import entmax
+
+        for name, problem, mapping in (
+            ("sparsemax (sort)", "sparsemax", lambda x: entmax.sparsemax(x, -1)),
+            ("sparsemax (top 50)", "sparsemax", lambda x: entmax.sparsemax(x, -1, k=min(50, x.shape[-1]))),
+            ("sparsemax (bisection)", "sparsemax", lambda x: entmax.sparsemax_bisect(x, -1)),
+            ("entmax15 (sort)", "entmax 1.5", lambda x: entmax.entmax15(x, -1)),
+            ("entmax15 (top 50)", "entmax 1.5", lambda x: entmax.entmax15(x, -1, k=min(50, x.shape[-1]))),
+            ("entmax (bisection)", f"entmax {ALPHA}", lambda x: entmax.entmax_bisect(x, ALPHA, -1)),
+        ):
+            yield Subject(f"PyTorch entmax {name}", problem, of_torch(mapping))
+    if _installed("jaxopt"):
+        from jaxopt.projection import projection_simplex  # pyright: ignore[reportMissingImports]
+
+        yield Subject("jaxopt projection_simplex", "sparsemax", of_jax(jax.vmap(lambda x: projection_simplex(x))))
+    if _installed("softjax"):
+        softjax: Any = importlib.import_module("softjax")
+        if hasattr(softjax, "sparsemax"):
+            yield Subject("softjax sparsemax", "sparsemax", of_jax(softjax.sparsemax))
+    if _installed("torch") and _installed("torchsparseattn"):
+        torchsparseattn: Any = importlib.import_module("torchsparseattn")
+        import torch
+
+        fusedmax, oscarmax = torchsparseattn.Fusedmax(FUSED_LAM), torchsparseattn.Oscarmax(OSCAR_LAM)
+        for problem, layer in (("fusedmax", fusedmax), ("oscarmax", oscarmax)):
+            mapping = lambda x, layer=layer: layer(x, torch.full(x.shape[:1], x.shape[1]))  # noqa: E731
+            yield Subject(f"torchsparseattn {problem}", problem, of_torch(mapping))
+
+
+def check(subject: Subject, scores: np.ndarray, cotangent: np.ndarray, dtype: str) -> str | None:
+    """None if the subject solves its problem, else what is wrong: the reference is our operator in float64."""
+    forward, both = subject.prepare(scores, cotangent, dtype)
+    with jax.enable_x64(True):
+        y, vjp = jax.vjp(PROBLEMS[subject.problem], jnp.asarray(scores, jnp.float64))
+        expected = np.asarray(y), np.asarray(vjp(jnp.asarray(cotangent, jnp.float64))[0])
+    tolerance = {"float32": 1e-4, "bfloat16": 3e-2}[dtype]
+    got = [_numpy(forward.run()), *map(_numpy, both.run())]
+    for name, actual, wanted in zip(("forward", "weights", "gradient"), got, (expected[0], *expected), strict=True):
+        # A score near a threshold may change sides by its rounding: judge the gradient by its mean error.
+        gap = np.abs(actual - wanted)
+        error = gap.mean() if name == "gradient" else gap.max()
+        if not error <= tolerance:
+            return f"{subject.name}: {name} off by {error:.1e} in {dtype} at {scores.shape}"
+    return None
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _numpy(array: Any) -> np.ndarray:
+    if hasattr(array, "detach"):
+        array = array.detach().float().numpy()
+    return np.asarray(array, np.float64)

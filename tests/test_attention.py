@@ -1,0 +1,255 @@
+"""`dot_product_attention` against `jax.nn.dot_product_attention`, and what it promises beyond it."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import smoothmax as sm
+from smoothmax._attention import dot_product_attention
+
+B, T, S, N, K, H = 2, 7, 9, 4, 2, 8
+f32 = jnp.float32
+
+
+def draw(seed, *shape, dtype=f32):
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+@pytest.fixture(scope="module")
+def qkv():
+    return draw(0, B, T, N, H), draw(1, B, S, K, H), draw(2, B, S, K, H)
+
+
+OPTIONS = {
+    "bias": draw(3, 1, N, T, S),
+    "mask": jax.random.bernoulli(jax.random.key(4), 0.7, (B, 1, T, S)).at[:, :, 2].set(False),
+    "scale": 0.3,
+    "is_causal": True,
+    "query_seq_lengths": jnp.array([5, 7], jnp.int32),
+    "key_value_seq_lengths": jnp.array([4, 9], jnp.int32),
+    "local_window_size": (3, 1),
+}
+PAIRS = [c for r in (0, 1, 2) for c in itertools.combinations(OPTIONS, r)]
+
+MAPPINGS = {
+    "softmax": sm.softmax,
+    "sparsemax": sm.sparsemax,
+    "entmax": partial(sm.entmax, alpha=1.4),
+    "pnormmax": sm.pnormmax,
+    "fusedmax": sm.fusedmax,
+    "oscarmax": sm.oscarmax,
+    "conjugate": sm.conjugate(0.5 * (sm.Tsallis(1.7) + 0.1 * sm.TotalVariation())),
+}
+
+
+def visible(options):
+    """Which keys each query may see, written once more, position by position, for (B, N, T, S)."""
+    seen = np.ones((B, N, T, S), bool)
+    for b, n, t, s in np.ndindex(*seen.shape):
+        left, right = options.get("local_window_size", (S, S))
+        seen[b, n, t, s] = (
+            (not options.get("is_causal") or s <= t)
+            and t < options.get("query_seq_lengths", [T] * B)[b]
+            and s < options.get("key_value_seq_lengths", [S] * B)[b]
+            and t - left <= s <= t + right
+        )
+    return seen & np.broadcast_to(np.asarray(options.get("mask", True)), seen.shape)
+
+
+@pytest.mark.parametrize("names", PAIRS, ids="+".join)
+def test_softmax_is_jax_nn_on_each_option_and_pair(qkv, names):
+    options = {name: OPTIONS[name] for name in names}
+    output, weights = dot_product_attention(*qkv, **options, return_weights=True)
+    with jax.numpy_dtype_promotion("standard"):
+        expected = jax.nn.dot_product_attention(*qkv, **options)
+    seen = visible(options)
+    alive = seen.any(-1).swapaxes(1, 2)[..., None]
+    np.testing.assert_allclose(output, np.where(alive, expected, 0), atol=2e-5)
+    assert not weights[~seen].any()
+    assert output.dtype == f32 and output.shape == (B, T, N, H) and weights.shape == (B, N, T, S)
+    if names in [(), ("bias",), ("scale",), ("key_value_seq_lengths",)]:  # no dead row: gradients too
+        ours = jax.grad(lambda *qkv: jnp.sum(dot_product_attention(*qkv, **options) ** 2), (0, 1, 2))(*qkv)
+        with jax.numpy_dtype_promotion("standard"):
+            theirs = jax.grad(lambda *qkv: jnp.sum(jax.nn.dot_product_attention(*qkv, **options) ** 2), (0, 1, 2))(*qkv)
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_key_heads_serve_consecutive_query_heads(key_heads):
+    q, k, v = draw(0, B, T, N, H), draw(1, B, S, key_heads, H), draw(2, B, S, key_heads, H)
+    repeated = [jnp.repeat(a, N // key_heads, axis=2) for a in (k, v)]
+    np.testing.assert_allclose(dot_product_attention(q, k, v), dot_product_attention(q, *repeated), atol=1e-6)
+
+
+def test_without_batch_axis(qkv):
+    q, k, v = (a[0] for a in qkv)
+    mask = OPTIONS["mask"][0]
+    output, weights = dot_product_attention(q, k, v, mask=mask, return_weights=True)
+    expected, expected_weights = dot_product_attention(*qkv, mask=OPTIONS["mask"], return_weights=True)
+    assert output.shape == (T, N, H) and weights.shape == (N, T, S)
+    np.testing.assert_allclose(output, expected[0], atol=1e-6)
+    np.testing.assert_allclose(weights, expected_weights[0], atol=1e-6)
+    lengths = {"key_value_seq_lengths": jnp.array([4])}
+    expected = dot_product_attention(q, k[:4], v[:4])
+    np.testing.assert_allclose(dot_product_attention(q, k, v, **lengths), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(S,), (T, 1), (T, S), (N, 1, S), (1, N, T, 1), (B, 1, 1, S)])
+def test_mask_and_bias_broadcast_from_any_shape(qkv, shape):
+    mask = jax.random.bernoulli(jax.random.key(5), 0.6, shape)
+    full = jnp.broadcast_to(mask.reshape((1,) * (4 - mask.ndim) + mask.shape), (B, N, T, S))
+    np.testing.assert_allclose(
+        dot_product_attention(*qkv, mask=mask), dot_product_attention(*qkv, mask=full), atol=1e-6
+    )
+    bias = draw(6, *shape)
+    full = jnp.broadcast_to(bias.reshape((1,) * (4 - bias.ndim) + bias.shape), (B, N, T, S))
+    np.testing.assert_allclose(
+        dot_product_attention(*qkv, bias=bias), dot_product_attention(*qkv, bias=full), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
+def test_each_mapping_gets_the_scores_and_the_mask(qkv, name):
+    q, k, v = qkv
+    mapping = MAPPINGS[name]
+    options = {"mask": OPTIONS["mask"], "is_causal": True}
+    output, weights = dot_product_attention(q, k, v, mapping=mapping, **options, return_weights=True)
+    seen = visible(options)
+    k, v = (np.repeat(np.asarray(a), N // K, axis=2) for a in (k, v))
+    scores = jnp.asarray(np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(H))
+    expected = mapping(scores, where=jnp.asarray(seen))
+    np.testing.assert_allclose(weights, expected, atol=1e-5)
+    np.testing.assert_allclose(output, np.einsum("bnts,bsnh->btnh", expected, v), atol=1e-5)
+    assert not weights[~seen].any()
+
+
+@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "fusedmax"])
+def test_queries_that_see_nothing_give_zeros_and_zero_gradients(qkv, name, block_size):
+    mask = OPTIONS["mask"]
+    attend = partial(dot_product_attention, mask=mask, mapping=MAPPINGS[name], block_size=block_size)
+    loss = jax.jit(jax.value_and_grad(lambda q, k, v: (lambda o: (jnp.sum(o**2), o))(attend(q, k, v)), (0, 1, 2), True))
+    (_, output), grads = loss(*qkv)
+    assert not output[:, 2].any() and output[:, 3].all()
+    assert not grads[0][:, 2].any()
+    assert all(jnp.isfinite(g).all() for g in grads)
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_padding_may_hold_anything(qkv, block_size):
+    """Rows past either length, and keys that no query may see, have no influence on values or gradients."""
+    lengths = {k: OPTIONS[k] for k in ("query_seq_lengths", "key_value_seq_lengths")}
+    q, k, v = qkv
+    pad_q = jnp.arange(T)[None, :, None, None] >= lengths["query_seq_lengths"][:, None, None, None]
+    pad_k = jnp.arange(S)[None, :, None, None] >= lengths["key_value_seq_lengths"][:, None, None, None]
+    dirty = jnp.where(pad_q, jnp.nan, q), jnp.where(pad_k, jnp.inf, k), jnp.where(pad_k, jnp.nan, v)
+
+    def loss(q, k, v, **options):
+        return jnp.sum(dot_product_attention(q, k, v, mapping=sm.sparsemax, block_size=block_size, **options) ** 2)
+
+    grad = jax.value_and_grad(loss, (0, 1, 2))
+    clean = grad(*qkv, **lengths)
+    for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(grad(*dirty, **lengths)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    key_mask = {"mask": ~pad_k[:, None, None, :, 0, 0]}
+    dirty_keys = (q, *dirty[1:])
+    for a, b in zip(jax.tree.leaves(grad(*qkv, **key_mask)), jax.tree.leaves(grad(*dirty_keys, **key_mask)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_dtypes(qkv):
+    """Scores and mapping in float32 for the small dtypes, in float64 for float64; the output in the input's."""
+    seen = []
+
+    def spy(scores, axis=-1, *, where=None):
+        seen.append(scores.dtype)
+        return sm.softmax(scores, axis, where=where)
+
+    exact = dot_product_attention(*(a.astype(jnp.float64) for a in qkv))
+    for dtype, tolerance in [(jnp.bfloat16, 2e-2), (jnp.float16, 2e-3), (f32, 1e-6), (jnp.float64, 0)]:
+        low = [a.astype(dtype) for a in qkv]
+        output, weights = dot_product_attention(*low, mapping=spy, return_weights=True)
+        compute = jnp.float64 if dtype == jnp.float64 else f32
+        assert output.dtype == dtype and weights.dtype == compute and seen[-1] == compute
+        np.testing.assert_allclose(output.astype(jnp.float64), exact, atol=tolerance)
+        grads = jax.grad(lambda *a: jnp.sum(dot_product_attention(*a).astype(f32)), (0, 1, 2))(*low)
+        assert all(g.dtype == dtype for g in grads)
+    bias = OPTIONS["bias"].astype(jnp.bfloat16)  # a bias of another dtype does not lower the scores' dtype
+    assert dot_product_attention(*qkv, bias=bias).dtype == f32
+
+
+def test_values_may_have_another_head_size(qkv):
+    q, k, v = qkv
+    wide = jnp.concatenate([v, 2 * v], axis=-1)
+    for block_size in (None, 4):
+        output = dot_product_attention(q, k, wide, block_size=block_size)
+        np.testing.assert_allclose(output[..., H:], 2 * dot_product_attention(q, k, v), atol=1e-5)
+
+
+def test_hyper_parameters_for_each_head_have_gradients(qkv):
+    def loss(alpha, block_size):
+        mapping = partial(sm.entmax, alpha=alpha[:, None, None])
+        return jnp.sum(dot_product_attention(*qkv, mapping=mapping, is_causal=True, block_size=block_size) ** 2)
+
+    alpha = jnp.linspace(1.2, 1.8, N, dtype=f32)
+    whole = jax.grad(loss)(alpha, None)
+    blocked = jax.grad(loss)(alpha, 3)
+    assert jnp.abs(whole).min() > 1e-3
+    np.testing.assert_allclose(whole, blocked, rtol=1e-4, atol=1e-5)
+    step = 1e-2
+    for i in range(N):
+        e = jnp.zeros(N, f32).at[i].set(step)
+        difference = (loss(alpha + e, None) - loss(alpha - e, None)) / (2 * step)
+        np.testing.assert_allclose(whole[i], difference, rtol=2e-2, atol=1e-2)
+
+
+def test_vmap_and_jit_agree_with_a_loop(qkv):
+    q, k, v = qkv
+    attend = partial(dot_product_attention, mapping=sm.sparsemax, is_causal=True)
+    expected = attend(q, k, v)
+    np.testing.assert_allclose(jax.vmap(attend)(q, k, v), expected, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(partial(attend, block_size=4))(q, k, v), expected, atol=1e-6)
+
+
+# --- Bad input: each error names the argument, what it got and what to do -------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "change", "words"),
+    [
+        (ValueError, {"query": jnp.zeros((T, H))}, ["query", "(7, 8)", "(B, T, N, H)"]),
+        (ValueError, {"key": jnp.zeros((S, K, H), f32)}, ["key", "(9, 2, 8)", "(2, 7, 4, 8)", "batch axis"]),
+        (ValueError, {"key": jnp.zeros((3, S, K, H), f32)}, ["key", "(3, 9, 2, 8)", "(2, 7, 4, 8)", "batch"]),
+        (ValueError, {"key": jnp.zeros((B, S, K, 5), f32)}, ["key", "(2, 9, 2, 5)", "(2, 7, 4, 8)", "head size"]),
+        (ValueError, {"value": jnp.zeros((B, 8, K, H), f32)}, ["value", "(2, 8, 2, 8)", "(2, 9, 2, 8)"]),
+        (ValueError, {"query": jnp.zeros((B, T, 3, H), f32)}, ["query", "(2, 7, 3, 8)", "(2, 9, 2, 8)", "multiple"]),
+        (TypeError, {"key": jnp.zeros((B, S, K, H), jnp.float64)}, ["key", "float64", "float32", "cast"]),
+        (TypeError, {"query": jnp.zeros((B, T, N, H), jnp.int32)}, ["query", "int32", "cast"]),
+        (TypeError, {"mask": jnp.ones((T, S), f32)}, ["mask", "float32", "boolean", "mask != 0"]),
+        (ValueError, {"mask": jnp.ones((B, S), bool)}, ["mask", "(2, 9)", "(2, 4, 7, 9)", "mask[:, None, None, :]"]),
+        (ValueError, {"mask": jnp.ones((1, B, N, T, S), bool)}, ["mask", "(1, 2, 4, 7, 9)", "(2, 4, 7, 9)"]),
+        (ValueError, {"bias": jnp.zeros((B, K, T, S), f32)}, ["bias", "(2, 2, 7, 9)", "(2, 4, 7, 9)"]),
+        (TypeError, {"bias": jnp.ones((T, S), bool)}, ["bias", "boolean", "mask"]),
+        (ValueError, {"scale": jnp.ones((N,), f32)}, ["scale", "(4,)", "scalar"]),
+        (ValueError, {"query_seq_lengths": jnp.ones((3,), jnp.int32)}, ["query_seq_lengths", "(3,)", "(2,)"]),
+        (TypeError, {"key_value_seq_lengths": jnp.ones((B,), f32)}, ["key_value_seq_lengths", "float32", "integer"]),
+        (TypeError, {"local_window_size": (1, 2, 3)}, ["local_window_size", "(1, 2, 3)", "pair"]),
+        (TypeError, {"local_window_size": 1.5}, ["local_window_size", "1.5"]),
+        (ValueError, {"block_size": 0}, ["block_size", "0", "at least 1"]),
+        (TypeError, {"block_size": 2.5}, ["block_size", "2.5"]),
+        (ValueError, {"block_size": 2, "return_weights": True}, ["block_size", "return_weights", "leave out"]),
+        (ValueError, {"mapping": lambda x, axis, where: x.sum(axis)}, ["mapping", "(2, 4, 7)", "(2, 4, 7, 9)", "value twin"]),
+        (TypeError, {"mapping": 1.5}, ["mapping", "1.5", "callable"]),
+    ],
+)  # fmt: skip
+def test_bad_input(qkv, error, change, words):
+    arguments = dict(zip(("query", "key", "value"), qkv, strict=True)) | change
+    with pytest.raises(error) as caught:
+        dot_product_attention(**arguments)
+    for word in words:
+        assert word in str(caught.value)

@@ -1,0 +1,122 @@
+"""Attention in blocks of queries: the same numbers, without the score matrix."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_attention import MAPPINGS, OPTIONS, B, H, K, N, S, T, draw
+
+import smoothmax as sm
+from smoothmax._attention import dot_product_attention
+
+f32 = jnp.float32
+QKV = draw(0, B, T, N, H), draw(1, B, S, K, H), draw(2, B, S, K, H)
+
+
+def value_and_grads(block_size, options, mapping=sm.softmax):
+    """Output and gradients in everything that has one, of a loss that weighs all outputs differently."""
+    traced = {k: v for k, v in options.items() if isinstance(v, jax.Array)}
+    static = {k: v for k, v in options.items() if k not in traced}
+    factor = draw(7, B, T, N, H)
+
+    @jax.jit
+    def run(qkv, traced):
+        def loss(qkv, bias):
+            changed = traced if bias is None else traced | {"bias": bias}
+            output = dot_product_attention(*qkv, **changed, **static, mapping=mapping, block_size=block_size)
+            return jnp.sum(factor * output), output
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(qkv, traced.get("bias"))
+
+    return run(QKV, traced)
+
+
+CASES = [
+    *[(c, 3) for c in itertools.chain(itertools.combinations(OPTIONS, 1))],
+    (("bias", "mask"), 2),
+    (("bias", "is_causal"), 2),
+    (("mask", "is_causal", "key_value_seq_lengths"), 1),
+    (("bias", "mask", "local_window_size"), 2),
+    (("is_causal", "local_window_size"), 2),
+    (("is_causal",), 7),
+    (("is_causal",), 100),
+    (tuple(OPTIONS), 2),
+]
+
+
+@pytest.mark.parametrize(("names", "block_size"), CASES)
+def test_blocks_change_nothing(names, block_size):
+    options = {name: OPTIONS[name] for name in names}
+    whole, blocked = value_and_grads(None, options), value_and_grads(block_size, options)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(blocked), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in MAPPINGS if name != "softmax"])
+def test_each_mapping_in_blocks(name):
+    options = {"is_causal": True, "mask": OPTIONS["mask"]}
+    whole = value_and_grads(None, options, MAPPINGS[name])
+    blocked = value_and_grads(3, options, MAPPINGS[name])
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(blocked), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-5)
+
+
+@pytest.mark.parametrize("window", [0, (2, 0), (0, 3), (-1, 2), (1, -2), (20, 20)])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_windows_that_leave_the_keys(window, is_causal):
+    """Slices of the keys are moved inwards at both ends; the mask has to follow them."""
+    attend = partial(dot_product_attention, *QKV, local_window_size=window, is_causal=is_causal)
+    np.testing.assert_allclose(attend(block_size=2), attend(), atol=1e-6)
+
+
+def test_hyper_parameters_of_a_conjugate_built_inside():
+    def loss(theta, block_size):
+        mapping = sm.conjugate(theta["gamma"] * (sm.Tsallis(theta["alpha"]) + theta["lam"] * sm.TotalVariation()))
+        return jnp.sum(dot_product_attention(*QKV, mapping=mapping, block_size=block_size) ** 2)
+
+    theta = {"alpha": jnp.array(1.4, f32), "gamma": jnp.array(0.7, f32), "lam": jnp.array(0.05, f32)}
+    grad = jax.jit(jax.grad(loss), static_argnums=1)
+    whole, blocked = grad(theta, None), grad(theta, 3)
+    for name in theta:
+        assert abs(whole[name]) > 1e-3
+        np.testing.assert_allclose(whole[name], blocked[name], rtol=1e-4)
+
+
+def test_no_row_of_scores_outlives_its_block():
+    """Neither pass holds an array of T times S, and what grows with T alone stays below it."""
+    length, block_size = 1024, 64
+    q = draw(0, 1, length, 1, 16)
+
+    def compiled(block_size):
+        def loss(q, k, v):
+            return jnp.sum(dot_product_attention(q, k, v, mapping=sm.sparsemax, is_causal=True, block_size=block_size))
+
+        return jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, q, q).compile()
+
+    scores = 4 * length**2
+    assert compiled(None).memory_analysis().temp_size_in_bytes > scores
+    blocked = compiled(block_size)
+    assert blocked.memory_analysis().temp_size_in_bytes < scores / 2
+    assert f"{length},{length}" not in blocked.as_text()
+
+
+def test_the_forward_pass_stores_only_its_arguments():
+    q = draw(0, 1, 256, 1, 16)
+    attend = partial(dot_product_attention, mapping=sm.sparsemax, is_causal=True, block_size=32)
+    _, vjp = jax.vjp(attend, q, q, q)
+    sizes = [leaf.size for leaf in jax.tree.leaves(vjp) if hasattr(leaf, "size")]
+    assert sum(sizes) <= 3 * q.size + 64
+
+
+def test_second_derivatives_in_blocks():
+    q = draw(0, 1, 6, 1, 4, dtype=jnp.float64)
+
+    def loss(q, block_size):
+        return jnp.sum(dot_product_attention(q, q, q, mapping=sm.entmax, is_causal=True, block_size=block_size) ** 3)
+
+    direction = draw(1, *q.shape, dtype=jnp.float64)
+    second = [jax.grad(lambda q, b=b: jnp.vdot(jax.grad(loss)(q, b), direction))(q) for b in (None, 4)]
+    np.testing.assert_allclose(second[0], second[1], atol=1e-9)
