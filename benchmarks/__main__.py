@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import time
@@ -101,7 +102,7 @@ def main() -> None:
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "jax": jax.__version__,
         "device": str(jax.devices()[0].device_kind),
-        "cores": len(__import__("os").sched_getaffinity(0)),
+        "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
     }
     (args.out / f"{name}.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ def measure(lengths: list[int], samples: int, seed: int) -> list[dict[str, Any]]
                 if block is not None or length <= WHOLE_LIMIT:
                     subjects.append((name, block, _ours(mapping, block)))
         compiled = [_compile(attend, q, k, v) for _, _, attend in subjects]
-        calls = [lambda c=c: jax.block_until_ready(c(q, k, v)) for c in compiled]
+        calls = [partial(_run, program, q, k, v) for program in compiled]
         for (name, block, _), program, timing in zip(subjects, compiled, interleaved(calls, samples), strict=True):
             rows.append(
                 {
@@ -50,6 +51,10 @@ def _ours(mapping: Any, block: int | None) -> Any:
         return sm.dot_product_attention(q, k, v, mapping=mapping, is_causal=is_causal, block_size=block)
 
     return attend
+
+
+def _run(program: Any, *operands: jax.Array) -> None:
+    jax.block_until_ready(program(*operands))
 
 
 def _compile(attend: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> Any:

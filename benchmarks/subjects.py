@@ -7,7 +7,7 @@ checked against our operator in float64 before anything is timed.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,5 +1,6 @@
-"""Regularized max operators for JAX: mappings from scores to probabilities that are sparse, structured and learnable."""
+"""Regularized max operators for JAX: sparse, structured and learnable mappings from scores to probabilities."""
 
+from ._attention import dot_product_attention as dot_product_attention
 from ._conjugate import Operator as Operator
 from ._conjugate import conjugate as conjugate
 from ._conjugate import forward_mode as forward_mode

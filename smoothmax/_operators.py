@@ -295,7 +295,8 @@ def fusedmax(
 ) -> jax.Array:
     r"""Fusedmax: sparse weights, equal within contiguous segments.
 
-    $$\arg\max_{y \in \triangle} \langle x, y \rangle - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_i \lvert y_{i+1} - y_i \rvert \Bigr)$$
+    $$\arg\max_{y \in \triangle} \langle x, y \rangle
+      - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_i \lvert y_{i+1} - y_i \rvert \Bigr)$$
 
     The order of the positions along `axis` matters; the neighbours of a deleted position become neighbours.
 
@@ -331,7 +332,8 @@ def fusedmax_value(
 ) -> jax.Array:
     r"""The regularized max of the squared norm with total variation.
 
-    $$\max_{y \in \triangle} \langle x, y \rangle - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_i \lvert y_{i+1} - y_i \rvert \Bigr)$$
+    $$\max_{y \in \triangle} \langle x, y \rangle
+      - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_i \lvert y_{i+1} - y_i \rvert \Bigr)$$
 
     Its gradient in `x` is `fusedmax`.
 
@@ -366,7 +368,8 @@ def oscarmax(
 ) -> jax.Array:
     r"""Oscarmax: sparse weights, equal within groups of positions wherever they stand.
 
-    $$\arg\max_{y \in \triangle} \langle x, y \rangle - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_{i<j} \max(y_i, y_j) \Bigr)$$
+    $$\arg\max_{y \in \triangle} \langle x, y \rangle
+      - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_{i<j} \max(y_i, y_j) \Bigr)$$
 
     Args:
       x: scores.
@@ -400,7 +403,8 @@ def oscarmax_value(
 ) -> jax.Array:
     r"""The regularized max of the squared norm with pairwise maxima.
 
-    $$\max_{y \in \triangle} \langle x, y \rangle - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_{i<j} \max(y_i, y_j) \Bigr)$$
+    $$\max_{y \in \triangle} \langle x, y \rangle
+      - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_{i<j} \max(y_i, y_j) \Bigr)$$
 
     Its gradient in `x` is `oscarmax`.
 

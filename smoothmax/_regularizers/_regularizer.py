@@ -169,7 +169,7 @@ class Base(Regularizer):
     """A strictly convex regularizer, which can be solved alone. Every method works on slices `(*batch, d)`."""
 
     composes = True
-    """Whether `Pi_{base + penalty}(x) = Pi_base(prox(x))`: true if y follows from scores - tau by one increasing map."""
+    """Whether `Pi_{base + penalty}(x) = Pi_base(prox(x))`: one increasing map turns every score into its weight."""
 
     def solve(self, z: jax.Array) -> jax.Array:
         """The weights at strength 1, for scores `z` with -inf at deleted positions."""
