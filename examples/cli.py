@@ -128,7 +128,7 @@ def parser(task: Task, compare: bool = False) -> argparse.ArgumentParser:
     add("--batch", type=int, default=64, metavar="N", help="examples in a step (64)")
     add("--rate", type=float, metavar="X", help="learning rate of Adam; default 0.003 on the built-in corpus, 0.002 with --data")
     add("--dropout", type=float, metavar="X", help="default 0 on the built-in corpus, 0.2 with --data")
-    add("--buckets", type=int, metavar="N", help="length groups, each compiled once; default 1 on the built-in corpus, 4 with --data")
+    add("--buckets", type=int, metavar="N", help="length groups, each compiled once; default 1 on the built-in corpus, 5 with --data")
     add("--longest", type=int, default=50, metavar="N", help="longer training examples are left out, longer inputs cut (50)")
     add("--valid-size", type=int, default=2000, metavar="N", help="use the first N validation examples (2000)")
     add("--test-size", type=int, metavar="N", help="use the first N test examples; default all")
@@ -145,7 +145,7 @@ def complete(task: Task, options: argparse.Namespace) -> argparse.Namespace:
         "hidden": 128 if real else task.hidden,
         "rate": 0.002 if real else 0.003,
         "dropout": 0.2 if real else 0.0,
-        "buckets": 4 if real else 1,
+        "buckets": 5 if real else 1,
     }
     for name, value in defaults.items():
         if getattr(options, name) is None:

@@ -217,19 +217,16 @@ class Vocabulary:
 def bucket_shapes(examples: Sequence[Example], count: int, longest: int, margin: int) -> list[tuple[int, int]]:
     """At most `count` shapes (source length, target length): each one is compiled once.
 
-    The boundaries are quantiles of the source length, so that each bucket serves as many examples.
+    An example is as long as the longer of its sides, each side measured by its mean. The boundaries
+    are quantiles of that length, closer together towards the long end, where room is dear.
     `margin` is the room for the marks of beginning and end on the target side.
     """
     lengths = np.array([(min(len(e.source), longest), min(len(e.target), longest) + margin) for e in examples])
-    edges = np.unique(np.quantile(lengths[:, 0], np.arange(1, count + 1) / count, method="higher"))
-    shapes, below = [], 0
-    for edge in edges:
-        inside = (lengths[:, 0] > below) & (lengths[:, 0] <= edge)
-        shapes.append((int(edge), int(lengths[inside, 1].max())))
-        below = edge
-    # A longer source never gets a shorter room for its target: the buckets also serve unseen examples.
-    targets = np.maximum.accumulate([target for _, target in shapes])
-    return [(source, int(target)) for (source, _), target in zip(shapes, targets, strict=True)]
+    relative = (lengths / lengths.mean(axis=0)).max(axis=1)
+    shares = 1 - (1 - np.arange(1, count + 1) / count) ** 2
+    edges = np.quantile(relative, shares, method="higher")
+    shapes = [tuple(lengths[relative <= edge].max(axis=0).tolist()) for edge in edges]
+    return list(dict.fromkeys(shapes))
 
 
 @dataclasses.dataclass(frozen=True)

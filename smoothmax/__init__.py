@@ -18,6 +18,8 @@ from ._operators import softmax as softmax
 from ._operators import softmax_value as softmax_value
 from ._operators import sparsemax as sparsemax
 from ._operators import sparsemax_value as sparsemax_value
+from ._parametrize import bounded as bounded
+from ._parametrize import unbounded as unbounded
 from ._regularizers import OWL as OWL
 from ._regularizers import Oscar as Oscar
 from ._regularizers import Regularizer as Regularizer

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def bounded(raw: jax.typing.ArrayLike, lower: float, upper: float | None = None) -> jax.Array:
@@ -75,7 +76,7 @@ def unbounded(value: jax.typing.ArrayLike, lower: float, upper: float | None = N
     """
     value = _floating("value", value)
     _inside(value.dtype, lower, upper)
-    if not isinstance(value, jax.core.Tracer):
+    if not isinstance(value, Tracer):
         top = math.inf if upper is None else upper
         if not np.all((np.asarray(value) > lower) & (np.asarray(value) < top)):
             raise ValueError(f"value={value} must lie strictly between lower={lower} and upper={top}: move it inside")

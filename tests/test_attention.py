@@ -145,8 +145,8 @@ def test_padding_may_hold_anything(qkv, block_size):
     """Rows past either length, and keys that no query may see, have no influence on values or gradients."""
     lengths = {k: OPTIONS[k] for k in ("query_seq_lengths", "key_value_seq_lengths")}
     q, k, v = qkv
-    pad_q = jnp.arange(T)[None, :, None, None] >= lengths["query_seq_lengths"][:, None, None, None]
-    pad_k = jnp.arange(S)[None, :, None, None] >= lengths["key_value_seq_lengths"][:, None, None, None]
+    pad_q = jnp.arange(T, dtype=jnp.int32)[None, :, None, None] >= lengths["query_seq_lengths"][:, None, None, None]
+    pad_k = jnp.arange(S, dtype=jnp.int32)[None, :, None, None] >= lengths["key_value_seq_lengths"][:, None, None, None]
     dirty = jnp.where(pad_q, jnp.nan, q), jnp.where(pad_k, jnp.inf, k), jnp.where(pad_k, jnp.nan, v)
 
     def loss(q, k, v, **options):

@@ -10,6 +10,7 @@ def test_jacobian_laws(case):
     where = cases.holes(6, seed=50)
     where[0] = True
     tol = 1e-6 if case.tol > 1e-10 else 1e-12
+    largest = 0.0
     for mask in (None, where):
         y = cases.run(case, x, mask).y
         for weights, jacobian in zip(y, cases.jacobians(case, x, mask), strict=True):
@@ -21,8 +22,8 @@ def test_jacobian_laws(case):
             assert np.linalg.eigvalsh((jacobian + jacobian.T) / 2).min() >= -tol * size
             off = weights == 0
             assert (jacobian[off] == 0).all() and (jacobian[:, off] == 0).all()
-            if (~off).sum() > 1 and "tv" not in case.id and "o" not in case.id.split("+")[-1][:1]:
-                assert np.abs(jacobian).max() > 1e-3, "a Jacobian of zeros would satisfy all of this"
+            largest = max(largest, np.abs(jacobian).max())
+    assert largest > 0.05, "Jacobians of zeros would satisfy all of this"
 
 
 @cases.each()

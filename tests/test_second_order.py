@@ -43,7 +43,7 @@ def reverse_over_reverse(family):
     def outer(params, x, u, w):
         return jnp.sum(w * jax.grad(inner, 1)(params, x, u))
 
-    return jax.jit(jax.vmap(jax.grad(outer, (0, 1)), (None, 0, 0, 0)))
+    return jax.jit(jax.vmap(jax.grad(outer, (0, 1)), (None, 0, 0, 0)), compiler_options=cases.QUICK)
 
 
 @cases.each(REPRESENTATIVES)
@@ -76,7 +76,7 @@ def test_forward_mode_agrees_with_reverse_mode(case):
     params = as_arrays(case)
     moves = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), params)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=cases.QUICK)
     def forward(params, x, t, moves):
         weights = lambda params, x: sm.forward_mode(case.family.op(params)).argmax(x)
         value = lambda params, x: sm.forward_mode(case.family.op(params)).max(x)
@@ -121,7 +121,7 @@ def test_orders_and_modes_mix(case):
     u, w, t = np.random.default_rng(73).normal(size=(3, *x.shape))
     params = as_arrays(case)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=cases.QUICK)
     def mixed(params, x, u, w, t):
         op = sm.forward_mode(case.family.op(params))
         f = lambda x: jnp.sum(u * op.argmax(x))

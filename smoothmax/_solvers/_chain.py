@@ -110,9 +110,7 @@ def chain_prox(y, up, down):
         here = last < jnp.inf
         b = jnp.where(here, m - last, 0) + message < 0
         end = (b, jnp.where(here, last, 0), here.astype(dtype))
-        (_, total, count), (cut, next_mean) = lax.scan(
-            decide, end, (inner, byte, up_rows, down_rows), reverse=True
-        )
+        (_, total, count), (cut, next_mean) = lax.scan(decide, end, (inner, byte, up_rows, down_rows), reverse=True)
         mean = total / jnp.maximum(count, 1)
         return cut, mean, next_mean, jnp.any(cut != border), rounds + 1
 
@@ -126,9 +124,7 @@ def chain_prox(y, up, down):
     # The first question is asked at the mean of the slice, which is no mean of a segment where a
     # border was cut already: it alone cannot be the last.
     state = (border, zero, jnp.zeros_like(inner), True, 0)
-    border, mean, next_mean, _, _ = lax.while_loop(
-        lambda s: (s[4] < 2) | (s[3] & (s[4] <= d)), sweeps, state
-    )
+    border, mean, next_mean, _, _ = lax.while_loop(lambda s: (s[4] < 2) | (s[3] & (s[4] <= d)), sweeps, state)
 
     def fill(mean, x):
         border, next_mean = x

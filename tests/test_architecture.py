@@ -1,0 +1,67 @@
+"""The rooms of the library and the direction of their imports, as CONTRIBUTING.md draws them."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent / "smoothmax"
+
+# Each room may import itself and what is listed; "" is smoothmax/__init__.py, which only gathers names.
+ALLOWED = {
+    "_slices": set(),
+    "_solvers": set(),
+    "_parametrize": set(),
+    "_regularizers": {"_slices", "_solvers"},
+    "_conjugate": {"_regularizers", "_slices"},
+    "_operators": {"_conjugate", "_regularizers", "_slices"},
+    "_losses": {"_conjugate", "_regularizers", "_slices"},
+    "_attention": {"_operators"},
+    "interop": {"_attention", "_operators", "_conjugate"},
+}
+FRAMEWORKS = {"flax", "haiku", "equinox"}
+
+
+def _room(path: pathlib.Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def _imports(path: pathlib.Path):
+    """The rooms and the outside packages that a file imports."""
+    depth = len(path.relative_to(ROOT).parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((None, alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            module = (node.module or "").split(".")
+            yield (module[1], None) if module[0] == "smoothmax" and len(module) > 1 else (None, module[0])
+        elif isinstance(node, ast.ImportFrom) and node.level == depth:
+            names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+            yield from ((name, None) for name in names)
+
+
+FILES = [p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    room = _room(path)
+    assert room in ALLOWED, f"{room} is a new room: draw it in CONTRIBUTING.md and list it here"
+    for imported, package in _imports(path):
+        if imported is not None and (ROOT / imported).with_suffix("").name != room:
+            assert imported in ALLOWED[room], f"{path.name} imports {imported}, which {room} may not"
+        if room != "interop":
+            assert package not in FRAMEWORKS, f"{path.name} imports {package}"
+
+
+def test_every_room_is_seen():
+    assert {_room(p) for p in FILES} == set(ALLOWED)
+
+
+def test_importing_the_library_imports_no_framework():
+    import subprocess
+    import sys
+
+    code = f"import sys, smoothmax; print(sorted({FRAMEWORKS!r} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
