@@ -70,7 +70,9 @@ class SequenceTask(Task):
 
     def build(self, corpus, choice, options):
         size = options.vocabulary
-        source = Vocabulary.build([e.source for e in corpus.train] + [e.target for e in corpus.train if self.shared], size)
+        source = Vocabulary.build(
+            [e.source for e in corpus.train] + [e.target for e in corpus.train if self.shared], size
+        )
         self.vocabulary = source if self.shared else Vocabulary.build([e.target for e in corpus.train], size)
         model = Translator(len(source), len(self.vocabulary), options.hidden, choice, options.dropout, self.shared)
 
@@ -102,7 +104,9 @@ class Run:
 def parser(task: Task, compare: bool = False) -> argparse.ArgumentParser:
     """The options of one run; a comparison has lists of mappings and seeds in place of one."""
     program = f"python -m examples.compare {task.name}" if compare else f"python -m examples.{task.name}"
-    result = argparse.ArgumentParser(prog=program, description=type(task).__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result = argparse.ArgumentParser(
+        prog=program, description=type(task).__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = result.add_argument
     if compare:
         add("--mappings", nargs="+", default=list(MAPPINGS), metavar="NAME[:KEY=VALUE,...]", help="default: all six")
@@ -116,20 +120,57 @@ def parser(task: Task, compare: bool = False) -> argparse.ArgumentParser:
             ("lam", "strength of the penalty of fusedmax and oscarmax"),
         ):
             add(f"--{key}", type=float, metavar="X", help=help_)
-        add("--learn", nargs="*", metavar="KEY", choices=("gamma", "alpha", "p", "lam"), help="train these hyper-parameters too; alone: the mapping's own")
+        add(
+            "--learn",
+            nargs="*",
+            metavar="KEY",
+            choices=("gamma", "alpha", "p", "lam"),
+            help="train these hyper-parameters too; alone: the mapping's own",
+        )
         add("--seed", type=int, default=0, metavar="N")
         add("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
-    add("--data", type=pathlib.Path, metavar="DIR", help="folder with train, valid and test; without it the built-in corpus")
-    add("--out", type=pathlib.Path, metavar="DIR", help=f"default: runs/{task.name}{'-comparison' if compare else '-MAPPING'}")
+    add(
+        "--data",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder with train, valid and test; without it the built-in corpus",
+    )
+    add(
+        "--out",
+        type=pathlib.Path,
+        metavar="DIR",
+        help=f"default: runs/{task.name}{'-comparison' if compare else '-MAPPING'}",
+    )
     add("--steps", type=int, metavar="N", help=f"budget; default {task.steps} on the built-in corpus")
     add("--epochs", type=int, metavar="N", help="budget; default 10 with --data")
-    add("--hidden", type=int, metavar="N", help=f"hidden size; default {task.hidden} on the built-in corpus, 128 with --data")
+    add(
+        "--hidden",
+        type=int,
+        metavar="N",
+        help=f"hidden size; default {task.hidden} on the built-in corpus, 128 with --data",
+    )
     add("--vocabulary", type=int, default=4000, metavar="N", help="words of a vocabulary (4000)")
     add("--batch", type=int, default=64, metavar="N", help="examples in a step (64)")
-    add("--rate", type=float, metavar="X", help="learning rate of Adam; default 0.003 on the built-in corpus, 0.002 with --data")
+    add(
+        "--rate",
+        type=float,
+        metavar="X",
+        help="learning rate of Adam; default 0.003 on the built-in corpus, 0.002 with --data",
+    )
     add("--dropout", type=float, metavar="X", help="default 0 on the built-in corpus, 0.2 with --data")
-    add("--buckets", type=int, metavar="N", help="length groups, each compiled once; default 1 on the built-in corpus, 5 with --data")
-    add("--longest", type=int, default=50, metavar="N", help="longer training examples are left out, longer inputs cut (50)")
+    add(
+        "--buckets",
+        type=int,
+        metavar="N",
+        help="length groups, each compiled once; default 1 on the built-in corpus, 5 with --data",
+    )
+    add(
+        "--longest",
+        type=int,
+        default=50,
+        metavar="N",
+        help="longer training examples are left out, longer inputs cut (50)",
+    )
     add("--valid-size", type=int, default=2000, metavar="N", help="use the first N validation examples (2000)")
     add("--test-size", type=int, metavar="N", help="use the first N test examples; default all")
     if task.margin:
@@ -157,7 +198,9 @@ def complete(task: Task, options: argparse.Namespace) -> argparse.Namespace:
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} needs a number of at least 1, given {value}")
     if options.hidden % 2:
-        raise ValueError(f"--hidden needs an even number, half for each direction of the encoder, given {options.hidden}")
+        raise ValueError(
+            f"--hidden needs an even number, half for each direction of the encoder, given {options.hidden}"
+        )
     if options.out is None:
         options.out = pathlib.Path("runs") / f"{task.name}-{options.mapping}"
     return options
@@ -184,8 +227,12 @@ def run(task: Task, options: argparse.Namespace) -> dict | None:
     corpus = task.load(options.data, options) if options.data else corpora.corpus(task.name)
     fitting = [e for e in corpus.train if len(e.source) <= options.longest and len(e.target) <= options.longest]
     if not fitting:
-        raise DataError(f"{corpus.name}: expected a training example of at most {options.longest} words (--longest), found none")
-    corpus = dataclasses.replace(corpus, train=fitting, valid=corpus.valid[: options.valid_size], test=corpus.test[: options.test_size])
+        raise DataError(
+            f"{corpus.name}: expected a training example of at most {options.longest} words (--longest), found none"
+        )
+    corpus = dataclasses.replace(
+        corpus, train=fitting, valid=corpus.valid[: options.valid_size], test=corpus.test[: options.test_size]
+    )
 
     model, encode = task.build(corpus, choice, options)
     shapes = bucket_shapes(fitting, options.buckets, options.longest, task.margin)
@@ -201,7 +248,9 @@ def run(task: Task, options: argparse.Namespace) -> dict | None:
             raise ValueError(f"{out} holds a run: add --resume to go on with it, or choose another --out")
         arrays, progress = train.load_checkpoint(out, arrays, settings)
     out.mkdir(parents=True, exist_ok=True)
-    print(f"{task.name} on {corpus.name}: {len(fitting)} / {len(corpus.valid)} / {len(corpus.test)} examples, mapping {describe(choice)}, into {out}")
+    print(
+        f"{task.name} on {corpus.name}: {len(fitting)} / {len(corpus.valid)} / {len(corpus.test)} examples, mapping {describe(choice)}, into {out}"
+    )
 
     finished = train.fit(
         model, arrays, progress, batches, valid,
@@ -265,7 +314,12 @@ def evaluation_of(options: argparse.Namespace) -> dict:
 def run_settings(task: Task, options: argparse.Namespace, choice: Choice) -> dict:
     """All that decides the numbers of a run, except its budget."""
     settings = {key: value for key, value in vars(options).items() if key not in PARTS_LEFT_OUT_OF_SETTINGS}
-    settings |= {"task": task.name, "data": str(options.data) if options.data else None, **dict(choice.values), "learn": list(choice.learn)}
+    settings |= {
+        "task": task.name,
+        "data": str(options.data) if options.data else None,
+        **dict(choice.values),
+        "learn": list(choice.learn),
+    }
     return json.loads(json.dumps(settings))
 
 
@@ -275,7 +329,9 @@ def describe(choice: Choice) -> str:
 
 def seconds_per_epoch(progress: train.Progress, batches: int) -> float | None:
     """Without compilation: the mean of the later steps, times the steps of an epoch."""
-    steps, seconds = (sum(column) for column in zip(*progress.durations.values(), strict=True)) if progress.durations else (0, 0.0)
+    steps, seconds = (
+        (sum(column) for column in zip(*progress.durations.values(), strict=True)) if progress.durations else (0, 0.0)
+    )
     return seconds / steps * batches if steps else None
 
 
@@ -331,8 +387,14 @@ def show_examples(task: Task, out: pathlib.Path, predictions, attention, example
 
 def summary(metrics: dict) -> str:
     score = {key: value for key, value in metrics["score"].items() if isinstance(value, float) and key != "attainable"}
-    figures = {key: metrics["attention"][key] for key in ("support", "segments", "entropy", "alignment_error") if key in metrics["attention"]}
+    figures = {
+        key: metrics["attention"][key]
+        for key in ("support", "segments", "entropy", "alignment_error")
+        if key in metrics["attention"]
+    }
     seconds = metrics["training"]["seconds_per_epoch"]
-    parts = [", ".join(f"{re.sub('_', ' ', key)} {value:.2f}" for key, value in part.items()) for part in (score, figures)]
+    parts = [
+        ", ".join(f"{re.sub('_', ' ', key)} {value:.2f}" for key, value in part.items()) for part in (score, figures)
+    ]
     timing = "" if seconds is None else f"\ntime       {seconds:.1f} s per epoch"
     return f"score      {parts[0]}\nattention  {parts[1]}{timing}"

@@ -17,7 +17,6 @@ import statistics
 import sys
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from . import cli
@@ -48,7 +47,9 @@ def parse_mapping(text: str) -> dict:
 
 def main(arguments: Sequence[str] | None = None):
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    first = argparse.ArgumentParser(prog="python -m examples.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    first = argparse.ArgumentParser(
+        prog="python -m examples.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     first.add_argument("task", choices=TASKS, help="add --help after it for all options")
     task_name = first.parse_args(arguments[:1]).task
     task = importlib.import_module(f"{__package__}.{task_name}").TASK
@@ -69,11 +70,12 @@ def compare(task: cli.Task, options: argparse.Namespace):
         for text, mapping in wanted.items():
             out = options.out / re.sub(r"[^\w.=-]+", "-", text) / f"seed-{seed}"
             shared = {key: value for key, value in vars(options).items() if key not in ("mappings", "seeds")}
-            one = cli.complete(task, argparse.Namespace(**shared | mapping | {"seed": seed, "out": out, "resume": True}))
+            one = cli.complete(
+                task, argparse.Namespace(**shared | mapping | {"seed": seed, "out": out, "resume": True})
+            )
             if not is_finished(task, one):
                 if cli.run(task, one) is None:
                     raise SystemExit(130)
-                jax.clear_caches()
             write_table(task, options.out)
 
 
@@ -109,7 +111,11 @@ def label(mapping: dict) -> str:
     """The mapping with the hyper-parameters that set it apart."""
     learned = mapping["learned"]
     own = next(iter(MAPPINGS[mapping["name"]]))
-    parts = [f"{key}={mapping[key]:g}" for key in ("alpha", "p", "lam", "gamma") if key in mapping and (key != "gamma" or mapping[key] != 1.0)]
+    parts = [
+        f"{key}={mapping[key]:g}"
+        for key in ("alpha", "p", "lam", "gamma")
+        if key in mapping and (key != "gamma" or mapping[key] != 1.0)
+    ]
     parts = [part for part in parts if part.split("=")[0] not in learned] + [f"{key} learned" for key in learned]
     return mapping["name"] + (f"({', '.join(parts)})" if parts and (own != "gamma" or parts) else "")
 
@@ -118,7 +124,9 @@ def table(finished: dict[str, list[dict]]) -> str:
     """Markdown: a row for each mapping, means over its seeds, with the standard deviation of the scores."""
     one = next(iter(finished.values()))[0]
     headline = one["headline"]
-    columns = [column for column in COLUMNS if any(column in m["attention"] for runs in finished.values() for m in runs)]
+    columns = [
+        column for column in COLUMNS if any(column in m["attention"] for runs in finished.values() for m in runs)
+    ]
     head = ["mapping", "seeds", headline, *(column.replace("_", " ") for column in columns), "s / epoch", "x softmax"]
     lines = [" | ".join(head), " | ".join(["---"] + ["---:"] * (len(head) - 1))]
 

@@ -42,7 +42,11 @@ class _Writer:
 _BEINGS = "man woman boy girl dog cat nurse farmer".split()
 _LOOKS = "young old small tall tired happy quiet little".split()
 _DOINGS = "sleeping running singing reading eating dancing".split()
-_PLACES = "near the river,in the park,on the bridge,by the window,in a garden,at the station,under a tree,on the beach".split(",")
+_PLACES = (
+    "near the river,in the park,on the bridge,by the window,in a garden,at the station,under a tree,on the beach".split(
+        ","
+    )
+)
 
 
 def entailment(draw: random.Random) -> Example:
@@ -93,7 +97,10 @@ _VERBS = (
 _ADVERBS = (("today", "heute"), ("right now", "gerade"), ("once again", "wieder"), ("this morning", "morgens"))
 _REPORTS = (("says that", "sagt"), ("is sure that", "glaubt"), ("finds out that", "erfährt"))
 _DEFINITE = {"nominative": {"m": "der", "f": "die", "n": "das"}, "accusative": {"m": "den", "f": "die", "n": "das"}}
-_INDEFINITE = {"nominative": {"m": "ein", "f": "eine", "n": "ein"}, "accusative": {"m": "einen", "f": "eine", "n": "ein"}}
+_INDEFINITE = {
+    "nominative": {"m": "ein", "f": "eine", "n": "ein"},
+    "accusative": {"m": "einen", "f": "eine", "n": "ein"},
+}
 _AFTER_INDEFINITE = {"nominative": {"m": "er", "f": "e", "n": "es"}, "accusative": {"m": "en", "f": "e", "n": "es"}}
 
 
@@ -150,8 +157,18 @@ _COUNTRIES = (
     ("japan", "japanese"), ("turkey", "turkish"), ("poland", "polish"),
 )  # fmt: skip
 _CITIES = "boston madrid osaka lagos lima oslo cairo delhi".split()
-_OFFICES = (("prime minister", "premier"), ("head of state", "president"), ("central bank", "bank"), ("foreign minister", "minister"))
-_BODIES = (("police officers", "police"), ("the city council", "council"), ("the high court", "court"), ("public schools", "schools"))
+_OFFICES = (
+    ("prime minister", "premier"),
+    ("head of state", "president"),
+    ("central bank", "bank"),
+    ("foreign minister", "minister"),
+)
+_BODIES = (
+    ("police officers", "police"),
+    ("the city council", "council"),
+    ("the high court", "court"),
+    ("public schools", "schools"),
+)
 _ACTS = (
     ("has put off", "delays"), ("has called for", "urges"), ("turned down", "rejects"), ("spoke out against", "condemns"),
     ("has agreed to", "accepts"), ("opened an inquiry into", "probes"), ("announced the end of", "ends"),
@@ -169,8 +186,18 @@ _MATTERS = (
     (("the reform", "of pensions"), (("pension", 1), ("reform", 0))),
 )
 _DAYS = "monday tuesday wednesday thursday friday".split()
-_ASIDES = ("which took office last year", "which had been under pressure for weeks", "long seen as cautious", "once close to the government")
-_TAILS = ("after hours of debate", "despite protests in the capital", "in the face of rising prices", "a week after the storm")
+_ASIDES = (
+    "which took office last year",
+    "which had been under pressure for weeks",
+    "long seen as cautious",
+    "once close to the government",
+)
+_TAILS = (
+    "after hours of debate",
+    "despite protests in the capital",
+    "in the face of rising prices",
+    "a week after the storm",
+)
 
 
 def summarization(draw: random.Random) -> Example:

@@ -98,7 +98,9 @@ def read_parallel(source: pathlib.Path, target: pathlib.Path) -> list[Example]:
             return examples
         for path, other, line in ((source, target, lines[0]), (target, source, lines[1])):
             if line is missing:
-                raise DataError(f"{path}, line {number}: expected a line to go with line {number} of {other}, found the end")
+                raise DataError(
+                    f"{path}, line {number}: expected a line to go with line {number} of {other}, found the end"
+                )
             if not line.split():
                 raise DataError(f"{path}, line {number}: expected a sentence, found an empty line")
         examples.append(Example(*(tuple(line.split()) for line in lines)))
@@ -146,7 +148,9 @@ def load_entailment(folder: pathlib.Path) -> Corpus:
     """train/valid/test as .tsv, .txt or .jsonl, also under SNLI's own names (snli_1.0_train.jsonl)."""
 
     def part(stems):
-        names = [f"{prefix}{stem}{ending}" for stem in stems for prefix in ("", "snli_1.0_") for ending in (".tsv", ".jsonl")]
+        names = [
+            f"{prefix}{stem}{ending}" for stem in stems for prefix in ("", "snli_1.0_") for ending in (".tsv", ".jsonl")
+        ]
         return read_entailment(find_file(folder, names))
 
     return _corpus(folder, part)

@@ -97,4 +97,3 @@ def predict(
                 for t, number in enumerate(spoken)
             ]
     return words, attention
-

@@ -105,9 +105,7 @@ class Recurrent(nn.Module):
         def cell(state, position):
             gates, present = position
             inner = state @ kernel
-            reset, update = jnp.split(
-                jax.nn.sigmoid(gates[:, : 2 * self.size] + inner[:, : 2 * self.size]), 2, axis=-1
-            )
+            reset, update = jnp.split(jax.nn.sigmoid(gates[:, : 2 * self.size] + inner[:, : 2 * self.size]), 2, axis=-1)
             fresh = jnp.tanh(gates[:, 2 * self.size :] + reset * (inner[:, 2 * self.size :] + bias[None]))
             state = jnp.where(present[:, None], fresh + update * (state - fresh), state)
             return state, state
@@ -191,7 +189,9 @@ class Translator(nn.Module):
 
     def setup(self):
         self.embed_source = nn.Embed(self.source_vocabulary, self.hidden, embedding_init=WORDS)
-        self.embed_target = self.embed_source if self.shared else nn.Embed(self.target_vocabulary, self.hidden, embedding_init=WORDS)
+        self.embed_target = (
+            self.embed_source if self.shared else nn.Embed(self.target_vocabulary, self.hidden, embedding_init=WORDS)
+        )
         self.encoder = Encoder(self.hidden)
         self.bridge = nn.Dense(self.hidden)
         self.decoder = Recurrent(self.hidden)

@@ -76,7 +76,12 @@ def save_heatmaps(
             top -= heights[row] + below[row] + gap
         bar_height = min(1.8, total_height - head - 0.2)
         colour_axes = figure.add_axes(
-            [(total_width - bar) / total_width, (total_height - head - bar_height) / total_height, 0.12 / total_width, bar_height / total_height]
+            [
+                (total_width - bar) / total_width,
+                (total_height - head - bar_height) / total_height,
+                0.12 / total_width,
+                bar_height / total_height,
+            ]
         )
         figure.colorbar(image, cax=colour_axes)
         colour_axes.tick_params(labelsize=7)

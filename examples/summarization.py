@@ -7,7 +7,12 @@ from .data import load_parallel
 from .metrics import rouge
 
 # The sentence-compression layout, then Gigaword's.
-SUFFIXES = (("source", "target"), ("src", "tgt"), ("article.txt", "title.txt"), ("article.filter.txt", "title.filter.txt"))
+SUFFIXES = (
+    ("source", "target"),
+    ("src", "tgt"),
+    ("article.txt", "title.txt"),
+    ("article.filter.txt", "title.filter.txt"),
+)
 
 
 class Summarization(SequenceTask):

@@ -44,21 +44,30 @@ def optimizer(rate: float):
 
 def start(model, rate: float, batch, seed: int) -> dict:
     """Fresh arrays: parameters, optimizer state, and the best parameters so far."""
-    params = jax.jit(lambda key: model.init(key, batch)["params"])(jax.random.key(seed))
+    params = compile_start(model)(key_of(seed), batch)
     return {"params": params, "optimizer": optimizer(rate).init(params), "best": jax.tree.map(jnp.copy, params)}
 
 
+def key_of(seed: int):
+    """The generator that compiles fastest and costs dropout least."""
+    return jax.random.key(seed, impl="rbg")
+
+
 @functools.cache
-def compile_step(model, rate: float, seed: int):
-    """A step (params, optimizer state, step number, batch) -> (params, optimizer state, loss)."""
+def compile_start(model):
+    return jax.jit(lambda key, batch: model.init(key, batch)["params"])
+
+
+@functools.cache
+def compile_step(model, rate: float):
+    """A step (params, optimizer state, key, step number, batch) -> (params, optimizer state, loss)."""
 
     def loss(params, batch, key):
         logits, _ = model.apply({"params": params}, batch, train=True, rngs={"dropout": key})
         return _mean_loss(model, logits, batch)
 
-    def step(params, state, number, batch):
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        value, gradient = jax.value_and_grad(loss)(params, batch, key)
+    def step(params, state, key, number, batch):
+        value, gradient = jax.value_and_grad(loss)(params, batch, jax.random.fold_in(key, number))
         updates, state = optimizer(rate).update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
 
@@ -110,8 +119,10 @@ def fit(
     end. The last validation, inside an epoch, is not part of the saved state: a run that goes on
     from here later must not know that it once stopped here.
     """
-    step_function = compile_step(model, rate, seed)
-    limit = min(steps if steps is not None else float("inf"), (epochs if epochs is not None else float("inf")) * len(train))
+    step_function, key = compile_step(model, rate), key_of(seed)
+    limit = min(
+        steps if steps is not None else float("inf"), (epochs if epochs is not None else float("inf")) * len(train)
+    )
     compiled, saved = set(), time.monotonic()
     with _interruption() as asked, tqdm(total=limit, initial=progress.step, unit="step", mininterval=1.0) as bar:
         while progress.step < limit and not asked:
@@ -122,7 +133,7 @@ def fit(
                 batch = train.take(piece).arrays
                 began = time.perf_counter()
                 arrays["params"], arrays["optimizer"], loss = step_function(
-                    arrays["params"], arrays["optimizer"], progress.step, batch
+                    arrays["params"], arrays["optimizer"], key, progress.step, batch
                 )
                 progress.loss += float(loss)
                 shape = f"{batch['source'].shape[1]}x{batch['target'].shape[1]}"
@@ -139,7 +150,9 @@ def fit(
             if progress.position == len(pieces):
                 train_loss = progress.loss / len(pieces)
                 valid_loss = validate(model, arrays, progress, valid)
-                progress.history.append({"epoch": progress.epoch + 1, "train_loss": train_loss, "valid_loss": valid_loss})
+                progress.history.append(
+                    {"epoch": progress.epoch + 1, "train_loss": train_loss, "valid_loss": valid_loss}
+                )
                 progress.epoch, progress.position, progress.loss = progress.epoch + 1, 0, 0.0
                 bar.set_postfix(train=f"{train_loss:.3f}", valid=f"{valid_loss:.3f}", refresh=False)
                 save()
@@ -185,7 +198,10 @@ def _interruption():
 
 
 def _named(tree) -> dict:
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def save_checkpoint(folder: pathlib.Path, arrays: dict, progress: Progress, settings: dict):
@@ -206,7 +222,9 @@ def load_checkpoint(folder: pathlib.Path, arrays: dict, settings: dict) -> tuple
     before = json.loads(header["settings"])
     for key, value in json.loads(json.dumps(settings)).items():
         if before.get(key) != value:
-            raise DataError(f"{path} was made with {key} = {before.get(key)}, now it is {value}: use the same, or another --out")
+            raise DataError(
+                f"{path} was made with {key} = {before.get(key)}, now it is {value}: use the same, or another --out"
+            )
 
     def restore(path_, leaf):
         tensor = stored[jax.tree_util.keystr(path_, simple=True, separator="/")]

@@ -15,7 +15,9 @@ class Translation(SequenceTask):
     steps = 400
 
     def add_options(self, parser):
-        parser.add_argument("--languages", nargs=2, default=["en", "de"], metavar=("FROM", "TO"), help="suffixes of the files (en de)")
+        parser.add_argument(
+            "--languages", nargs=2, default=["en", "de"], metavar=("FROM", "TO"), help="suffixes of the files (en de)"
+        )
 
     def load(self, folder, options):
         return load_parallel(folder, [tuple(options.languages)])

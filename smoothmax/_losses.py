@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ._conjugate import Operator, conjugate
 from ._regularizers import Regularizer
-from ._slices import Axis
+from ._slices import Axis, dtypes, mask
 
 
 def fenchel_young_loss(
@@ -125,22 +125,24 @@ def fenchel_young_loss_with_integer_labels(
 
 @partial(jax.jit, static_argnames="axis")
 def _loss(op: Operator, logits: jax.Array, targets: jax.Array, where: Any, *, axis: Axis) -> jax.Array:
-    x = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    t = targets.astype(x.dtype)
+    dtype, compute = dtypes(logits)
+    x, t = logits.astype(compute), targets.astype(compute)
+    allowed = x != -jnp.inf  # a class whose score is -inf is out of the problem, as a masked one is
     if where is not None:
-        t = jnp.where(where, t, 0)
+        where = mask(where, x)
+        t, allowed = jnp.where(where, t, 0), allowed & where
 
     # The value is written as a difference of like terms, so that it is exactly zero where y = t: the sum of all three
     # terms would leave their rounding. XLA solves once for `argmax` and `max`.
-    y = op.argmax(x, axis, where=where)
-    top = jnp.max(x, axis=axis, keepdims=True, where=where, initial=-jnp.inf)
+    y = op.argmax(x, axis, where=allowed)
+    top = jnp.max(x, axis=axis, keepdims=True, where=allowed, initial=-jnp.inf)
     top = jnp.where(jnp.isfinite(top), top, 0)
     linear = jnp.sum(jnp.where(y == t, 0, (x - top) * (y - t)), axis=axis)
-    value = linear - (op.omega(y, axis, where=where) - op.omega(t, axis, where=where))
+    value = linear - (op.omega(y, axis, where=allowed) - op.omega(t, axis, where=allowed))
 
     # The derivatives, of every order, are those of the definition, which adds nothing to the value.
     scores = jnp.where((x == -jnp.inf) | (t == 0), 0, x)
-    attained = op.max(x, axis, where=where)
-    terms = jnp.where(attained == -jnp.inf, 0, attained) + op.omega(t, axis, where=where)
+    attained = op.max(x, axis, where=allowed)
+    terms = jnp.where(attained == -jnp.inf, 0, attained) + op.omega(t, axis, where=allowed)
     definition = terms - jnp.sum(scores * t, axis=axis)
-    return (jax.lax.stop_gradient(value) + (definition - jax.lax.stop_gradient(definition))).astype(logits.dtype)
+    return (jax.lax.stop_gradient(value) + (definition - jax.lax.stop_gradient(definition))).astype(dtype)

@@ -80,11 +80,11 @@ def to_slices(
       The slices `(*batch, d)`, the regularizer with its hyper-parameters shaped to match, and the layout.
     """
     x = jnp.asarray(x)
-    dtype, compute = _dtypes(x)
+    dtype, compute = dtypes(x)
     axes = _axes(axis, x)
     x = x.astype(compute)
     if where is not None:
-        x = jnp.where(_mask(where, x), x, -jnp.inf)
+        x = jnp.where(mask(where, x), x, -jnp.inf)
 
     # Counted from the end, so that leading axes gained from the hyper-parameters do not shift them.
     from_end = tuple(a - x.ndim for a in axes)
@@ -103,7 +103,7 @@ def to_slices(
     return layout.slices(x), omega.map_parameters(place), layout
 
 
-def _dtypes(x: jax.Array) -> tuple[Any, Any]:
+def dtypes(x: jax.Array) -> tuple[Any, Any]:
     """The dtype of the results, and the one to compute in."""
     if x.dtype == bool or jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"x must hold real scores, got dtype {x.dtype}: convert it, for example with x.astype(float)")
@@ -132,7 +132,7 @@ def _axes(axis: Axis, x: jax.Array) -> tuple[int, ...]:
     return tuple(sorted(normal))
 
 
-def _mask(where: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
+def mask(where: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
     where = jnp.asarray(where)
     if where.dtype != bool:
         raise TypeError(

@@ -242,8 +242,9 @@ def base_value(y, *, base, alpha=None, p=None):
         return (y * y).sum() / 2
     if base == "tsallis":
         a = LD(alpha)
-        # (sum y^a - sum y) / (a (a-1)): on the simplex sum y = 1; the difference without cancellation
-        return (on * np.expm1((a - 1) * np.log(on)) / (a - 1)).sum() / a + (on.sum() - 1) / (a * (a - 1))
+        # sum (y^a - y) / (a (a-1)), without cancellation. Written with the 1 of the definition in place of
+        # sum y, the rounding of sum y itself would count 1 / (a - 1) times.
+        return (on * np.expm1((a - 1) * np.log(on)) / (a - 1)).sum() / a
     if base == "pnorm":
         p = LD(p)
         return (on**p).sum() ** (2 / p) / 2

@@ -1,27 +1,189 @@
-"""Convex functions that the user writes: any function of y, or a sum of one function over the coordinates."""
+"""Convex functions that the user writes: any function of y, or a sum of one function over the coordinates.
+
+Only their derivatives are used, and everything here is plain JAX in y and params, so that the rules of the conjugate
+differentiate through it to any order. A function may have an infinite slope at 0, as an entropy has: derivatives are
+taken at y + eps^1.75: for all but the smallest weights that is y, and even in float32 three derivatives of a
+logarithm exist there.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from .._solvers import conjugate_gradients, diagonal_product, interior_point, separable_weights
 from ._regularizer import Base, regularizer
-import dataclasses
+
 
 @regularizer
 class Function(Base):
+    """A function of one distribution `(d,)`, made by `conjugate`; a deleted position has weight 0 in it."""
+
     fun: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
     params: Any = None
+
     composes = False
+
+    def __post_init__(self) -> None:
+        _check_hashable("fun", self.fun)
+
+    def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
+        some = jnp.any(allowed, axis=-1, keepdims=True)
+        value = _over_batch(self._of_one(y), y.ndim - 1)(jnp.where(some, y, 1))
+        return jnp.where(some, value[..., None], 0)
+
+    def solve(self, z: jax.Array) -> jax.Array:
+        return interior_point(self._gradient(z), z)
+
+    def gradient(self, y: jax.Array) -> jax.Array:
+        return jnp.where(y == 0, 0, self._gradient(y)(y))
+
+    def product(self, y: jax.Array, v: jax.Array) -> jax.Array:
+        # u = J v and a multiplier t solve  H u + t 1 = v, sum u = 0  on the support, and u = 0 off it: a symmetric
+        # system in (u, t), kept in one array because JAX can only transpose the solution of a system as a whole.
+        # Its last right-hand side is 0, here and in all derivatives.
+        face = y != 0
+        _, hessian = jax.linearize(self._gradient(y), y)
+
+        def on_face(u: jax.Array) -> jax.Array:
+            return jnp.where(face, hessian(jnp.where(face, u, 0)), 0)
+
+        def system(pair: jax.Array) -> jax.Array:
+            u, t = pair[..., :-1], pair[..., -1:]
+            total = jnp.sum(jnp.where(face, u, 0), axis=-1, keepdims=True)
+            return jnp.concatenate([jnp.where(face, on_face(u) + t, u), total], axis=-1)
+
+        def solve(_: Any, rhs: jax.Array) -> jax.Array:
+            b = jnp.where(face, rhs[..., :-1], 0)
+            u, t, solved, _ = conjugate_gradients(on_face, b, face, tolerance=16 * float(jnp.finfo(y.dtype).eps))
+            return jnp.where(solved, jnp.concatenate([u, t], axis=-1), jnp.nan)
+
+        rhs = jnp.concatenate([jnp.where(face, v, 0), jnp.zeros_like(y[..., :1])], axis=-1)
+        return jax.lax.custom_linear_solve(system, rhs, solve, symmetric=True)[..., :-1]
+
+    def _of_one(self, like: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        """fun of one slice with its params in the dtype of the computation, and its result checked."""
+        arguments = () if self.params is None else (_cast(self.params, like.dtype),)
+
+        def call(y: jax.Array) -> jax.Array:
+            result = self.fun(y, *arguments)
+            _check_result("fun", self.fun, result, "one distribution", y)
+            return jnp.asarray(result).astype(like.dtype)
+
+        return call
+
+    def _gradient(self, like: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        least = float(jnp.finfo(like.dtype).eps) ** 1.75
+        gradient = _over_batch(jax.grad(self._of_one(like)), like.ndim - 1)
+        # A slice without an allowed position is kept away from 0, where a norm has no gradient.
+        return lambda y: gradient(jnp.where(jnp.any(y != 0, axis=-1, keepdims=True), y, 1) + least)
 
 
 @regularizer
 class Separable(Base):
+    r"""The sum of one function over the coordinates, $\Omega(y) = \sum_i \phi(y_i)$; made by `separable`."""
+
     phi: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
     params: Any = None
 
-def separable(phi, params=None):
+    def __post_init__(self) -> None:
+        _check_hashable("phi", self.phi)
+
+    def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
+        values = _over_batch(self._of_one(y), y.ndim)(jnp.where(allowed, y, 1))
+        return jnp.sum(jnp.where(allowed, values, 0), axis=-1, keepdims=True)
+
+    def solve(self, z: jax.Array) -> jax.Array:
+        return separable_weights(lambda t: (self._slope(t), self._curvature(t)), z)
+
+    def gradient(self, y: jax.Array) -> jax.Array:
+        return jnp.where(y == 0, 0, self._slope(jnp.where(y == 0, 1, y)))
+
+    def product(self, y: jax.Array, v: jax.Array) -> jax.Array:
+        return diagonal_product(jnp.where(y == 0, 0, 1 / self._curvature(jnp.where(y == 0, 1, y))), v)
+
+    def _of_one(self, like: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        # phi sees one coordinate: so it cannot tell them apart, without which penalties would not compose.
+        arguments = () if self.params is None else (_cast(self.params, like.dtype),)
+
+        def call(t: jax.Array) -> jax.Array:
+            result = self.phi(t, *arguments)
+            _check_result("phi", self.phi, result, "one coordinate", t)
+            return jnp.asarray(result).astype(like.dtype)
+
+        return call
+
+    def _slope(self, t: jax.Array) -> jax.Array:
+        return _over_batch(jax.grad(self._of_one(t)), t.ndim)(t)
+
+    def _curvature(self, t: jax.Array) -> jax.Array:
+        return _over_batch(jax.grad(jax.grad(self._of_one(t))), t.ndim)(t)
+
+
+def separable(phi: Callable[..., jax.Array], params: Any = None) -> Separable:
+    r"""The regularizer that adds up one function over the coordinates.
+
+    $$\Omega(y) = \sum_i \phi(y_i), \qquad y_i = (\phi')^{-1}(x_i - \tau)$$
+
+    One threshold solves it, as it does the entropies, and penalties may be added.
+
+    Args:
+      phi: twice differentiable and strictly convex on (0, 1], with finite values on [0, 1]; its slope at 0 may be
+        -inf. It is called as `phi(t)` or, with `params`, as `phi(t, params)`, on one coordinate, a scalar.
+      params: a pytree of hyper-parameters, which gradients reach; what `phi` merely closes over is a constant.
+
+    Returns:
+      A regularizer, for `conjugate` and for sums with penalties. If `phi` turns out not to be convex, weights are NaN.
+
+    Raises:
+      TypeError: `phi` is not a function.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import smoothmax as sm
+      >>> cosh = sm.separable(lambda t, rate: jnp.cosh(rate * t), params=2.0)
+      >>> print(sm.conjugate(cosh).argmax(jnp.array([1.0, 0.4, -2.0])).round(3))
+
+    Reference:
+      Blondel, Martins and Niculae, "Learning with Fenchel-Young Losses", 2020, section 4.
+    """
+    if not callable(phi):
+        raise TypeError(f"phi must be a function of one coordinate, got {phi!r}: for example lambda t: t**2 / 2")
     return Separable(phi, params)
+
+
+def _over_batch(function: Callable[[jax.Array], jax.Array], axes: int) -> Callable[[jax.Array], jax.Array]:
+    for _ in range(axes):
+        function = jax.vmap(function)
+    return function
+
+
+def _cast(params: Any, dtype: Any) -> Any:
+    """Real leaves in the dtype of the computation, as the hyper-parameters of every regularizer are."""
+
+    def cast(leaf: Any) -> Any:
+        return jnp.asarray(leaf).astype(dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
+
+    return jax.tree.map(cast, params)
+
+
+def _check_hashable(name: str, function: Any) -> None:
+    try:
+        hash(function)
+    except TypeError:
+        raise TypeError(
+            f"{name}={function!r} cannot be hashed, so JAX cannot compile for it: wrap it in a function and pass what it "
+            "holds as params"
+        ) from None
+
+
+def _check_result(name: str, function: Any, result: Any, task: str, argument: jax.Array) -> None:
+    is_array = isinstance(result, (jax.Array, np.ndarray, np.generic, float, int))
+    if not is_array or jnp.shape(result) != () or not jnp.issubdtype(jnp.result_type(result), jnp.floating):
+        got = f"shape {jnp.shape(result)} and dtype {jnp.result_type(result)}" if is_array else repr(result)
+        raise TypeError(f"{name}={function!r} must map {task} of shape {argument.shape} to a real scalar, got {got}")

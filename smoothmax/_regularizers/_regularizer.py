@@ -240,6 +240,12 @@ class Sum(Regularizer):
                 f"a sum holds one base, got {' and '.join(map(repr, bases))}: keep one of them, or write the sum as a "
                 "function of y and give that to `conjugate`"
             )
+        penalties = [atom for atom in self.atoms() if isinstance(atom, Penalty)]
+        if penalties and not all(base.composes for base in bases):
+            raise ValueError(
+                f"{bases[0]!r} does not take penalties, got {' and '.join(map(repr, penalties))}: its weights are not one "
+                "increasing function of score - tau; use smoothmax.separable(phi) if it is a sum over the coordinates"
+            )
 
     def atoms(self) -> Iterator[Regularizer]:
         for summand in self.summands:

@@ -2,6 +2,9 @@
 
 from ._chain import chain_prox as chain_prox
 from ._chain import segment_mean as segment_mean
+from ._interior_point import conjugate_gradients as conjugate_gradients
+from ._interior_point import interior_point as interior_point
+from ._separable import separable_weights as separable_weights
 from ._sorting import put_back as put_back
 from ._sorting import sorted_prox as sorted_prox
 from ._sorting import take as take

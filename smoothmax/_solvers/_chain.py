@@ -68,8 +68,10 @@ def chain_prox(y, up, down):
 
     z = jnp.moveaxis(jnp.where(usable, z, jnp.inf), -1, 0)  # +inf: deleted
     inner, last = z[:-1], z[-1]
-    zero = jnp.zeros_like(slack)
     up, down = _strength(up, y), _strength(down, y)
+    # More than all the forces on two neighbours can make up.
+    reach = 2 * (jnp.max(up, 0, keepdims=True, initial=0) + jnp.max(down, 0, keepdims=True, initial=0))
+    zero = _zeros(slack, reach[0])
     # A strength that is the same for all borders is one row, which the scans need not read again.
     up_rows, down_rows = (None if a.shape[0] == 1 else a for a in (up, down))
 
@@ -117,13 +119,12 @@ def chain_prox(y, up, down):
     # Cut at the start where no force can make up the difference, and where there is no force at all.
     step = z[1:] - inner
     order = jnp.where(step > 0, _RISE, _FALL).astype(jnp.int8)
-    reach = 2 * (jnp.max(up, 0, keepdims=True, initial=0) + jnp.max(down, 0, keepdims=True, initial=0))
     known = (up + down == 0) | (jnp.isfinite(step) & (jnp.abs(step) > reach))
     border = jnp.where(known, order, jnp.int8(_FUSED))
 
     # The first question is asked at the mean of the slice, which is no mean of a segment where a
     # border was cut already: it alone cannot be the last.
-    state = (border, zero, jnp.zeros_like(inner), True, 0)
+    state = (border, zero, jnp.broadcast_to(zero, inner.shape), jnp.any(zero == 0), 0)
     border, mean, next_mean, _, _ = lax.while_loop(lambda s: (s[4] < 2) | (s[3] & (s[4] <= d)), sweeps, state)
 
     def fill(mean, x):
@@ -135,6 +136,17 @@ def chain_prox(y, up, down):
     t = jnp.where(broken, jnp.nan, jnp.where(deleted, -jnp.inf, t))
     jumps = jnp.concatenate([border, jnp.zeros((1, *zero.shape), jnp.int8)])
     return t, jnp.moveaxis(jumps, 0, -1)
+
+
+def _zeros(row, *others):
+    """Zeros in the form of `row` that vary over a device mesh where any of these arrays does.
+
+    `shard_map` asks this of what a loop starts from; the compiler removes it.
+    """
+    zero = jnp.zeros_like(row)
+    for other in (row, *others):
+        zero = jnp.where(other == other, zero, zero)
+    return zero
 
 
 def _flag(condition, bit):
@@ -156,7 +168,7 @@ def segment_mean(v, jumps, weight):
     """
     v, weight = jnp.moveaxis(v, -1, 0), jnp.moveaxis(weight.astype(v.dtype), -1, 0)
     cut = jnp.moveaxis(jumps, -1, 0) != _FUSED
-    zero = jnp.zeros_like(weight[0])
+    zero = _zeros(v[0], weight[0], cut[0])
 
     def add(carry, x):
         total, count = carry
@@ -171,7 +183,6 @@ def segment_mean(v, jumps, weight):
         mean = jnp.where(after, own, mean)
         return (mean, cut), mean
 
-    ones = jnp.ones(zero.shape, bool)
-    _, (total, count) = lax.scan(add, (jnp.zeros_like(v[0]), zero), (v, weight, cut), reverse=True)
-    _, mean = lax.scan(fill, (jnp.zeros_like(v[0]), ones), (total, count, cut))
+    _, (total, count) = lax.scan(add, (zero, zero), (v, weight, cut), reverse=True)
+    _, mean = lax.scan(fill, (zero, zero == 0), (total, count, cut))
     return jnp.moveaxis(mean, 0, -1)

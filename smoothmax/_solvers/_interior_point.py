@@ -70,7 +70,7 @@ def interior_point(gradient, x):
         fall = jnp.minimum(0.1, jnp.sqrt(mu / scale))
         mu = jnp.maximum(jnp.where(moved > 0.8, fall, 0.5) * mu, eps**2 / 10 * scale)
         aim = mu / inside
-        dy, _, curved = conjugate_gradients(
+        dy, _, _, unbent = conjugate_gradients(
             lambda v: jnp.where(allowed, tangent(v), 0), jnp.where(allowed, aim - c, 0), allowed, z / inside
         )
         dz = aim - z - z / inside * dy
@@ -97,16 +97,15 @@ def interior_point(gradient, x):
         # Multipliers that have lost touch with t / y would spoil the next direction.
         centred = mu / jnp.where(allowed, y_new, 1)
         z_new = jnp.where(live & allowed, jnp.clip(z_new, 1e-3 * centred, 1e3 * centred), z)
-        convex = convex & (curved | ~live)
+        convex = convex & (unbent | ~live)
         settled = (mu <= eps**2 * scale) & jnp.all(jnp.abs(dy) <= jnp.minimum(16 * eps, y / 100), -1, keepdims=True)
         live = live & convex & ~settled & jnp.all(jnp.isfinite(dy), -1, keepdims=True)
         return k + 1, y_new, z_new, mu, t, convex, live
 
     z = jnp.where(allowed, scale, 0)
     start = (0, centre, z, scale / count, jnp.ones_like(scale), ~hopeless, ~hopeless & (count > 1))
-    steps, y, z, _, _, convex, _ = lax.while_loop(lambda s: (s[0] < _STEPS) & jnp.any(s[-1]), step, start)
-    import os; jax.debug.print("steps {}", steps) if os.environ.get("DBG") else None
-
+    _, y, z, _, _, convex, _ = lax.while_loop(lambda s: (s[0] < _STEPS) & jnp.any(s[-1]), step, start)
+    
     small = y < jnp.minimum(z / scale, eps)
     rounded = jnp.where(small, 0, y)
     c = cost(rounded)
@@ -126,7 +125,7 @@ def _certified(cost, x, y, centre, allowed, scale):
     weights = jnp.where(allowed[None], jnp.asarray(weights, y.dtype).reshape(2, *(1,) * (y.ndim - 1), d), 0)
     one, two = weights / jnp.where(_total(weights) == 0, 1, _total(weights))
     best = jax.nn.one_hot(jnp.argmax(jnp.where(allowed, x, -jnp.inf), -1), d, dtype=y.dtype)
-    raised = jnp.where(allowed, y + 16 * eps, 0)
+    raised = (y + 16 * eps * centre) / (1 + 16 * eps)
     points = jnp.stack([y, raised, centre, (9 * best + centre) / 10, one, two, (y + one) / 2, (y + two) / 2])
     c = jax.vmap(cost)(points)
 
@@ -160,7 +159,7 @@ def conjugate_gradients(product, b, face, extra=0.0, tolerance=None):
       tolerance: of the residual, relative to b, in the norm of the preconditioner.
 
     Returns:
-      u; whether it solves the system; and whether no direction of negative curvature of H came up, `(*batch, 1)`.
+      u; nu; whether they solve the system; and whether no direction of negative curvature of H came up, `(*batch, 1)`.
     """
     eps = float(jnp.finfo(b.dtype).eps)
     d = b.shape[-1]
@@ -169,9 +168,12 @@ def conjugate_gradients(product, b, face, extra=0.0, tolerance=None):
 
     total = _total(inverse)
 
+    def multiplier(r):
+        return _total(inverse * r) / jnp.where(total == 0, 1, total)
+
     def level(r):
         """Takes nu out of the residual: at its full size it would drown what remains."""
-        return jnp.where(face, r - _total(inverse * r) / jnp.where(total == 0, 1, total), 0)
+        return jnp.where(face, r - multiplier(r), 0)
 
     r = level(b)
     p = inverse * r
@@ -196,13 +198,14 @@ def conjugate_gradients(product, b, face, extra=0.0, tolerance=None):
 
     state = (0, jnp.zeros_like(b), r, p, rho, jnp.ones_like(live), live)
     bound = min(2 * d + 8, 500)
-    _, u, _, _, rho, convex, live = lax.while_loop(lambda s: (s[0] < bound) & jnp.any(s[-1]), step, state)
-    return u, rho <= enough, convex
+    _, u, _, _, rho, convex, _ = lax.while_loop(lambda s: (s[0] < bound) & jnp.any(s[-1]), step, state)
+    solved = rho <= jnp.maximum(enough, eps * first)
+    return u, multiplier(b - product(u) - extra * u), solved, convex
 
 
 def _reach(y, dy, fall):
     """The longest step up to 1 along dy that keeps y positive."""
-    limit = 1 - 0.01 * fall
+    limit = 1 - jnp.maximum(0.01 * fall, 16 * jnp.finfo(y.dtype).eps)
     return limit / jnp.maximum(limit, jnp.max(-dy / y, -1, keepdims=True))
 
 

@@ -83,6 +83,7 @@ class MultiheadAttention(eqx.nn.MultiheadAttention):
         *,
         key: jax.Array | None = None,
         inference: bool | None = None,
+        deterministic: bool | None = None,
         process_heads: Callable[..., tuple[jax.Array, jax.Array, jax.Array]] | None = None,
     ) -> jax.Array:
         """Attends from `query` to `key_` and `value`.
@@ -94,12 +95,14 @@ class MultiheadAttention(eqx.nn.MultiheadAttention):
           mask: True where a query may see a key, `(T, S)` or `(N, T, S)`.
           key: for dropout.
           inference: as of `equinox.nn.Dropout`.
+          deterministic: the name that Equinox gave to `inference` before, and still takes.
           process_heads: takes and returns the projected `(T, N, H)` queries, keys and values, for example to rotate
             them.
 
         Returns:
           Embeddings `(T, output_size)`.
         """
+        inference = inference if deterministic is None else deterministic
         heads = (
             self._project(self.query_proj, query),
             self._project(self.key_proj, key_),

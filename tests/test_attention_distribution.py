@@ -1,0 +1,108 @@
+"""Arrays sharded over 8 devices: the same numbers, and no more communication than the mathematics needs."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import smoothmax as sm
+from smoothmax._attention import dot_product_attention
+
+B, T, S, N, H = 8, 2, 16, 8, 4
+f32 = jnp.float32
+THRESHOLD = {"softmax": sm.softmax, "sparsemax": sm.sparsemax, "entmax": sm.entmax, "pnormmax": sm.pnormmax}
+STRUCTURED = {"fusedmax": sm.fusedmax, "oscarmax": sm.oscarmax}
+COLLECTIVES = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
+
+
+def draw(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape, f32)
+
+
+def place(mesh, array, axis):
+    """The array cut along one axis."""
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names[0])))
+
+
+def run(function, *arrays):
+    """Results, and the kinds of collectives in the compiled program."""
+    compiled = jax.jit(function).lower(*arrays).compile()
+    return compiled(*arrays), set(COLLECTIVES.findall(compiled.as_text()))
+
+
+def same(a, b, atol=2e-6):
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(left, right, atol=atol)
+
+
+def weights_and_gradient(mapping):
+    factor = draw(9, B, N, S)
+
+    def function(x):
+        y, vjp = jax.vjp(mapping, x)
+        return y, vjp(factor)[0]
+
+    return function
+
+
+@pytest.mark.parametrize("name", THRESHOLD | STRUCTURED)
+def test_mappings(mesh, name):
+    """Over batch and heads nothing is sent. Along the slices a threshold sends sums and maxima: all-reduces."""
+    function = weights_and_gradient((THRESHOLD | STRUCTURED)[name])
+    scores = draw(0, B, N, S)
+    expected = jax.jit(function)(scores)
+    for axis in (0, 1):
+        result, collectives = run(function, place(mesh, scores, axis))
+        same(result, expected)
+        assert not collectives - {"all-reduce"}, collectives  # whether the loop goes on: one flag for all devices
+    result, collectives = run(function, place(mesh, scores, 2))
+    same(result, expected)
+    if name in THRESHOLD:
+        assert collectives == {"all-reduce"}, collectives
+
+
+SHARDED_AXES = {"batch": (0, 0, 0), "heads": (2, 2, 2), "keys": (None, 1, 1)}
+
+
+@pytest.mark.parametrize("over", SHARDED_AXES)
+@pytest.mark.parametrize("name", ["softmax", "sparsemax"])
+def test_attention(mesh, name, over):
+    mapping = THRESHOLD[name]
+    arrays = draw(1, B, T, N, H), draw(2, B, S, N, H), draw(3, B, S, N, H)
+
+    def function(q, k, v):
+        attend = partial(dot_product_attention, mapping=mapping, is_causal=True)
+        loss = lambda *qkv: jnp.sum(attend(*qkv) ** 2)  # noqa: E731
+        return attend(q, k, v), jax.grad(loss, (0, 1, 2))(q, k, v)
+
+    placed = [a if i is None else place(mesh, a, i) for a, i in zip(arrays, SHARDED_AXES[over], strict=True)]
+    placed = [
+        jax.device_put(a, NamedSharding(mesh, PartitionSpec())) if a.sharding.num_devices == 1 else a for a in placed
+    ]
+    result, collectives = run(function, *placed)
+    same(result, jax.jit(function)(*arrays), atol=1e-5)
+    assert not collectives - {"all-reduce"}, collectives
+    if over == "keys":
+        output, gradients = result
+        assert output.sharding.is_fully_replicated
+        assert not gradients[1].sharding.is_fully_replicated  # each device keeps the gradient of its own keys
+
+
+@pytest.mark.parametrize("over", ["batch", "heads"])
+def test_attention_in_blocks(mesh, over):
+    arrays = [draw(i, B, 6, N, H) for i in range(3)]
+    attend = partial(dot_product_attention, mapping=sm.sparsemax, is_causal=True, block_size=2)
+    result, collectives = run(attend, *(place(mesh, a, SHARDED_AXES[over][0]) for a in arrays))
+    same(result, attend(*arrays, block_size=None))
+    assert not collectives - {"all-reduce"}, collectives
+
+
+def test_shard_map_over_the_batch(mesh):
+    scores = draw(0, B, N, S)
+    spec = PartitionSpec(mesh.axis_names[0])
+    mapped = jax.jit(jax.shard_map(sm.sparsemax, mesh=mesh, in_specs=spec, out_specs=spec))
+    same(mapped(place(mesh, scores, 0)), sm.sparsemax(scores))

@@ -1,0 +1,377 @@
+"""The adapters against the frameworks' own layers, with the same parameters."""
+
+import importlib
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import smoothmax as sm
+from smoothmax._parametrize import bounded
+
+flax = pytest.importorskip("flax")
+hk = pytest.importorskip("haiku")
+eqx = pytest.importorskip("equinox")
+import flax.linen as nn  # noqa: E402
+from flax import nnx  # noqa: E402
+
+import smoothmax.interop.equinox as smoothmax_equinox  # noqa: E402
+import smoothmax.interop.haiku as smoothmax_haiku  # noqa: E402
+from smoothmax.interop.flax import attention_fn  # noqa: E402
+
+B, T, S, N, D = 2, 5, 6, 4, 8
+f32 = jnp.float32
+
+
+@pytest.fixture(autouse=True)
+def promotion_as_users_run_it():
+    """The frameworks themselves promote dtypes and ranks."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def draw(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape, f32)
+
+
+X, Y = draw(0, B, T, D), draw(1, B, S, D)
+MASK = jax.random.bernoulli(jax.random.key(2), 0.7, (B, 1, T, S)).at[..., 0].set(True)
+
+
+def close(a, b):
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-5)
+
+
+# --- Flax Linen -----------------------------------------------------------------------------------------------
+
+
+def linen(attention=None, **options):
+    options = {"num_heads": N, "qkv_features": 16, **options}
+    return nn.MultiHeadDotProductAttention(**options, **({} if attention is None else {"attention_fn": attention}))
+
+
+LINEN_PARAMS = linen().init(jax.random.key(3), X)
+
+
+@pytest.mark.parametrize(
+    ("layer", "call"),
+    [
+        ({}, {}),
+        ({}, {"mask": MASK}),
+        ({}, {"mask": MASK.astype(f32)}),
+        ({"normalize_qk": False, "precision": "highest"}, {}),
+        ({"dropout_rate": 0.4, "deterministic": False}, {"mask": MASK, "dropout_rng": jax.random.key(4)}),
+        (
+            {"dropout_rate": 0.4, "deterministic": False, "broadcast_dropout": False},
+            {"dropout_rng": jax.random.key(4), "sow_weights": True},
+        ),
+        ({"dropout_rate": 0.4, "deterministic": True}, {"mask": MASK, "sow_weights": True}),
+        (
+            {
+                "qk_attn_weights_einsum_cls": lambda: jnp.einsum,
+                "attn_weights_value_einsum_cls": lambda: jnp.einsum,
+            },
+            {"mask": MASK},
+        ),
+    ],
+)
+def test_linen(layer, call):
+    ours, theirs = (
+        linen(f, **layer).apply(LINEN_PARAMS, X, Y, **call, mutable=["intermediates"])
+        for f in (attention_fn(sm.softmax), None)
+    )
+    assert bool(ours[1]) == call.get("sow_weights", False)
+    close(ours, theirs)
+
+
+def test_linen_without_and_with_several_batch_axes():
+    x = draw(5, 2, 3, T, D)
+    mask = nn.make_causal_mask(x[..., 0])
+    for inputs, m in [(x, mask), (x[0, 0], mask[0, 0])]:
+        close(*(linen(f).apply(LINEN_PARAMS, inputs, mask=m) for f in (attention_fn(sm.softmax), None)))
+
+
+def test_linen_low_precision():
+    outputs = [linen(f, dtype=jnp.bfloat16).apply(LINEN_PARAMS, X) for f in (attention_fn(sm.softmax), None)]
+    assert outputs[0].dtype == outputs[1].dtype == jnp.bfloat16
+    np.testing.assert_allclose(*(o.astype(f32) for o in outputs), atol=3e-2)
+
+
+def decode_linen(f):
+    layer = linen(f, decode=True)
+    cache = layer.init(jax.random.key(0), X)["cache"]
+    step = jax.jit(lambda cache, x: layer.apply({**LINEN_PARAMS, "cache": cache}, x, mutable=["cache"]))
+    outputs = []
+    for t in range(T):
+        output, updated = step(cache, X[:, t : t + 1])
+        cache = updated["cache"]
+        outputs.append(output)
+    return jnp.concatenate(outputs, axis=1)
+
+
+def test_linen_decodes_token_by_token():
+    close(decode_linen(attention_fn(sm.softmax)), decode_linen(None))
+    sparse = attention_fn(sm.sparsemax)
+    close(decode_linen(sparse), linen(sparse).apply(LINEN_PARAMS, X, mask=nn.make_causal_mask(X[..., 0])))
+
+
+def test_masked_queries_get_zeros_in_linen():
+    mask = MASK.at[:, :, 1].set(False)
+    output = linen(attention_fn(sm.sparsemax)).apply(LINEN_PARAMS, X, Y, mask=mask)
+    close(output[:, 1], jnp.broadcast_to(LINEN_PARAMS["params"]["out"]["bias"], (B, D)))
+
+
+def test_linen_in_blocks():
+    apply = lambda f: linen(f).apply(LINEN_PARAMS, X, Y, mask=MASK)  # noqa: E731
+    close(apply(attention_fn(sm.sparsemax, block_size=2)), apply(attention_fn(sm.sparsemax)))
+    with pytest.raises(ValueError, match=r"block_size=2 .* sow_weights=False"):
+        linen(attention_fn(sm.sparsemax, block_size=2)).apply(LINEN_PARAMS, X, sow_weights=True)
+
+
+# --- Flax NNX -------------------------------------------------------------------------------------------------
+
+
+def nnx_layer(attention=None, **options):
+    options = {"num_heads": N, "in_features": D, "qkv_features": 16, "decode": False, "rngs": nnx.Rngs(0), **options}
+    return nnx.MultiHeadAttention(**options, **({} if attention is None else {"attention_fn": attention}))
+
+
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")  # what sow_weights does in Flax 0.12
+@pytest.mark.parametrize(
+    ("layer", "call"),
+    [
+        ({}, {"mask": MASK}),
+        ({}, {"is_causal": True}),
+        ({"num_kv_heads": 2}, {"mask": MASK.astype(f32), "is_causal": False}),
+        ({"num_kv_heads": 2}, {"sow_weights": True, "is_causal": True}),
+        ({"num_kv_heads": 2, "dropout_rate": 0.4, "deterministic": False}, {"sow_weights": True}),
+        ({"dropout_rate": 0.4, "deterministic": False, "broadcast_dropout": False}, {"mask": MASK}),
+        ({"dtype": f32, "precision": "highest"}, {}),
+    ],
+)
+def test_nnx(layer, call):
+    results = []
+    for f in (attention_fn(sm.softmax), None):
+        module = nnx_layer(f, **layer)
+        output = module(X, Y, **call)
+        sown = nnx.pop(module, nnx.Intermediate) if call.get("sow_weights") else None
+        results.append((output, sown and sown["attention_weights"].get_value()))
+    close(*results)
+
+
+@pytest.mark.parametrize("num_kv_heads", [N, 2])
+def test_nnx_decodes_token_by_token(num_kv_heads):
+    def decode(f):
+        module = nnx_layer(f, num_kv_heads=num_kv_heads)
+        module.init_cache(X.shape)
+        return jnp.concatenate([module(X[:, t : t + 1], decode=True) for t in range(T)], axis=1)
+
+    close(decode(attention_fn(sm.softmax)), decode(None))
+    sparse = attention_fn(sm.sparsemax)
+    close(decode(sparse), nnx_layer(sparse, num_kv_heads=num_kv_heads)(X, is_causal=True))
+
+
+# --- Haiku ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "inputs", "mask"),
+    [
+        ({}, (X, Y, Y), None),
+        ({"value_size": 3, "model_size": 7, "with_bias": False}, (X, Y, Y), MASK),
+        ({}, (X[0], Y[0], Y[0]), MASK[0].astype(f32)),
+        ({}, (X[None], Y[None], Y[None]), MASK[None]),
+    ],
+)
+def test_haiku(options, inputs, mask):
+    def transformed(layer):
+        init = hk.initializers.VarianceScaling()
+        return hk.without_apply_rng(hk.transform(lambda q, k, v, m: layer(N, 4, w_init=init, **options)(q, k, v, m)))
+
+    ours, theirs = transformed(smoothmax_haiku.MultiHeadAttention), transformed(hk.MultiHeadAttention)
+    params = theirs.init(jax.random.key(6), *inputs, mask)
+    close(ours.init(jax.random.key(6), *inputs, mask), params)
+    assert jax.tree.structure(ours.init(jax.random.key(6), *inputs, mask)) == jax.tree.structure(params)
+    close(ours.apply(params, *inputs, mask), theirs.apply(params, *inputs, mask))
+
+
+# --- Equinox --------------------------------------------------------------------------------------------------
+
+
+def rotate(q, k, v):
+    return q[..., ::-1], k[..., ::-1], 2 * v
+
+
+@pytest.mark.parametrize(
+    ("options", "call"),
+    [
+        ({}, {}),
+        ({"use_query_bias": True, "use_output_bias": True, "vo_size": 3, "output_size": 5}, {"mask": MASK[0, 0]}),
+        ({}, {"mask": jnp.broadcast_to(MASK[0], (N, T, S)).at[1, :, 3:].set(False)}),
+        ({"dropout_p": 0.4}, {"key": jax.random.key(8)}),
+        ({"dropout_p": 0.4}, {"inference": True, "mask": MASK[0, 0]}),
+        ({}, {"process_heads": rotate}),
+    ],
+)
+def test_equinox(options, call):
+    theirs = eqx.nn.MultiheadAttention(N, D, **options, dtype=f32, key=jax.random.key(7))
+    ours = smoothmax_equinox.MultiheadAttention(N, D, **options, dtype=f32, key=jax.random.key(7))
+    close(eqx.filter(ours, eqx.is_array), eqx.filter(theirs, eqx.is_array))
+    expected = theirs(X[0], Y[0], Y[0], **call)
+    close(ours(X[0], Y[0], Y[0], **call), expected)
+    close(smoothmax_equinox.MultiheadAttention.from_layer(theirs)(X[0], Y[0], Y[0], **call), expected)
+
+
+def test_equinox_needs_a_key_to_drop():
+    layer = smoothmax_equinox.MultiheadAttention(N, D, dropout_p=0.4, key=jax.random.key(7))
+    with pytest.raises(RuntimeError, match="key"):
+        layer(X[0], X[0], X[0])
+
+
+# --- One layer of an existing model, changed in one line; and alpha learned for each head ----------------------
+
+
+class LinenModel(nn.Module):
+    attention: object = nn.dot_product_attention
+
+    @nn.compact
+    def __call__(self, x):
+        x = x + nn.MultiHeadAttention(num_heads=N, attention_fn=self.attention)(x)
+        return nn.Dense(1)(x)[..., 0]
+
+
+class LearnedLinenModel(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        raw = self.param("alpha", nn.initializers.zeros, (N, 1, 1))
+        mapping = partial(sm.entmax, alpha=bounded(raw, 1, 2))
+        return LinenModel(attention_fn(mapping))(x)
+
+
+def haiku_model(x, mapping=None):
+    layer = hk.MultiHeadAttention if mapping is None else partial(smoothmax_haiku.MultiHeadAttention, mapping=mapping)
+    x = x + layer(N, D // N, w_init=hk.initializers.VarianceScaling())(x, x, x)
+    return hk.Linear(1)(x)[..., 0]
+
+
+def learned_haiku_model(x):
+    raw = hk.get_parameter("alpha", (N, 1, 1), init=jnp.zeros)
+    return haiku_model(x, partial(sm.entmax, alpha=bounded(raw, 1, 2)))
+
+
+class EquinoxModel(eqx.Module):
+    attention: eqx.nn.MultiheadAttention
+    out: eqx.nn.Linear
+
+    def __init__(self):
+        self.attention = eqx.nn.MultiheadAttention(N, D, dtype=f32, key=jax.random.key(0))
+        self.out = eqx.nn.Linear(D, 1, dtype=f32, key=jax.random.key(1))
+
+    def __call__(self, x):
+        one = lambda x: jax.vmap(self.out)(x + self.attention(x, x, x))[..., 0]  # noqa: E731
+        return jax.vmap(one)(x)
+
+
+class LearnedEntmax(eqx.Module):
+    raw: jax.Array
+
+    def __call__(self, scores, axis=-1, *, where=None):
+        return sm.entmax(scores, axis, alpha=bounded(self.raw, 1, 2), where=where)
+
+
+def change_equinox(model, mapping):
+    changed = smoothmax_equinox.MultiheadAttention.from_layer(model.attention, mapping=mapping)
+    return eqx.tree_at(lambda m: m.attention, model, changed)
+
+
+def test_one_layer_of_an_existing_model_becomes_sparse():
+    """Parameters stay as they are, so a checkpoint of the softmax model is one of the sparse model."""
+    params = LinenModel().init(jax.random.key(0), X)
+    softmax, again = LinenModel().apply(params, X), LinenModel(attention_fn(sm.softmax)).apply(params, X)
+    close(softmax, again)
+    assert jnp.abs(LinenModel(attention_fn(sm.sparsemax)).apply(params, X) - softmax).max() > 1e-3
+
+    forward = hk.without_apply_rng(hk.transform(haiku_model))
+    params = forward.init(jax.random.key(0), X)
+    close(forward.apply(params, X), forward.apply(params, X, sm.softmax))
+    assert jnp.abs(forward.apply(params, X, sm.sparsemax) - forward.apply(params, X)).max() > 1e-3
+
+    model = EquinoxModel()
+    close(model(X), change_equinox(model, sm.softmax)(X))
+    assert jnp.abs(change_equinox(model, sm.sparsemax)(X) - model(X)).max() > 1e-3
+
+
+def learned(framework):
+    """Parameters, a forward function of them, and where alpha sits, for each framework."""
+    if framework == "linen":
+        model = LearnedLinenModel()
+        return model.init(jax.random.key(0), X), model.apply, lambda p: p["params"]["alpha"]
+    if framework == "haiku":
+        model = hk.without_apply_rng(hk.transform(learned_haiku_model))
+        return model.init(jax.random.key(0), X), model.apply, lambda p: p["~"]["alpha"]
+    model = change_equinox(EquinoxModel(), LearnedEntmax(jnp.zeros((N, 1, 1), f32)))
+    params, static = eqx.partition(model, eqx.is_array)
+    return params, lambda p, x: eqx.combine(p, static)(x), lambda p: p.attention.mapping.raw
+
+
+@pytest.mark.parametrize("framework", ["linen", "haiku", "equinox"])
+def test_alpha_is_learned_for_each_head(framework):
+    params, forward, alpha = learned(framework)
+    target = jnp.sin(3 * X[..., 0])
+    optimizer = optax.adam(0.05)
+
+    @jax.jit
+    def step(params, state):
+        loss, grads = jax.value_and_grad(lambda p: jnp.mean((forward(p, X) - target) ** 2))(params)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state, loss
+
+    state, losses = optimizer.init(params), []
+    for _ in range(10):
+        params, state, loss = step(params, state)
+        losses.append(float(loss))
+    assert losses[-1] < 0.7 * losses[0]
+    moved = np.asarray(alpha(params)).ravel()
+    assert (np.abs(moved) > 1e-3).all() and len(set(moved.tolist())) == N
+
+
+# --- Without the frameworks -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("adapter", "framework"), [("flax", "flax"), ("haiku", "haiku"), ("equinox", "equinox")])
+def test_a_missing_framework_names_the_extra(monkeypatch, adapter, framework):
+    monkeypatch.setitem(sys.modules, framework, None)
+    monkeypatch.delitem(sys.modules, f"smoothmax.interop.{adapter}")
+    with pytest.raises(ImportError, match=r"pip install 'smoothmax\[interop\]'"):
+        importlib.import_module(f"smoothmax.interop.{adapter}")
+
+
+def test_the_library_imports_no_framework():
+    code = "import sys, smoothmax, smoothmax.interop; print({'flax', 'haiku', 'equinox'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_bad_input():
+    f = attention_fn(sm.softmax)
+    q, k = draw(0, B, T, N, D), draw(1, B, S, N, D)
+    cases = [
+        ((q, k, k[:, 1:]), {}, r"value of shape \(2, 5, 4, 8\) does not fit"),
+        ((q, k[:1], k[:1]), {}, r"key of shape \(1, 6, 4, 8\) does not fit query of shape \(2, 5, 4, 8\)"),
+        ((q, k[:, :, :3], k[:, :, :3]), {}, r"key of shape \(2, 6, 3, 8\) .* multiple of the number of key heads"),
+        ((q, k, k), {"mask": MASK[:, 0]}, r"mask of shape \(2, 5, 6\) does not broadcast .*\(2, 4, 5, 6\)"),
+        ((q, k, k), {"dropout_rate": 0.5}, r"dropout_rate=0.5 needs a dropout_rng"),
+    ]
+    for arguments, options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            f(*arguments, **options)
+    with pytest.raises(ValueError, match=r"mask of shape .* insert it"):
+        hk.testing.transform_and_run(
+            lambda: smoothmax_haiku.MultiHeadAttention(2, 4, w_init=jnp.zeros)(X, Y, Y, MASK[:, 0])
+        )()

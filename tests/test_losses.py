@@ -1,0 +1,226 @@
+"""Fenchel-Young losses: values against the definition in NumPy, exactness at the minimum, gradients, training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracles
+import pytest
+
+import smoothmax as sm
+
+# Regularizers with the oracle's problem for each: every base, both kinds of penalty, a strength.
+REGULARIZERS = {
+    "shannon": (sm.Shannon(), {"base": "shannon"}),
+    "l2": (sm.SquaredL2(), {"base": "l2"}),
+    "tsallis": (2.0 * sm.Tsallis(1.5), {"base": "tsallis", "alpha": 1.5, "gamma": 2.0}),
+    "tsallis3": (sm.Tsallis(3.0), {"base": "tsallis", "alpha": 3.0}),
+    "pnorm": (sm.SquaredPNorm(1.3), {"base": "pnorm", "p": 1.3}),
+    "fused": (sm.SquaredL2() + 0.2 * sm.TotalVariation(), {"base": "l2", "tv": 0.2}),
+    "oscar": (0.5 * (sm.Tsallis(1.5) + 0.05 * sm.Oscar()), {"base": "tsallis", "alpha": 1.5, "gamma": 0.5, "oscar": 0.05}),
+}
+each = pytest.mark.parametrize("name", REGULARIZERS)
+
+X = np.random.default_rng(0).normal(size=(6, 7)) * np.geomspace(0.1, 5, 6)[:, None]
+T = np.random.default_rng(1).dirichlet(np.full(7, 0.5), size=6)
+LABELS = np.array([0, 3, 6, 2, 2, 5])
+
+
+def _defined(x, t, problem):
+    """max_Omega(x) + Omega(t) - <x, t>, with the maximum from its own definition."""
+    y = oracles.argmax(x, **problem)
+    return float((x * y).sum() - oracles.omega(y, **problem) + oracles.omega(t, **problem) - (x * t).sum())
+
+
+@each
+def test_value_is_the_definition(name):
+    omega, problem = REGULARIZERS[name]
+    expected = [_defined(x, t, problem) for x, t in zip(X, T, strict=True)]
+    np.testing.assert_allclose(sm.fenchel_young_loss(X, T, omega), expected, atol=1e-10)
+    onehot = np.eye(7)[LABELS]
+    expected = [_defined(x, t, problem) for x, t in zip(X, onehot, strict=True)]
+    np.testing.assert_allclose(sm.fenchel_young_loss_with_integer_labels(X, LABELS, omega), expected, atol=1e-10)
+
+
+@each
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_exactly_zero_at_the_minimum_and_positive_elsewhere(name, shift):
+    omega, _ = REGULARIZERS[name]
+    for dtype in (jnp.float32, jnp.float64):
+        x = jnp.asarray(X + shift, dtype)
+        at_minimum = sm.fenchel_young_loss(x, sm.conjugate(omega)(x), omega)
+        np.testing.assert_array_equal(at_minimum, np.zeros(6, dtype))
+    assert (np.asarray(sm.fenchel_young_loss(X, T, omega)) > 0).all()
+
+
+@each
+def test_gradient_is_exactly_weights_minus_targets(name):
+    omega, _ = REGULARIZERS[name]
+    gradient = jax.grad(lambda x: sm.fenchel_young_loss(x, T, omega).sum())(jnp.asarray(X))
+    np.testing.assert_array_equal(gradient, sm.conjugate(omega)(X) - T)
+
+
+def test_gradients_of_hyper_parameters_and_targets_by_finite_differences():
+    def total(theta, t):
+        omega = theta[0] * (sm.Tsallis(theta[1]) + theta[2] * sm.TotalVariation())
+        return sm.fenchel_young_loss(X, t, omega).sum()
+
+    theta, t = jnp.array([0.7, 1.4, 0.1]), jnp.asarray(T)
+    by_theta, by_t = jax.grad(total, argnums=(0, 1))(theta, t)
+    for i, step in enumerate(1e-6 * np.eye(3)):
+        difference = (total(theta + step, t) - total(theta - step, t)) / 2e-6
+        assert float(by_theta[i]) == pytest.approx(float(difference), abs=1e-6)
+    direction = np.zeros_like(T)
+    direction[0, :2] = 1, -1  # along the simplex
+    difference = (total(theta, t + 1e-6 * direction) - total(theta, t - 1e-6 * direction)) / 2e-6
+    assert float((by_t * direction).sum()) == pytest.approx(float(difference), abs=1e-6)
+
+
+def test_hessian_is_the_jacobian_of_the_weights():
+    x, t = jnp.asarray(X[2]), jnp.asarray(T[2])
+    jacobian = jax.jacrev(sm.softmax)(x)
+    np.testing.assert_allclose(jax.jacrev(jax.grad(lambda x: sm.fenchel_young_loss(x, t, sm.Shannon())))(x), jacobian)
+    op = sm.forward_mode(sm.conjugate(sm.Shannon()))
+    np.testing.assert_allclose(jax.hessian(lambda x: sm.fenchel_young_loss(x, t, op))(x), jacobian, atol=1e-12)
+
+
+def test_equals_optax_where_they_coincide():
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on promotion
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(X), jnp.asarray(LABELS))
+        to_distributions = optax.softmax_cross_entropy(jnp.asarray(X), jnp.asarray(T))
+        sparsemax = optax.losses.multiclass_sparsemax_loss(jnp.asarray(X), jnp.asarray(LABELS))
+    entropy = -(T * np.log(T)).sum(-1)
+    ours = sm.fenchel_young_loss_with_integer_labels
+    np.testing.assert_allclose(ours(X, LABELS, sm.Shannon()), cross_entropy, atol=1e-12)
+    np.testing.assert_allclose(ours(X, LABELS, sm.SquaredL2()), sparsemax, atol=1e-12)
+    np.testing.assert_allclose(sm.fenchel_young_loss(X, T, sm.Shannon()), to_distributions - entropy, atol=1e-12)
+
+
+@each
+def test_impossible_classes_leave_the_rest_alone(name):
+    """A score of -inf for a class that is not the target; a mask says the same, whatever the class holds."""
+    omega, problem = REGULARIZERS[name]
+    x, keep, labels = X.copy(), np.ones(7, bool), np.array([0, 3, 6, 2, 2, 5])
+    keep[[1, 4]] = False
+    x[:, ~keep] = -np.inf
+    junk = np.where(keep, X, np.nan)
+
+    def loss(x, where):
+        return sm.fenchel_young_loss_with_integer_labels(x, labels, omega, where=where)
+
+    expected = []
+    for row, k in zip(X, labels, strict=True):
+        t = np.eye(7)[k][keep]
+        expected.append(_defined(row[keep], t, oracles.delete(problem, keep)))
+    for scores, where in ((x, None), (junk, keep)):
+        np.testing.assert_allclose(loss(scores, where), expected, atol=1e-10)
+        gradient = jax.grad(lambda x, where=where: loss(x, where).sum())(jnp.asarray(scores))
+        assert np.isfinite(gradient).all()
+        assert (np.asarray(gradient)[:, ~keep] == 0).all()
+
+
+def test_a_target_that_cannot_be_has_infinite_loss():
+    x = jnp.array([0.0, -jnp.inf, 1.0])
+    assert sm.fenchel_young_loss_with_integer_labels(x, 1, sm.SquaredL2()) == jnp.inf
+    assert jnp.isnan(sm.fenchel_young_loss_with_integer_labels(x, 3, sm.SquaredL2()))
+    assert jnp.isnan(sm.fenchel_young_loss_with_integer_labels(x, -1, sm.SquaredL2()))
+
+
+def test_fully_masked_slice_is_zero_with_zero_gradient():
+    where = np.zeros((6, 1), bool)
+    value, gradient = jax.value_and_grad(lambda x: sm.fenchel_young_loss(x, T, sm.SquaredL2(), where=where).sum())(
+        jnp.asarray(X)
+    )
+    assert value == 0 and (np.asarray(gradient) == 0).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1, -2, (0, 1), None])
+def test_axis(axis):
+    x, t = jnp.asarray(X[:3, :4]), jnp.asarray(T[:3, :4])
+    axes = (0, 1) if axis is None else axis
+    t = t / t.sum(axes, keepdims=True)
+    if axis in (0, 1, -2):
+        expected = jax.vmap(lambda x, t: sm.fenchel_young_loss(x, t, sm.Tsallis(1.5)), in_axes=1 - axis % 2, out_axes=0)
+        np.testing.assert_allclose(sm.fenchel_young_loss(x, t, sm.Tsallis(1.5), axis), expected(x, t), atol=1e-12)
+    else:
+        expected = sm.fenchel_young_loss(x.ravel(), t.ravel(), sm.Tsallis(1.5))
+        np.testing.assert_allclose(sm.fenchel_young_loss(x, t, sm.Tsallis(1.5), axis), expected, atol=1e-12)
+    if isinstance(axis, int):
+        labels = jnp.argmax(t, axis)
+        onehot = jax.nn.one_hot(labels, x.shape[axis], axis=axis, dtype=x.dtype)
+        np.testing.assert_allclose(
+            sm.fenchel_young_loss_with_integer_labels(x, labels, sm.Tsallis(1.5), axis),
+            sm.fenchel_young_loss(x, onehot, sm.Tsallis(1.5), axis),
+        )
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_dtype_is_that_of_the_logits(dtype):
+    loss = sm.fenchel_young_loss(jnp.asarray(X, dtype), T, sm.SquaredL2())
+    assert loss.dtype == dtype
+    rounded = np.asarray(jnp.asarray(X, dtype), float)
+    expected = np.asarray(sm.fenchel_young_loss(rounded, T, sm.SquaredL2()))
+    np.testing.assert_allclose(np.asarray(loss, float), expected, rtol=2 * float(jnp.finfo(dtype).eps), atol=1e-6)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: sm.fenchel_young_loss(X, T[:, :3], sm.Shannon()), ["targets", "(6, 3)", "(6, 7)"]),
+    (lambda: sm.fenchel_young_loss_with_integer_labels(X, T[:, 0], sm.Shannon()), ["labels", "float64"]),
+    (lambda: sm.fenchel_young_loss_with_integer_labels(X, LABELS[:2], sm.Shannon()), ["labels", "(2,)", "(6,)"]),
+    (lambda: sm.fenchel_young_loss_with_integer_labels(X, LABELS, sm.Shannon(), axis=2), ["axis=2", "(6, 7)"]),
+    (lambda: sm.fenchel_young_loss_with_integer_labels(X, LABELS, sm.Shannon(), axis=(0, 1)), ["axis", "(0, 1)"]),
+    (lambda: sm.fenchel_young_loss(X, T, sm.Oscar()), ["Oscar()", "base"]),
+    (lambda: sm.fenchel_young_loss(X, T, sm.Shannon(), where=np.ones((6, 7))), ["where", "boolean"]),
+])  # fmt: skip
+def test_bad_input_is_named(call, words):
+    with pytest.raises((ValueError, TypeError)) as error:
+        call()
+    for word in words:
+        assert word in str(error.value)
+
+
+# --- Training ----------------------------------------------------------------------------------------------
+
+
+def _train(loss, inputs, targets, steps=200):
+    """A linear model trained by optax; the mean loss before and after, and the parameters."""
+    params = {"w": jnp.zeros((inputs.shape[1], 4)), "b": jnp.zeros((1, 4))}
+    optimizer = optax.adam(0.1)
+
+    @jax.jit
+    def step(params, state):
+        mean = lambda p: loss(inputs @ p["w"] + p["b"], targets).mean()
+        value, gradient = jax.value_and_grad(mean)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    state, values = optimizer.init(params), []
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+        for _ in range(steps):
+            params, state, value = step(params, state)
+            values.append(float(value))
+    return values[0], values[-1], params
+
+
+@pytest.mark.parametrize("omega", [sm.Shannon(), sm.SquaredL2(), sm.Tsallis(1.5)], ids=repr)
+def test_training_a_classifier(omega):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 120)
+    inputs = np.eye(4)[labels] @ rng.normal(size=(4, 5)) * 3 + rng.normal(size=(120, 5))
+    loss = lambda x, t: sm.fenchel_young_loss_with_integer_labels(x, t, omega)
+    first, last, params = _train(loss, jnp.asarray(inputs), jnp.asarray(labels))
+    predicted = np.argmax(inputs @ params["w"] + params["b"], -1)
+    assert last < 0.1 * first
+    assert (predicted == labels).mean() > 0.97
+
+
+def test_training_label_proportions_finds_the_zeros():
+    """Several labels a sample: the sparse loss learns exact zeros where softmax cannot."""
+    rng = np.random.default_rng(1)
+    inputs = rng.normal(size=(120, 5))
+    targets = np.asarray(sm.sparsemax(inputs @ rng.normal(size=(5, 4))))
+    loss = lambda x, t: sm.fenchel_young_loss(x, t, sm.SquaredL2())
+    first, last, params = _train(loss, jnp.asarray(inputs), jnp.asarray(targets), steps=400)
+    learned = np.asarray(sm.sparsemax(inputs @ params["w"] + params["b"]))
+    assert last < 1e-3 * first
+    assert ((learned > 0) == (targets > 0)).mean() > 0.97

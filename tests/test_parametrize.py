@@ -1,0 +1,54 @@
+"""`bounded` and its inverse: nothing leaves the interval, and what comes in comes back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import smoothmax as sm
+from smoothmax._parametrize import bounded, unbounded
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize(("lower", "upper"), [(1, 2), (1.0, None), (0, None), (-3.0, 100.0)])
+def test_strictly_inside_for_any_real(dtype, lower, upper):
+    raw = jnp.array([-jnp.inf, -1e4, -20.0, -1.0, 0.0, 1.0, 20.0, 1e4], dtype)
+    value = bounded(raw, lower, upper)
+    assert value.dtype == dtype and value.shape == raw.shape
+    assert (value > lower).all() and (value[:-1] <= value[1:]).all()
+    if upper is not None:
+        assert (bounded(-raw, lower, upper) < upper).all()
+    assert jnp.isfinite(jax.grad(lambda r: jnp.sum(bounded(r, lower, upper)))(raw[1:])).all()
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(1, 2), (0.0, None)])
+def test_unbounded_is_the_inverse(lower, upper):
+    raw = jnp.linspace(-5, 5, 11)
+    np.testing.assert_allclose(unbounded(bounded(raw, lower, upper), lower, upper), raw, rtol=1e-9, atol=1e-12)
+    assert float(unbounded(bounded(jnp.array(800.0), 0.0), 0.0)) == 800.0
+    np.testing.assert_allclose(jax.jit(lambda v: unbounded(v, 1, 2))(jnp.array(1.5)), 0, atol=1e-12)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match=r"lower=2 must be below upper=1"):
+        bounded(jnp.zeros(2), 2, 1)
+    with pytest.raises(ValueError, match=r"value=.*strictly between lower=1 and upper=2"):
+        unbounded(jnp.array([1.5, 2.0]), 1, 2)
+    with pytest.raises(TypeError, match=r"raw must be floating, got dtype int64"):
+        bounded(jnp.array([1, 2]), 1, 2)
+
+
+def test_huge_steps_do_not_leave_the_domain_of_alpha():
+    """Plain gradient descent with a step that would throw alpha itself far out of [1, 2]."""
+    x = jax.random.normal(jax.random.key(0), (3, 8))
+
+    @jax.jit
+    def step(raw):
+        loss = lambda raw: jnp.sum(sm.entmax(x, alpha=bounded(raw, 1, 2)) ** 2)  # noqa: E731
+        return raw - 1e3 * jax.grad(loss)(raw)
+
+    raw = jnp.zeros((3, 1))
+    for _ in range(5):
+        raw = step(raw)
+        alpha = bounded(raw, 1, 2)
+        assert jnp.isfinite(raw).all() and ((alpha > 1) & (alpha < 2)).all()
