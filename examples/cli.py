@@ -248,9 +248,8 @@ def run(task: Task, options: argparse.Namespace) -> dict | None:
             raise ValueError(f"{out} holds a run: add --resume to go on with it, or choose another --out")
         arrays, progress = train.load_checkpoint(out, arrays, settings)
     out.mkdir(parents=True, exist_ok=True)
-    print(
-        f"{task.name} on {corpus.name}: {len(fitting)} / {len(corpus.valid)} / {len(corpus.test)} examples, mapping {describe(choice)}, into {out}"
-    )
+    sizes = f"{len(fitting)} / {len(corpus.valid)} / {len(corpus.test)} examples"
+    print(f"{task.name} on {corpus.name}: {sizes}, mapping {describe(choice)}, into {out}")
 
     finished = train.fit(
         model, arrays, progress, batches, valid,
@@ -324,7 +323,8 @@ def run_settings(task: Task, options: argparse.Namespace, choice: Choice) -> dic
 
 
 def describe(choice: Choice) -> str:
-    return f"{choice.name}({', '.join(f'{key}={value:g}' + (' learned' if key in choice.learn else '') for key, value in choice.values)})"
+    values = (f"{key}={value:g}{' learned' if key in choice.learn else ''}" for key, value in choice.values)
+    return f"{choice.name}({', '.join(values)})"
 
 
 def seconds_per_epoch(progress: train.Progress, batches: int) -> float | None:

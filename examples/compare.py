@@ -73,9 +73,8 @@ def compare(task: cli.Task, options: argparse.Namespace):
             one = cli.complete(
                 task, argparse.Namespace(**shared | mapping | {"seed": seed, "out": out, "resume": True})
             )
-            if not is_finished(task, one):
-                if cli.run(task, one) is None:
-                    raise SystemExit(130)
+            if not is_finished(task, one) and cli.run(task, one) is None:
+                raise SystemExit(130)
             write_table(task, options.out)
 
 
@@ -148,12 +147,14 @@ def table(finished: dict[str, list[dict]]) -> str:
         lines.append(" | ".join(cells))
     body = "\n".join(f"| {line} |" for line in lines)
     budget = ", ".join(f"{value} {key}" for key, value in one["budget"].items() if value is not None)
+    settings = one["settings"]
+    gold = ", alignment error is the weight outside the gold positions" if "alignment_error" in columns else ""
     return (
         f"# {one['task']} on {one['data']['name']}\n\n{body}\n\n"
-        f"Budget of each run: {budget}; batches of {one['settings']['batch']}, hidden size {one['settings']['hidden']}. "
-        "Scores are of the test part, with the standard deviation over seeds. Attention figures are means over its rows: "
-        "support counts weights above zero, runs are stretches of them, segments are stretches of one shared weight"
-        f"{', alignment error is the weight outside the gold positions' if 'alignment_error' in columns else ''}.\n"
+        f"Budget of each run: {budget}; batches of {settings['batch']}, hidden size {settings['hidden']}. "
+        "Scores are of the test part, with the standard deviation over seeds. Attention figures are means over "
+        "its rows: support counts weights above zero, runs are stretches of them, segments are stretches of one "
+        f"shared weight{gold}.\n"
     )
 
 

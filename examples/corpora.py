@@ -39,14 +39,13 @@ class _Writer:
 
 # ---------------------------------------------------------------- entailment
 
-_BEINGS = "man woman boy girl dog cat nurse farmer".split()
-_LOOKS = "young old small tall tired happy quiet little".split()
-_DOINGS = "sleeping running singing reading eating dancing".split()
+_BEINGS = ["man", "woman", "boy", "girl", "dog", "cat", "nurse", "farmer"]
+_LOOKS = ["young", "old", "small", "tall", "tired", "happy", "quiet", "little"]
+_DOINGS = ["sleeping", "running", "singing", "reading", "eating", "dancing"]
 _PLACES = (
-    "near the river,in the park,on the bridge,by the window,in a garden,at the station,under a tree,on the beach".split(
-        ","
-    )
-)
+    "near the river", "in the park", "on the bridge", "by the window", "in a garden", "at the station", "under a tree",
+    "on the beach",
+)  # fmt: skip
 
 
 def entailment(draw: random.Random) -> Example:
@@ -84,8 +83,8 @@ _PERSONS = (
 )  # fmt: skip
 _THINGS = (
     ("train station", "bahnhof", "m"), ("swimming pool", "schwimmbad", "n"), ("soap bubble", "seifenblase", "f"),
-    ("dog", "hund", "m"), ("cat", "katze", "f"), ("book", "buch", "n"), ("tree", "baum", "m"), ("bridge", "brücke", "f"),
-    ("ice cream", "eis", "n"),
+    ("dog", "hund", "m"), ("cat", "katze", "f"), ("book", "buch", "n"), ("tree", "baum", "m"),
+    ("bridge", "brücke", "f"), ("ice cream", "eis", "n"),
 )  # fmt: skip
 _QUALITIES = (("small", "klein"), ("big", "groß"), ("old", "alt"), ("new", "neu"), ("red", "rot"), ("green", "grün"))
 # English, German, separable particle, the English word that the particle renders.
@@ -156,7 +155,7 @@ _COUNTRIES = (
     ("france", "french"), ("spain", "spanish"), ("china", "chinese"), ("sweden", "swedish"), ("brazil", "brazilian"),
     ("japan", "japanese"), ("turkey", "turkish"), ("poland", "polish"),
 )  # fmt: skip
-_CITIES = "boston madrid osaka lagos lima oslo cairo delhi".split()
+_CITIES = ["boston", "madrid", "osaka", "lagos", "lima", "oslo", "cairo", "delhi"]
 _OFFICES = (
     ("prime minister", "premier"),
     ("head of state", "president"),
@@ -170,9 +169,9 @@ _BODIES = (
     ("public schools", "schools"),
 )
 _ACTS = (
-    ("has put off", "delays"), ("has called for", "urges"), ("turned down", "rejects"), ("spoke out against", "condemns"),
-    ("has agreed to", "accepts"), ("opened an inquiry into", "probes"), ("announced the end of", "ends"),
-    ("is looking forward to", "awaits"),
+    ("has put off", "delays"), ("has called for", "urges"), ("turned down", "rejects"),
+    ("spoke out against", "condemns"), ("has agreed to", "accepts"), ("opened an inquiry into", "probes"),
+    ("announced the end of", "ends"), ("is looking forward to", "awaits"),
 )  # fmt: skip
 # Source phrases in order, then each summary word with the number of the phrase that it renders.
 _MATTERS = (
@@ -185,7 +184,7 @@ _MATTERS = (
     (("a ban", "on old cars"), (("car", 1), ("ban", 0))),
     (("the reform", "of pensions"), (("pension", 1), ("reform", 0))),
 )
-_DAYS = "monday tuesday wednesday thursday friday".split()
+_DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday"]
 _ASIDES = (
     "which took office last year",
     "which had been under pressure for weeks",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import gzip
+import itertools
 import json
 import pathlib
 import re
@@ -39,7 +40,7 @@ class Example:
 
     source: tuple[str, ...]
     target: tuple[str, ...]
-    label: str | None = None
+    label: str = ""
     gold: tuple[frozenset[int], ...] | None = None
 
 
@@ -60,7 +61,7 @@ def read_lines(path: pathlib.Path) -> Iterator[str]:
     number = 0
     try:
         with opener(path, "rt", encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(file, 1):  # noqa: B007 (the errors below name it)
                 yield line.rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, after line {number}: expected UTF-8 text ({error.reason})") from error
@@ -88,22 +89,16 @@ def tokenize(text: str) -> tuple[str, ...]:
 
 def read_parallel(source: pathlib.Path, target: pathlib.Path) -> list[Example]:
     """Line i of `source` goes with line i of `target`; words are separated by blanks."""
-    examples, missing = [], object()
-    sides = read_lines(source), read_lines(target)
-    number = 0
-    while True:
-        number += 1
-        lines = [next(side, missing) for side in sides]
-        if lines[0] is missing and lines[1] is missing:
-            return examples
+    examples = []
+    for number, lines in enumerate(itertools.zip_longest(read_lines(source), read_lines(target)), 1):
         for path, other, line in ((source, target, lines[0]), (target, source, lines[1])):
-            if line is missing:
-                raise DataError(
-                    f"{path}, line {number}: expected a line to go with line {number} of {other}, found the end"
-                )
+            place = f"{path}, line {number}"
+            if line is None:
+                raise DataError(f"{place}: expected a line to go with line {number} of {other}, found the end")
             if not line.split():
-                raise DataError(f"{path}, line {number}: expected a sentence, found an empty line")
+                raise DataError(f"{place}: expected a sentence, found an empty line")
         examples.append(Example(*(tuple(line.split()) for line in lines)))
+    return examples
 
 
 def read_entailment(path: pathlib.Path) -> list[Example]:

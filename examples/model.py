@@ -48,7 +48,7 @@ class Choice:
         for key in [key for key, value in given.items() if value is not None] + list(learn or ()):
             if key not in own:
                 raise ValueError(f"{name} has no {key}; it takes {' and '.join(own)}")
-        values = {key: default if given.get(key) is None else given[key] for key, default in own.items()}
+        values = own | {key: value for key, value in given.items() if value is not None}
         learned = () if learn is None else tuple(learn) or (next(iter(own)),)
         for key in learned:
             low, high = BOUNDS[key]

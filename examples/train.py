@@ -175,7 +175,7 @@ def validate(model, arrays: dict, progress: Progress, valid: Batches) -> float:
 
 @contextlib.contextmanager
 def _interruption():
-    """A list that fills on Ctrl-C or SIGTERM, so that the loop ends after the step at hand; a second Ctrl-C ends at once."""
+    """A list that fills on Ctrl-C or SIGTERM: the loop ends after the step at hand. A second one ends at once."""
     asked = []
 
     def note(number, frame):
@@ -205,7 +205,7 @@ def _named(tree) -> dict:
 
 
 def save_checkpoint(folder: pathlib.Path, arrays: dict, progress: Progress, settings: dict):
-    """Arrays in safetensors' plain form, the rest as JSON in its header; a half-written file never replaces a whole one."""
+    """Arrays in safetensors' plain form, the rest as JSON in its header. Half a file never replaces a whole one."""
     header = {"progress": json.dumps(dataclasses.asdict(progress)), "settings": json.dumps(settings)}
     tensors = {name: jax.device_get(leaf) for name, leaf in _named(arrays).items()}
     part = folder / f"{CHECKPOINT}.part"
@@ -218,7 +218,7 @@ def load_checkpoint(folder: pathlib.Path, arrays: dict, settings: dict) -> tuple
     path = folder / CHECKPOINT
     with safetensors.safe_open(path, framework="numpy") as file:
         header = file.metadata()
-        stored = {name: file.get_tensor(name) for name in file.keys()}
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     before = json.loads(header["settings"])
     for key, value in json.loads(json.dumps(settings)).items():
         if before.get(key) != value:

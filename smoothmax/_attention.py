@@ -75,8 +75,7 @@ def dot_product_attention(
       block_size: compute this many queries at a time, and recompute each block in the backward pass, so that neither
         pass ever holds more rows of scores than that; 128 or 256 is a good size. With `is_causal` or
         `local_window_size`, most keys out of reach are not even read. T need not be a multiple. Hyper-parameters of
-        the mapping must not vary along T then. Shard batch or heads with it, not the keys, which are sliced. Outside
-        `jax.jit`, each call is compiled anew.
+        the mapping must not vary along T then. Shard batch or heads with it, not the keys, which are sliced.
       return_weights: also return the weights.
 
     Returns:

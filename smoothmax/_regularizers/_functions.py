@@ -1,8 +1,8 @@
 """Convex functions that the user writes: any function of y, or a sum of one function over the coordinates.
 
 Only their derivatives are used, and everything here is plain JAX in y and params, so that the rules of the conjugate
-differentiate through it to any order. A function may have an infinite slope at 0, as an entropy has: derivatives are
-taken at y + eps^1.75: for all but the smallest weights that is y, and even in float32 three derivatives of a
+differentiate through it to any order. A function may have an infinite slope at 0, as an entropy has: it is
+evaluated at y + eps^1.75: for all but the smallest weights that is y, and even in float32 three derivatives of a
 logarithm exist there.
 """
 
@@ -34,11 +34,10 @@ class Function(Base):
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         some = jnp.any(allowed, axis=-1, keepdims=True)
-        value = _over_batch(self._of_one(y), y.ndim - 1)(jnp.where(some, y, 1))
-        return jnp.where(some, value[..., None], 0)
+        return jnp.where(some, self._values(y), 0)
 
     def solve(self, z: jax.Array) -> jax.Array:
-        return interior_point(self._gradient(z), z)
+        return interior_point(self._values, self._gradient(z), z)
 
     def gradient(self, y: jax.Array) -> jax.Array:
         return jnp.where(y == 0, 0, self._gradient(y)(y))
@@ -77,11 +76,12 @@ class Function(Base):
 
         return call
 
+    def _values(self, y: jax.Array) -> jax.Array:
+        return _over_batch(self._of_one(y), y.ndim - 1)(_inside(y))[..., None]
+
     def _gradient(self, like: jax.Array) -> Callable[[jax.Array], jax.Array]:
-        least = float(jnp.finfo(like.dtype).eps) ** 1.75
         gradient = _over_batch(jax.grad(self._of_one(like)), like.ndim - 1)
-        # A slice without an allowed position is kept away from 0, where a norm has no gradient.
-        return lambda y: gradient(jnp.where(jnp.any(y != 0, axis=-1, keepdims=True), y, 1) + least)
+        return lambda y: gradient(_inside(y))
 
 
 @regularizer
@@ -95,17 +95,17 @@ class Separable(Base):
         _check_hashable("phi", self.phi)
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
-        values = _over_batch(self._of_one(y), y.ndim)(jnp.where(allowed, y, 1))
+        values = _over_batch(self._of_one(y), y.ndim)(jnp.where(allowed, _off_ends(y), 0.5))
         return jnp.sum(jnp.where(allowed, values, 0), axis=-1, keepdims=True)
 
     def solve(self, z: jax.Array) -> jax.Array:
         return separable_weights(lambda t: (self._slope(t), self._curvature(t)), z)
 
     def gradient(self, y: jax.Array) -> jax.Array:
-        return jnp.where(y == 0, 0, self._slope(jnp.where(y == 0, 1, y)))
+        return jnp.where(y == 0, 0, self._slope(_off_ends(y)))
 
     def product(self, y: jax.Array, v: jax.Array) -> jax.Array:
-        return diagonal_product(jnp.where(y == 0, 0, 1 / self._curvature(jnp.where(y == 0, 1, y))), v)
+        return diagonal_product(jnp.where(y == 0, 0, 1 / self._curvature(_off_ends(y))), v)
 
     def _of_one(self, like: jax.Array) -> Callable[[jax.Array], jax.Array]:
         # phi sees one coordinate: so it cannot tell them apart, without which penalties would not compose.
@@ -155,6 +155,17 @@ def separable(phi: Callable[..., jax.Array], params: Any = None) -> Separable:
     if not callable(phi):
         raise TypeError(f"phi must be a function of one coordinate, got {phi!r}: for example lambda t: t**2 / 2")
     return Separable(phi, params)
+
+
+def _off_ends(y: jax.Array) -> jax.Array:
+    """y, off 0 and 1, where the slope of an entropy may be infinite."""
+    eps = float(jnp.finfo(y.dtype).eps)
+    return jnp.where(y > 1 - eps, 1 - eps, jnp.where(y < eps**1.75, eps**1.75, y))
+
+
+def _inside(y: jax.Array) -> jax.Array:
+    """y, off the boundary. A slice without an allowed position becomes ones: a norm has no gradient at 0."""
+    return jnp.where(jnp.any(y != 0, axis=-1, keepdims=True), y, 1) + float(jnp.finfo(y.dtype).eps) ** 1.75
 
 
 def _over_batch(function: Callable[[jax.Array], jax.Array], axes: int) -> Callable[[jax.Array], jax.Array]:

@@ -1,4 +1,4 @@
-"""The simplex problem for a convex function known by its gradient alone.
+"""The simplex problem for a smooth convex function.
 
     minimise over y   Omega(y) - <x, y>    subject to   y >= 0,  sum_i y_i = 1
 
@@ -18,8 +18,8 @@ shorter than the smallest weight.
 otherwise. On the others y is exact to rounding.
 
 **Certificate.** Nothing is returned on trust. A slice becomes NaN if its duality gap max_i g_i - <g, y>, g = -c, is
-not at rounding level, if the gradient fails to be monotone between any two of a few points, or if conjugate gradients
-met a direction of negative curvature: the function is then not convex, or not smooth enough to be solved.
+not at rounding level, if Omega dips below its tangent between any two of a few points or is not finite there, or if
+conjugate gradients met a direction of negative curvature: the function is then not convex, or not smooth enough.
 """
 
 import jax
@@ -30,12 +30,13 @@ from jax import lax
 _STEPS = 80  # of Newton; 10 to 25 are usual
 
 
-def interior_point(gradient, x):
+def interior_point(value, gradient, x):
     """The solution for each slice along the last axis.
 
     Args:
-      gradient: function from `(*batch, d)` to the gradients of Omega there, each slice by itself; it is called at
-        points of the simplex with zeros at deleted positions, where its result is not used.
+      value: Omega, from `(*batch, d)` to `(*batch, 1)`; only the certificate asks for it.
+      gradient: its gradient, from `(*batch, d)` to the same shape. Both are called at points of the simplex with zeros
+        at deleted positions, where the gradient is not used.
       x: scores `(*batch, d)`, -inf at deleted positions.
 
     Returns:
@@ -112,13 +113,16 @@ def interior_point(gradient, x):
     y = jnp.where(small & (c >= _total(rounded * c)), 0, y)
     y = y / jnp.where(_total(y) == 0, 1, _total(y))
 
-    solved = convex & _certified(cost, x, y, centre, allowed, scale)
+    def objective(y):
+        return value(y) - _total(y * x)
+
+    solved = convex & _certified(objective, cost, x, y, centre, allowed, scale)
     empty = ~jnp.any(allowed, -1, keepdims=True)
     return jnp.where(empty, 0, jnp.where(solved, y, jnp.nan))
 
 
-def _certified(cost, x, y, centre, allowed, scale):
-    """Whether y is optimal, and the gradient monotone between y and some points inside the simplex."""
+def _certified(objective, cost, x, y, centre, allowed, scale):
+    """Whether y is optimal, and the objective above its tangents at y and at some points inside the simplex."""
     eps = jnp.finfo(y.dtype).eps
     d = y.shape[-1]
     weights = np.random.default_rng(0).exponential(size=(2, d)) ** 2
@@ -134,18 +138,16 @@ def _certified(cost, x, y, centre, allowed, scale):
     size = jnp.max(jnp.where(y > 0, jnp.abs(c[0]), 0), -1, keepdims=True)
     optimal = gap <= eps**0.75 * scale + 64 * eps * size
 
-    # products[a, b] = <c_a, q_b>; monotone: <c_a - c_b, q_a - q_b> >= 0 for every pair.
-    products = jnp.einsum("a...i,b...i->ab...", c, points)
-    sizes = jnp.einsum("a...i,b...i->ab...", jnp.abs(c), points)
+    # F(b) >= F(a) + <c(a), b - a> for all points a, b; above[a, b] is the difference.
+    values = jax.vmap(objective)(points)[..., 0]
 
-    def paired(m):
-        own = jnp.diagonal(m, axis1=0, axis2=1)
-        own = jnp.moveaxis(own, -1, 0)
-        return own[:, None] + own[None, :], m + jnp.swapaxes(m, 0, 1)
+    def differences(values, products, sign):
+        own = jnp.moveaxis(jnp.diagonal(products, axis1=0, axis2=1), -1, 0)
+        return values[None] + sign * values[:, None] + own[:, None] + sign * products
 
-    (own, cross), (own_size, cross_size) = paired(products), paired(sizes)
-    monotone = jnp.all(own - cross >= -64 * eps * (own_size + cross_size), axis=(0, 1))
-    return optimal & monotone[..., None]
+    above = differences(values, jnp.einsum("a...i,b...i->ab...", c, points), -1)
+    noise = differences(jnp.abs(values), jnp.einsum("a...i,b...i->ab...", jnp.abs(c), points), 1)
+    return optimal & jnp.all(above >= -64 * eps * noise, axis=(0, 1))[..., None]
 
 
 def conjugate_gradients(product, b, face, extra=0.0, tolerance=None):

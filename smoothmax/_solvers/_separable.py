@@ -8,7 +8,8 @@ greatest weight alone is 1, at the upper end none exceeds 1/d.
 
 Both levels, tau and each y_i for a given tau, are monotone equations in one unknown: Newton's steps, and bisection of
 the bracket where they leave it. The bracket of y_i is halved on a logarithmic scale, since an entropy has weights of
-every magnitude; its lower end, eps^1.75, stands for 0, where phi' may be -inf.
+every magnitude; its ends, eps^1.75 and 1 - eps, stand for
+0 and 1, where phi' may be infinite.
 """
 
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ def separable_weights(slopes, x):
     """
     dtype = x.dtype
     eps = float(jnp.finfo(dtype).eps)
-    least = eps**1.75
+    least, most = eps**1.75, 1 - eps
     allowed = x != -jnp.inf
     broken = jnp.any(jnp.isnan(x) | (x == jnp.inf), -1, keepdims=True)
     x = jnp.where(allowed & ~broken, x - jnp.max(x, -1, keepdims=True), 0)
@@ -50,9 +51,9 @@ def separable_weights(slopes, x):
             moving = (jnp.abs(new - y) > 2 * eps * y) & (high - low > 2 * eps * low)
             return k + 1, low, high, new, moving
 
-        low, high = jnp.full_like(u, least), jnp.ones_like(u)
+        low, high = jnp.full_like(u, least), jnp.full_like(u, most)
         outside = (u <= slopes(low)[0]) | (u >= slopes(high)[0]) | jnp.isnan(u)
-        state = (0, low, high, jnp.clip(guess, 2 * least, 1 - eps), ~outside)
+        state = (0, low, high, jnp.clip(guess, 2 * least, 1 - 2 * eps), ~outside)
 
         def go_on(state):
             return (state[0] < 200) & jnp.any(state[4] & ~outside)
@@ -60,7 +61,7 @@ def separable_weights(slopes, x):
         y = lax.while_loop(go_on, step, state)[3]
         y = jnp.where(u <= slopes(low)[0], 0, jnp.where(u >= slopes(high)[0], 1, y))
         inside = allowed & ~outside
-        rate = jnp.where(inside, 1 / slopes(jnp.where(inside, y, 1))[1], 0)
+        rate = jnp.where(inside, 1 / slopes(jnp.where(inside, y, most))[1], 0)
         return jnp.where(allowed, y, 0), rate
 
     def step(state):
@@ -75,7 +76,8 @@ def separable_weights(slopes, x):
         return k + 1, low, high, jnp.where(moving, new, tau), y, moving
 
     even = 1 / jnp.maximum(count, 1)
-    low, high = -slopes(jnp.ones_like(even))[0], -slopes(even)[0]
+    even = jnp.minimum(even, most)
+    low, high = -slopes(jnp.full_like(even, most))[0], -slopes(even)[0]
     usable = ~broken & (count > 0) & jnp.isfinite(low) & jnp.isfinite(high)
     low, high = jnp.where(usable, low, 0), jnp.where(usable, high, 0)
     state = (0, low, high, high, jnp.broadcast_to(even, x.shape), usable)
@@ -90,12 +92,12 @@ def separable_weights(slopes, x):
 
 
 def _convex(slopes, y, eps):
-    """Whether phi' rises over a grid on (0, 1], and at the weights."""
-    grid = np.union1d(np.geomspace(eps**1.75, 1, 64), np.linspace(1 / 64, 1, 64))
+    """Whether phi' rises over a grid on (0, 1), and at the weights."""
+    grid = np.union1d(np.geomspace(eps**1.75, 0.5, 64), np.linspace(1 / 64, 1 - eps, 64))
     slope, curvature = slopes(jnp.asarray(grid, y.dtype))
     noise = 64 * eps * jnp.maximum(jnp.abs(slope[1:]), jnp.abs(slope[:-1]))
     on_grid = jnp.all((jnp.diff(slope) >= -noise) & (curvature[1:] >= -64 * eps * jnp.abs(slope[1:])))
-    _, curvature = slopes(jnp.where(y > 0, y, 1))
+    _, curvature = slopes(jnp.where(y > 0, jnp.minimum(y, 1 - eps), 0.5))
     return on_grid & jnp.all((y == 0) | (curvature > 0), -1, keepdims=True)
 
 
