@@ -8,6 +8,7 @@ The tasks are solvable, so a perfect model reaches 100.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from .data import Corpus, Example
 
@@ -113,9 +114,11 @@ def translation(draw: random.Random) -> Example:
         quality = draw.choice(_QUALITIES) if draw.random() < 0.6 else None
         vowel = (quality[0] if quality else english_noun)[0] in "aeio"
         article = english.add("the" if definite else "an" if vowel else "a")
-        adjective = english.add(quality[0]) if quality else ()
+        adjective = english.add(quality[0]) if quality else range(0)
         noun = english.add(english_noun)
-        german = [((_DEFINITE if definite else _INDEFINITE)[case][gender], (*article, *noun))]
+        german: list[tuple[str, Sequence[int]]] = [
+            ((_DEFINITE if definite else _INDEFINITE)[case][gender], [*article, *noun])
+        ]
         if quality:
             masculine_object = case == "accusative" and gender == "m"
             ending = ("en" if masculine_object else "e") if definite else _AFTER_INDEFINITE[case][gender]

@@ -97,7 +97,7 @@ def read_parallel(source: pathlib.Path, target: pathlib.Path) -> list[Example]:
                 raise DataError(f"{place}: expected a line to go with line {number} of {other}, found the end")
             if not line.split():
                 raise DataError(f"{place}: expected a sentence, found an empty line")
-        examples.append(Example(*(tuple(line.split()) for line in lines)))
+        examples.append(Example(tuple(lines[0].split()), tuple(lines[1].split())))
     return examples
 
 

@@ -18,7 +18,7 @@ def accuracy(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, fl
 
 def bleu(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float | str]:
     """Corpus BLEU of sacrebleu on the words as they are: the text is tokenized already."""
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     metric = BLEU(tokenize="none", force=True)
     score = metric.corpus_score([" ".join(p) for p in predictions], [[" ".join(r) for r in references]])

@@ -64,10 +64,10 @@ class Mapping(nn.Module):
 
     @nn.compact
     def __call__(self, scores, where):
-        values = dict(self.choice.values)
+        values: dict[str, float | jax.Array] = dict(self.choice.values)
         for key in self.choice.learn:
             low, high = BOUNDS[key]
-            start = (values[key] - low) / (high - low)
+            start = (dict(self.choice.values)[key] - low) / (high - low)
             raw = self.param(key, nn.initializers.constant(math.log(start / (1 - start))), (), jnp.float32)
             values[key] = low + (high - low) * jax.nn.sigmoid(raw)
         return getattr(sm, self.choice.name)(scores, axis=-1, where=where, **values)

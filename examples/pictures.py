@@ -46,45 +46,37 @@ def save_heatmaps(
 ):
     """One panel (title, target words, weights (T, S)) for each mapping, all over the same source."""
     single = all(len(target) == 1 for _, target, _ in panels)
-    left = _label_width([label for _, target, _ in panels for label in target])
-    wide, bar = len(source) * _CELL, 0.6
+    labels = [label for _, target, _ in panels for label in target]
+    left, wide, bar = _label_width(labels), len(source) * _CELL, 0.6
     columns = 1 if single else min(len(panels), max(int(_WIDEST / (left + wide)), 1))
-    rows = -(-len(panels) // columns)
-    tallest = [max(len(panel[1]) for panel in panels[row * columns : (row + 1) * columns]) for row in range(rows)]
-    lines = max((label.count("\n") + 1 for _, target, _ in panels for label in target), default=1)
+    grid = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     named = any(name for name, _, _ in panels)
     bottom, head, gap = _label_width(source), 0.15 + 0.3 * bool(title) + 0.25 * named, 0.3 * named
-    cell = _CELL * max(1.0, 0.55 * lines)
-    # Words below every panel where panels stand in a grid; only below the last one in a column of single rows.
-    heights = [max(count, 1) * cell for count in tallest]
-    below = [bottom if not single or row == rows - 1 else 0.05 for row in range(rows)]
-    total_width = columns * (left + wide + 0.1) + bar + 0.3
-    total_height = head + sum(heights) + sum(below) + gap * (rows - 1)
+    cell = _CELL * max(1.0, 0.55 * max((label.count("\n") + 1 for label in labels), default=1))
+    heights = [max(1, *(len(target) for _, target, _ in row)) * cell for row in grid]
+    # Words stand below every panel of a grid, but only below the last one of a column of single rows.
+    below = [0.05 if single and row < len(grid) - 1 else bottom for row in range(len(grid))]
+    width = columns * (left + wide + 0.1) + bar + 0.3
+    height = head + sum(heights) + sum(below) + gap * (len(grid) - 1)
+    largest = max(float(np.max(weights, initial=0.0)) for _, _, weights in panels) or 1.0
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(total_width, total_height))
-        largest = max((float(np.max(weights, initial=0.0)) for _, _, weights in panels), default=0.0) or 1.0
-        top, image = total_height - head, None
-        for row in range(rows):
-            for column, (name, target, weights) in enumerate(panels[row * columns : (row + 1) * columns]):
-                height = max(len(target), 1) * cell
-                box = (column * (left + wide + 0.1) + left, top - height, wide, height)
-                scale = total_width, total_height, total_width, total_height
-                axes = figure.add_axes([value / size for value, size in zip(box, scale, strict=True)])
+        figure = Figure(figsize=(width, height))
+
+        def axes_at(x, y, w, h):
+            return figure.add_axes((x / width, y / height, w / width, h / height))
+
+        top, image = height - head, None
+        for row, line in enumerate(grid):
+            for column, (name, target, weights) in enumerate(line):
+                tall = max(len(target), 1) * cell
+                axes = axes_at(left + column * (left + wide + 0.1), top - tall, wide, tall)
                 image = _draw(axes, source, target, weights, largest, words=below[row] == bottom)
-                if name:
-                    axes.set_title(name, fontsize=9, loc="left", pad=3)
+                axes.set_title(name, fontsize=9, loc="left", pad=3)
             top -= heights[row] + below[row] + gap
-        bar_height = min(1.8, total_height - head - 0.2)
-        colour_axes = figure.add_axes(
-            [
-                (total_width - bar) / total_width,
-                (total_height - head - bar_height) / total_height,
-                0.12 / total_width,
-                bar_height / total_height,
-            ]
-        )
-        figure.colorbar(image, cax=colour_axes)
-        colour_axes.tick_params(labelsize=7)
-        if title:
-            figure.text(0.1 / total_width, 1 - 0.22 / total_height, title, fontsize=10, va="center")
+        if image is not None:
+            tall = min(1.8, height - head - 0.2)
+            axes = axes_at(width - bar, height - head - tall, 0.12, tall)
+            figure.colorbar(image, cax=axes)
+            axes.tick_params(labelsize=7)
+        figure.text(0.1 / width, 1 - 0.22 / height, title, fontsize=10, va="center")
         figure.savefig(path, dpi=110)

@@ -10,13 +10,6 @@ from ._sorting import sorted_prox as sorted_prox
 from ._sorting import take as take
 from ._threshold import diagonal_product as diagonal_product
 from ._threshold import p_norm_weights as p_norm_weights
+from ._threshold import softmax_weights as softmax_weights
+from ._threshold import sparsemax_weights as sparsemax_weights
 from ._threshold import tsallis_weights as tsallis_weights
-
-def softmax_weights(z):
-    return tsallis_weights(z, 0*z[:1].sum()*0+1)
-def sparsemax_weights(z):
-    import jax.numpy as jnp
-    return tsallis_weights(z, jnp.asarray(2.0, z.dtype))
-def softmax_weights(z):
-    import jax.numpy as jnp
-    return tsallis_weights(z, jnp.asarray(1.0, z.dtype))

@@ -45,6 +45,16 @@ _MAX_PASSES = 64
 _FAR = 0.2
 
 
+def softmax_weights(z):
+    """Tsallis weights at alpha = 1: exp(z) / sum exp(z); `z` and the result as in `tsallis_weights`."""
+    return _softmax(*_below_top(z, jnp.zeros((), z.dtype)))
+
+
+def sparsemax_weights(z):
+    """Tsallis weights at alpha = 2: the Euclidean projection; `z` and the result as in `tsallis_weights`."""
+    return _sparsemax(*_below_top(z, jnp.ones((), z.dtype)))
+
+
 def tsallis_weights(z, alpha):
     """argmax over the simplex of <z, y> - (sum y^alpha - 1) / (alpha (alpha - 1)).
 
@@ -58,23 +68,29 @@ def tsallis_weights(z, alpha):
     b = alpha - 1
     z, zero = _below_top(z, b)
 
-    def solve(powers):
+    def general():
         # b = 0 (softmax) among other values of b: the smallest positive b is the same to rounding.
         positive = jnp.maximum(b, _eps(z))
-        return _convex_weights(z, zero, positive, positive, _tsallis_step, powers)
-
-    def general():
-        weights = solve(_any_power)
+        weights = _convex_weights(z, zero, positive, positive, _tsallis_step, _any_power)
         return lax.cond(
             jnp.any(b > 1), lambda: jnp.where(b > 1, _concave_weights(z, zero, b), weights), lambda: weights
         )
 
     return _first_true(
-        (jnp.all(b == 1), lambda: solve(_first_power)),
-        (jnp.all(b == 0.5), lambda: solve(_second_power)),
-        (jnp.all(b == 0), lambda: _normalize(jnp.exp(z) + zero)),
+        (jnp.all(b == 1), lambda: _sparsemax(z, zero)),
+        (jnp.all(b == 0.5), lambda: _convex_weights(z, zero, b, b, _tsallis_step, _second_power)),
+        (jnp.all(b == 0), lambda: _softmax(z, zero)),
         otherwise=general,
     )
+
+
+def _softmax(z, zero):
+    return _normalize(jnp.exp(z) + zero)
+
+
+def _sparsemax(z, zero):
+    one = jnp.ones((), z.dtype)
+    return _convex_weights(z, zero, one, one, _tsallis_step, _first_power)
 
 
 def p_norm_weights(z, p):

@@ -1,0 +1,268 @@
+"""Convex functions that the user writes: `conjugate(fun, params=...)` and `separable(phi, params)`.
+
+Each compilation of the general solver takes seconds, so a test asks several questions of one compiled function.
+"""
+
+import cvxpy as cp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from jax.scipy.special import xlogy
+
+import smoothmax as sm
+
+RNG = np.random.default_rng(7)
+X = RNG.normal(size=(6, 7))
+COTANGENT = jnp.asarray(RNG.normal(size=X.shape))
+A = RNG.normal(size=(3, 7))
+
+
+def half_square(y):
+    return jnp.sum(y**2) / 2
+
+
+def quadratic(y, a):
+    return jnp.sum(y**2) / 2 + 0.3 * jnp.sum((a @ y) ** 2)
+
+
+def entropy_and_quartic(y, p):
+    return p["rate"] * jnp.sum(y * jnp.log(y)) + jnp.sum((p["a"] @ y) ** 4)
+
+
+def cosh(t, rate):
+    return jnp.cosh(rate * t)
+
+
+def rows(function, x):
+    return np.stack([np.asarray(function(row), float) for row in np.asarray(x, float)])
+
+
+def differences(function, at, h=1e-5):
+    """Central differences of a scalar function of one array."""
+    at = np.asarray(at, float)
+    result = np.zeros_like(at)
+    for i in np.ndindex(at.shape):
+        step = np.zeros_like(at)
+        step[i] = h
+        result[i] = (function(jnp.asarray(at + step)) - function(jnp.asarray(at - step))) / (2 * h)
+    return result
+
+
+# --- Values against other ways to compute them --------------------------------------------------------------
+
+CLOSED = {
+    "l2": (half_square, lambda t: t**2 / 2, lambda r: oracles.squared_l2(r, 1)),
+    "shannon": (lambda y: jnp.sum(y * jnp.log(y)), lambda t: xlogy(t, t), lambda r: oracles.shannon(r, 1)),
+    "tsallis": (lambda y: jnp.sum(y**1.5) / 0.75, lambda t: t**1.5 / 0.75, lambda r: oracles.tsallis(r, 1.5, 1)),
+    "pnorm": (lambda y: jnp.sum(y**1.5) ** (4 / 3) / 2, None, lambda r: oracles.squared_pnorm(r, 1.5, 1)),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_forms(name):
+    fun, phi, oracle = CLOSED[name]
+    x = np.concatenate([scale * RNG.normal(size=(4, 20)) for scale in (1e-3, 1.0, 10.0, 1e4)])
+    expected = rows(oracle, x)
+    for omega in (fun, sm.separable(phi)) if phi else (fun,):
+        y = np.asarray(sm.conjugate(omega).argmax(x))
+        np.testing.assert_allclose(y, expected, atol=1e-12)
+        np.testing.assert_allclose(y.sum(-1), 1, atol=1e-14)
+        if name == "l2":
+            assert ((y > 0) == (expected > 0)).all()
+
+
+@pytest.mark.parametrize("omega", [half_square, sm.separable(lambda t: t * jnp.log(t))], ids=["fun", "separable"])
+def test_wide(omega):
+    x = RNG.normal(size=(2, 10_000))
+    expected = rows((lambda r: oracles.squared_l2(r, 1)) if omega is half_square else lambda r: oracles.shannon(r, 1), x)
+    np.testing.assert_allclose(sm.conjugate(omega).argmax(x), expected, atol=1e-12)
+
+
+def test_against_exhaustive_search_and_conic_solver():
+    op = sm.conjugate(quadratic, params=jnp.asarray(A))
+    hessian = np.eye(7) + 0.6 * A.T @ A
+    expected = rows(lambda r: oracles.quadratic(r, hessian, np.zeros(7))[0], X)
+    np.testing.assert_allclose(op.argmax(X), expected, atol=1e-13)
+
+    params = {"rate": jnp.asarray(0.5), "a": jnp.asarray(A)}
+    op = sm.conjugate(entropy_and_quartic, params=params)
+    y, value = np.asarray(op.argmax(X)), np.asarray(op.max(X))
+    for i, row in enumerate(X):
+        v = cp.Variable(7)
+        found, optimum = oracles.conic_maximum(row, v, -0.5 * cp.sum(cp.entr(v)) + cp.sum(cp.power(A @ v, 4)))
+        np.testing.assert_allclose(y[i], found, atol=1e-4)
+        np.testing.assert_allclose(value[i], optimum, atol=1e-7)
+
+
+def test_strength_and_value():
+    op = sm.conjugate(half_square)
+    np.testing.assert_allclose(op.max(X), sm.sparsemax_value(X), atol=1e-14)
+    op = sm.conjugate(2.0 * sm.separable(lambda t: t**2 / 2))
+    np.testing.assert_allclose(op.max(X), sm.sparsemax_value(X, gamma=2.0), atol=1e-14)
+    y = np.full(4, 0.25)
+    np.testing.assert_allclose(sm.separable(cosh, 2.0)(y), 4 * np.cosh(0.5))
+
+
+# --- Derivatives --------------------------------------------------------------------------------------------
+
+
+def weighted(make):
+    return lambda x, p: jnp.sum(COTANGENT * make(p).argmax(x))
+
+
+CASES = {
+    "sparse": (lambda p: sm.conjugate(quadratic, params=p), jnp.asarray(A)),
+    "entropy": (lambda p: sm.conjugate(entropy_and_quartic, params={"rate": p, "a": jnp.asarray(A)}), jnp.asarray(0.7)),
+    "separable": (lambda p: sm.conjugate(1.5 * sm.separable(cosh, p)), jnp.asarray(2.0)),
+    "penalty": (lambda p: sm.conjugate(sm.separable(cosh, p[0]) + p[1] * sm.TotalVariation()), jnp.array([2.0, 0.1])),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients(name):
+    make, p = CASES[name]
+    loss = weighted(make)
+    first = jax.jit(jax.grad(loss, (0, 1)))
+    x = jnp.asarray(X)
+    gx, gp = first(x, p)
+    loss_once = jax.jit(loss)
+    np.testing.assert_allclose(gx, differences(lambda x: loss_once(x, p), x), atol=1e-8)
+    np.testing.assert_allclose(gp, differences(lambda p: loss_once(x, p), p), atol=1e-8)
+    # grad of grad, in reverse over reverse
+    second = jax.grad(lambda p: jnp.sum(jnp.sin(jax.grad(loss)(x, p))))(p)
+    np.testing.assert_allclose(second, differences(lambda p: jnp.sum(jnp.sin(first(x, p)[0])), p), atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["sparse", "separable"])
+def test_forward_mode(name):
+    make, p = CASES[name]
+    x = jnp.asarray(X[0])
+    reverse = jax.jacrev(make(p).argmax)(x)
+    forward = jax.jacfwd(sm.forward_mode(make(p)).argmax)(x)
+    np.testing.assert_allclose(forward, reverse, atol=1e-13)
+    np.testing.assert_allclose(reverse, reverse.T, atol=1e-13)
+    tangent = jax.jvp(lambda p: sm.forward_mode(make(p)).argmax(x), (p,), (jnp.ones_like(p),))[1]
+    expected = sum(jnp.reshape(jax.jacrev(lambda p: make(p).argmax(x))(p), (7, -1)).T)
+    np.testing.assert_allclose(tangent, expected, atol=1e-12)
+
+
+def test_vmap_over_params():
+    grad = jax.grad(lambda p: sm.conjugate(entropy_and_quartic, params=p).max(X[0]))
+    rates = jnp.array([0.4, 0.9])
+    params = {"rate": rates, "a": jnp.stack([jnp.asarray(A), 2 * jnp.asarray(A)])}
+    together = jax.vmap(grad)(params)
+    for i in range(2):
+        alone = grad(jax.tree.map(lambda leaf: leaf[i], params))
+        jax.tree.map(lambda t, a: np.testing.assert_allclose(t[i], a, atol=1e-13), together, alone)
+
+
+def test_gradient_where_the_function_is_flat_is_nan():
+    tied = jnp.zeros(4)
+    assert np.isnan(jax.grad(lambda x: sm.conjugate(lambda y: 0 * jnp.sum(y)).argmax(x)[0])(tied)).all()
+
+
+# --- Masks, non-finite scores, dtypes -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("omega", [lambda y: jnp.linalg.norm(y) + jnp.sum(y * jnp.log(y)), sm.separable(lambda t: t**3)])
+def test_masks_and_nonfinite_rows(omega):
+    op = sm.conjugate(omega)
+    where = np.ones(X.shape, bool)
+    where[0, [1, 4]] = False
+    where[1] = False
+    x = np.where(where, X, np.nan)
+    x[2, 3], x[3, 0], x[4, 2] = np.nan, np.inf, -np.inf
+    y, value = np.asarray(op.argmax(x, where=where)), np.asarray(op.max(x, where=where))
+    gradient = jax.grad(lambda x: jnp.sum(COTANGENT * op.argmax(x, where=where)))(x)
+    assert np.isnan(y[2:4]).all() and np.isnan(value[2:4]).all() and np.isnan(gradient[2:4]).all()
+    assert (y[1] == 0).all() and value[1] == -np.inf and (gradient[1] == 0).all()
+    for i in (0, 4):
+        left = where[i] & (x[i] != -np.inf)
+        assert (y[i, ~left] == 0).all() and (gradient[i, ~left] == 0).all()
+        np.testing.assert_allclose(y[i, left], op.argmax(x[i, left]), atol=1e-14)
+        np.testing.assert_allclose(value[i], op.max(x[i, left]), atol=1e-13)
+    np.testing.assert_allclose(y[5], op.argmax(X[5]), atol=1e-15)
+
+
+@pytest.mark.parametrize("omega", [lambda y: jnp.sum(y**2 / 2 + xlogy(y, y)), sm.separable(lambda t: t**2 / 2 + xlogy(t, t))])
+def test_float32(no_x64, omega):
+    x32 = jnp.asarray(X, jnp.float32)
+    op = sm.conjugate(omega)
+    y, gradient = op.argmax(x32), jax.grad(lambda x: jnp.sum(op.argmax(x)[:, 0]))(x32)
+    assert y.dtype == gradient.dtype == jnp.float32
+    assert op.argmax(x32.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    with jax.enable_x64(True):
+        expected = op.argmax(np.asarray(x32, np.float64))
+        expected_gradient = jax.grad(lambda x: jnp.sum(op.argmax(x)[:, 0]))(np.asarray(x32, np.float64))
+    np.testing.assert_allclose(y, expected, atol=5e-7)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=5e-6)
+
+
+def test_shift_and_ties():
+    op = sm.conjugate(half_square)
+    np.testing.assert_allclose(op.argmax(np.array([1.0, 1.0, 0.9, 1.0]) + 1e8), [0.275, 0.275, 0.175, 0.275], atol=1e-7)
+    np.testing.assert_allclose(op.argmax(np.zeros(5)), 0.2, atol=1e-16)
+    np.testing.assert_allclose(op.argmax(np.ones(1)), 1)
+
+
+# --- Never a wrong answer that looks right ------------------------------------------------------------------
+
+WRONG = {
+    "concave": lambda y: -1e-4 * jnp.sum(y**2),
+    "wavy": lambda y: jnp.sum(jnp.sin(8 * y)),
+    "saddle": lambda y: 3 * y[0] * y[1] + jnp.sum(y**2) / 2,
+    "step": lambda y: jnp.sum(jnp.round(10 * y)),
+    "pole": lambda y: jnp.sum(1 / (y - 0.3) ** 2),
+    "infinite": lambda y: jnp.where(y[0] > 0.05, jnp.inf, 1.0) + jnp.sum(y**2),
+    "nan": lambda y: jnp.nan * jnp.sum(y),
+}
+WRONG_PHI = {
+    "concave": lambda t: -1e-4 * t**2,
+    "wavy": lambda t: jnp.sin(8 * t),
+    "bump": lambda t: t**2 / 2 + 0.05 * jnp.exp(-(((t - 0.5) / 0.01) ** 2)),
+    "linear": lambda t: t,
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_functions_that_are_not_convex_give_nan(name):
+    assert np.isnan(sm.conjugate(WRONG[name]).argmax(X)).all()
+
+
+@pytest.mark.parametrize("name", WRONG_PHI)
+def test_separable_functions_that_are_not_convex_give_nan(name):
+    assert np.isnan(sm.conjugate(sm.separable(WRONG_PHI[name])).argmax(X)).all()
+
+
+@pytest.mark.parametrize("result", [lambda y: y, lambda y: None, lambda y: jnp.sum(y > 0)])
+def test_results_that_are_no_real_scalars_are_refused(result):
+    with pytest.raises(TypeError, match=r"fun=.* must map one distribution of shape \(7,\) to a real scalar, got"):
+        sm.conjugate(result).argmax(X)
+    with pytest.raises(TypeError, match="phi=.* must map one coordinate of shape"):
+        sm.conjugate(sm.separable(lambda t, w: w * t**2, jnp.ones(7))).argmax(X)
+
+
+def test_refused_expressions():
+    fun = sm.conjugate(half_square).omega
+    with pytest.raises(ValueError, match="does not take penalties, got Oscar"):
+        fun + 0.1 * sm.Oscar()
+    with pytest.raises(TypeError, match="phi must be a function"):
+        sm.separable(2.0)
+    with pytest.raises(ValueError, match="params belong to a plain function"):
+        sm.conjugate(sm.SquaredL2(), params=1.0)
+
+
+# --- Penalties on a separable function ----------------------------------------------------------------------
+
+
+def test_penalties_compose():
+    omega = 0.5 * (sm.separable(lambda t, b: t**2 / 2 + b * t**4, 1.5) + 0.1 * sm.TotalVariation() + 0.02 * sm.Oscar())
+    y = np.asarray(sm.conjugate(omega).argmax(X))
+    for i, row in enumerate(X):
+        v = cp.Variable(7)
+        oscar = sum(cp.maximum(v[j], v[k]) for j in range(7) for k in range(j))
+        base = cp.sum_squares(v) / 2 + 1.5 * cp.sum(cp.power(v, 4))
+        found, _ = oracles.conic_maximum(row, v, 0.5 * (base + 0.1 * cp.norm1(cp.diff(v)) + 0.02 * oscar))
+        np.testing.assert_allclose(y[i], found, atol=1e-4)
