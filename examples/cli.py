@@ -213,6 +213,9 @@ def main(task: Task, arguments: Sequence[str] | None = None):
     except (DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:  # outside the training loop, which saves by itself
+        print("stopped: add --resume to go on", file=sys.stderr)
+        raise SystemExit(130) from None
     if metrics is None:
         raise SystemExit(130)
 

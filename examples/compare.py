@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None):
     except (DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:  # outside the training loop, which saves by itself
+        raise SystemExit(130) from None
 
 
 def compare(task: cli.Task, options: argparse.Namespace):
@@ -74,6 +76,7 @@ def compare(task: cli.Task, options: argparse.Namespace):
                 task, argparse.Namespace(**shared | mapping | {"seed": seed, "out": out, "resume": True})
             )
             if not is_finished(task, one) and cli.run(task, one) is None:
+                print("the same command goes on from here", file=sys.stderr)
                 raise SystemExit(130)
             write_table(task, options.out)
 

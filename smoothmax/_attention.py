@@ -150,9 +150,8 @@ def dot_product_attention(
     )
     query, key, value = _clear_padding(query, key, value, visibility)
     output, weights = attend(query, key, value, bias, visibility, mapping=mapping, scale=scale, block_size=block_size)
-    if return_weights:
-        return (output, weights) if has_batch else (output[0], weights[0])
-    return output if has_batch else output[0]
+    results = (output, weights) if return_weights else output
+    return results if has_batch else jax.tree.map(lambda array: array[0], results)
 
 
 class Visibility(NamedTuple):
@@ -198,7 +197,7 @@ def attend(
     products: tuple[Callable[..., jax.Array], Callable[..., jax.Array]] | None = None,
     change_weights: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Attention on checked arrays with a batch axis: output, and weights unless in blocks.
+    """Attention on checked arrays with a batch axis: output, and weights if not in blocks.
 
     The adapters for other frameworks call this too. What they add to the public function is the `precision` of the
     two matrix products, or other functions in their place, and `change_weights`, by which they drop weights.
@@ -206,7 +205,7 @@ def attend(
     if products is None:
         products = partial(query_key_products, precision=precision), partial(weighted_values, precision=precision)
     core = partial(_attend_core, mapping=mapping, scale=scale, products=products, change_weights=change_weights)
-    if block_size is None:
+    if block_size is None or query.shape[1] == 0:
         return core(query, key, value, bias, visibility.block(0, query.shape[1], 0, key.shape[1]))
     in_blocks = partial(_attend_in_blocks, core, visibility=visibility, block_size=block_size)
     # The blocks are recomputed one by one, inside. Out here nothing is computed twice: this only
@@ -373,13 +372,15 @@ def _attend_stretch(
     over (keys, values, hyper-parameters of the mapping) gets its gradient summed over the blocks.
     """
     rows, columns = stretch.rows, stretch.columns
-    width = columns if window is None else max(1, min(columns, rows + sum(window)))
+    left, width = 0, columns
+    if window is not None:
+        left, width = window[0], max(1, min(columns, rows + sum(window)))
 
-    def attend_block(block: tuple[jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
+    def attend_block(block: tuple[ArrayLike, jax.Array, jax.Array | None]) -> jax.Array:
         first_row, query, bias = block
         # A window lets the block see `first_row - left` to `first_row + rows - 1 + right`, moved
         # inwards at the ends; the mask below takes out what the move brings in.
-        column = 0 if width == columns else jnp.clip(first_row - window[0], 0, columns - width)
+        column = 0 if width == columns else jnp.clip(first_row - left, 0, columns - width)
         output, _ = core(
             query,
             _slice_unless_broadcast(key, 1, column, width),
@@ -415,9 +416,8 @@ def _cut(array: jax.Array, axis: int, pieces: int) -> jax.Array:
 
 def _slice_unless_broadcast(array: jax.Array, axis: int, start: ArrayLike, size: int) -> jax.Array:
     """`array[start : start + size]` along an axis, or the array where the axis broadcasts."""
-    if array.shape[axis] in (1, size) and isinstance(start, int) and start == 0:
-        return array
-    if array.shape[axis] == 1:
+    length = array.shape[axis]
+    if length == 1 or (length == size and isinstance(start, int)):
         return array
     return jax.lax.dynamic_slice_in_dim(array, start, size, axis)
 

@@ -11,7 +11,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from .._solvers import diagonal_product, p_norm_weights, softmax_weights, sparsemax_weights, tsallis_weights
+from .._solvers import (
+    diagonal_product,
+    p_norm_weights,
+    softmax_weights,
+    sparsemax_weights,
+    support_power,
+    tsallis_weights,
+)
 from ._regularizer import Base, Domain, Parameter, guarded, parameter, regularizer
 
 AT_LEAST_ONE = Domain(lambda v: (v >= 1) & (v < jnp.inf), "at least 1 and finite")
@@ -49,7 +56,7 @@ class SquaredL2(Base):
         return y
 
     def product(self, y: jax.Array, v: jax.Array) -> jax.Array:
-        return diagonal_product(_indicator(y), v)
+        return diagonal_product(jnp.sign(y), v)
 
 
 @regularizer
@@ -79,7 +86,7 @@ class Tsallis(Base):
 
     def product(self, y: jax.Array, v: jax.Array) -> jax.Array:
         alpha = guarded(self.alpha, AT_LEAST_ONE)
-        return diagonal_product(_indicator(y) * _power(_on_support(y), 2 - alpha), v)
+        return diagonal_product(support_power(y, 2 - alpha), v)
 
 
 @regularizer
@@ -100,7 +107,7 @@ class SquaredPNorm(Base):
 
     def gradient(self, y: jax.Array) -> jax.Array:
         p = guarded(self.p, ONE_TO_TWO)
-        return _indicator(y) * self._norm(y, p) ** (2 - p) * _power(_on_support(y), p - 1)
+        return self._norm(y, p) ** (2 - p) * support_power(y, p - 1)
 
     def product(self, y: jax.Array, v: jax.Array) -> jax.Array:
         # With n = norm_p(y), the inverse of the Hessian on the support is
@@ -108,7 +115,7 @@ class SquaredPNorm(Base):
         # and J = K - K 1 1' K / (1' K 1) keeps the weights on the simplex.
         p = guarded(self.p, ONE_TO_TWO)
         n = self._norm(y, p)
-        s = _indicator(y) * n ** (p - 2) * _power(_on_support(y), 2 - p)
+        s = n ** (p - 2) * support_power(y, 2 - p)
         rank_one = (2 - p) / n**2 * y
         k_v = s * v - rank_one * _total(y * v)
         k_1 = s - rank_one * _total(y)
@@ -117,7 +124,7 @@ class SquaredPNorm(Base):
     @staticmethod
     def _norm(y: jax.Array, p: jax.Array) -> jax.Array:
         # A slice without an allowed position has norm 0, which the negative powers above must not see.
-        total = _total(_indicator(y) * _power(_on_support(y), p))
+        total = _total(support_power(y, p))
         return jnp.where(total == 0, 1, total) ** (1 / p)
 
 
@@ -125,17 +132,8 @@ def _total(v: jax.Array) -> jax.Array:
     return jnp.sum(v, axis=-1, keepdims=True)
 
 
-def _indicator(y: jax.Array) -> jax.Array:
-    """1 on the support, 0 off it, NaN where y is."""
-    return jnp.where(jnp.isnan(y), y, (y != 0).astype(y.dtype))
-
-
 def _on_support(y: jax.Array) -> jax.Array:
     return jnp.where(y == 0, 1, y)
-
-
-def _power(y: jax.Array, exponent: jax.Array) -> jax.Array:
-    return jnp.exp(exponent * jnp.log(y))
 
 
 def _deformed_log(y: jax.Array, alpha: jax.Array) -> jax.Array:

@@ -12,4 +12,5 @@ from ._threshold import diagonal_product as diagonal_product
 from ._threshold import p_norm_weights as p_norm_weights
 from ._threshold import softmax_weights as softmax_weights
 from ._threshold import sparsemax_weights as sparsemax_weights
+from ._threshold import support_power as support_power
 from ._threshold import tsallis_weights as tsallis_weights

@@ -36,23 +36,14 @@ Only reductions touch the last axis, so it may be sharded. Deleted positions (sc
 or +inf turns every sum of its slice into NaN, which no comparison counts as unfinished.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Ten passes are many; the bound only matters for data built to be slow.
+# Three to six passes are the rule; the bound only matters for data built to be slow.
 _MAX_PASSES = 64
-# log F beyond which the exponent is estimated rather than taken from Newton's method.
+# log F down to which the exponent k is estimated from the sums.
 _FAR = 0.2
-
-
-def softmax_weights(z):
-    """Tsallis weights at alpha = 1: exp(z) / sum exp(z); `z` and the result as in `tsallis_weights`."""
-    return _softmax(*_below_top(z, jnp.zeros((), z.dtype)))
-
-
-def sparsemax_weights(z):
-    """Tsallis weights at alpha = 2: the Euclidean projection; `z` and the result as in `tsallis_weights`."""
-    return _sparsemax(*_below_top(z, jnp.ones((), z.dtype)))
 
 
 def tsallis_weights(z, alpha):
@@ -68,29 +59,23 @@ def tsallis_weights(z, alpha):
     b = alpha - 1
     z, zero = _below_top(z, b)
 
-    def general():
+    def solve(powers):
         # b = 0 (softmax) among other values of b: the smallest positive b is the same to rounding.
         positive = jnp.maximum(b, _eps(z))
-        weights = _convex_weights(z, zero, positive, positive, _tsallis_step, _any_power)
+        return _convex_weights(z, zero, positive, positive, _tsallis_equation, powers)
+
+    def general():
+        weights = solve(_any_power)
         return lax.cond(
             jnp.any(b > 1), lambda: jnp.where(b > 1, _concave_weights(z, zero, b), weights), lambda: weights
         )
 
     return _first_true(
-        (jnp.all(b == 1), lambda: _sparsemax(z, zero)),
-        (jnp.all(b == 0.5), lambda: _convex_weights(z, zero, b, b, _tsallis_step, _second_power)),
-        (jnp.all(b == 0), lambda: _softmax(z, zero)),
+        (jnp.all(b == 1), lambda: solve(_first_power)),
+        (jnp.all(b == 0.5), lambda: solve(_second_power)),
+        (jnp.all(b == 0), lambda: _normalize(jnp.exp(z) + zero)),
         otherwise=general,
     )
-
-
-def _softmax(z, zero):
-    return _normalize(jnp.exp(z) + zero)
-
-
-def _sparsemax(z, zero):
-    one = jnp.ones((), z.dtype)
-    return _convex_weights(z, zero, one, one, _tsallis_step, _first_power)
 
 
 def p_norm_weights(z, p):
@@ -99,7 +84,7 @@ def p_norm_weights(z, p):
     z, zero = _below_top(z, b)
 
     def solve(powers):
-        return _convex_weights(z, zero, b, jnp.ones_like(b), _p_norm_step, powers)
+        return _convex_weights(z, zero, b, jnp.ones_like(b), _p_norm_equation, powers)
 
     return _first_true(
         (jnp.all(b == 1), lambda: solve(_first_power)),
@@ -108,14 +93,27 @@ def p_norm_weights(z, p):
     )
 
 
+def softmax_weights(z):
+    """`tsallis_weights` at alpha = 1."""
+    z, zero = _below_top(z, jnp.zeros((), z.dtype))
+    return _normalize(jnp.exp(z) + zero)
+
+
+def sparsemax_weights(z):
+    """`tsallis_weights` at alpha = 2, and `p_norm_weights` at p = 2."""
+    one = jnp.ones((), z.dtype)
+    z, zero = _below_top(z, one)
+    return _convex_weights(z, zero, one, one, _tsallis_equation, _first_power)
+
+
 # The loop for convex powers: alpha <= 2, and every p.
 
 
-def _convex_weights(z, zero, b, scale, newton, powers):
-    """y = u^r / sum u^r for u = max(scale z - tau, 0), where `newton` moves tau and `powers` computes u^(r-1)..u^(r+1)."""
+def _convex_weights(z, zero, b, scale, equation, powers):
+    """y = u^r / sum u^r for u = max(scale z - tau, 0), with the `equation` that F(tau) = 1 is and the `powers` of u."""
     r = 1 / b
     log_d = jnp.log(jnp.asarray(z.shape[-1], z.dtype))
-    equal = -jnp.exp(-(b if newton is _tsallis_step else 2 * b / (1 + b)) * log_d)
+    equal = -jnp.exp(-(b if equation is _tsallis_equation else 2 * b / (1 + b)) * log_d)
     # A step leaves a relative error of second order in the weights, of order r in weights close to 0: see the end.
     enough = 4 * _eps(z) ** jnp.maximum(b, 0.5)
     # The sums are rounded: a residual this small whose step does not shrink any more is nothing but noise.
@@ -125,20 +123,23 @@ def _convex_weights(z, zero, b, scale, newton, powers):
         return jnp.clip(tau + step, jnp.full_like(equal, -1), equal)
 
     def one_pass(state):
-        passes, tau, step, active, _ = state
+        passes, tau, step, active, far, _ = state
         # A finished slice stays where it is: its weights must not depend on the other slices.
         tau = jnp.where(active, forward(tau, step), tau)
         low_power, summands = powers(scale * z, tau, r)
         low, mid, high = (_total(v) for v in summands)
-        new_step, log_f = newton(b, low, mid, high)
+        log_f, slope, inverse_k, inverse_norm = equation(b, low, mid, high)
+        # Once F has been close to 1 or below it, Newton's method alone: it cannot be thrown to and fro.
+        far = far & (log_f > _FAR)
+        new_step = _phi(log_f, jnp.where(far, inverse_k, inverse_norm)) / slope
         new_step = jnp.where(mid == 0, zero, new_step)
         stalled = (jnp.abs(log_f) < noise) & (2 * jnp.abs(new_step) > jnp.abs(step))
         active = active & (r * jnp.abs(new_step) > -enough * tau) & ~stalled & (b <= 1)
-        return passes + 1, tau, new_step, active, low_power
+        return passes + 1, tau, new_step, active, far, low_power
 
     start = zero - 1
-    state = (0, start, zero, start < 0, () if powers is not _any_power else jnp.zeros_like(z) + zero)
-    _, tau, step, _, low_power = lax.while_loop(_unfinished, one_pass, state)
+    state = (0, start, zero, start < 0, start < 0, jnp.zeros_like(z) + zero if powers is _any_power else ())
+    _, tau, step, _, _, low_power = lax.while_loop(_unfinished, one_pass, state)
     # The last step: exactly where powers are cheap, to first order in the stored power where they are not.
     if powers is _any_power:
         y = low_power * _positive(_positive(scale * z - tau) - r * step)
@@ -152,21 +153,21 @@ def _unfinished(state):
     return (passes < _MAX_PASSES) & jnp.any(active)
 
 
-def _tsallis_step(b, low, mid, high):
-    log_f = jnp.log(mid)
-    inverse_k = jnp.where(log_f > _FAR, _inverse_exponent(b, low, mid, high), b)
-    return _phi(log_f, inverse_k) * b * mid / low, log_f
+# log F, -d log F / d tau, and 1 / k: as the sums tell it, and for Newton's method on a norm.
 
 
-def _p_norm_step(b, low, mid, high):
+def _tsallis_equation(b, low, mid, high):
+    return jnp.log(mid), low / (b * mid), _inverse_exponent(b, low, mid, high), b
+
+
+def _p_norm_equation(b, low, mid, high):
     r = 1 / b
     log_f = jnp.log(mid) + (1 - r) / (1 + r) * jnp.log(high)
     slope = r * low / mid + (1 - r) * mid / high
-    # mid falls with exponent k, high with k + 1, hence F with 1 + 2 (k - r) / (1 + r).
+    # mid falls with exponent k and high with k + 1, hence F with exponent 1 + 2 (k - r) / (1 + r).
     inverse_k = _inverse_exponent(b, low, mid, high)
     inverse_k = inverse_k * (1 + r) / (2 + inverse_k * (1 - r))
-    inverse_k = jnp.where(log_f > _FAR, inverse_k, jnp.ones_like(inverse_k))
-    return _phi(log_f, inverse_k) / slope, log_f
+    return log_f, slope, inverse_k, jnp.ones_like(b)
 
 
 def _inverse_exponent(b, low, mid, high):
@@ -232,7 +233,7 @@ def _concave_weights(z, zero, b):
         return low_power, low_power * u, x > 0
 
     def one_pass(state):
-        passes, c, e, active, below, above = state
+        passes, c, e, active, below, above, last = state
         next_c, next_e = support(c, e)
         c, e = jnp.where(active, next_c, c), jnp.where(active, next_e, e)
         low_power, y, others = powers(c, e)
@@ -256,10 +257,11 @@ def _concave_weights(z, zero, b):
         too_high = (excess > 0) & (target >= above)
         far = (jnp.abs(excess) > 0.05) | (passes > 16)
         next_e = jnp.where(far & (too_low | too_high), b * (c - middle), next_e)
-        active = active & (jnp.abs(excess) > noise)
-        return passes + 1, c, jnp.where(active, next_e, e), active, below, above
+        stalled = (jnp.abs(excess) < noise) & (2 * jnp.abs(excess) > jnp.abs(last))
+        active = active & (jnp.abs(excess) > 4 * _eps(z)) & ~stalled
+        return passes + 1, c, jnp.where(active, next_e, e), active, below, above, excess
 
-    state = (0, zero, zero + 1, wanted & (zero == 0), zero - r, zero - r * jnp.exp(-b * log_d))
+    state = (0, zero, zero + 1, wanted & (zero == 0), zero - r, zero - r * jnp.exp(-b * log_d), zero + 1)
     _, c, e, *_ = lax.while_loop(_unfinished, one_pass, state)
     return _normalize(powers(c, e)[1])
 
@@ -271,6 +273,30 @@ def diagonal_product(s, v):
     """J v = s (v - <s, v> / sum s), the Jacobian of weights whose inverse Hessian on the support is the diagonal s."""
     total = _total(s)
     return s * (v - _total(s * v) / jnp.where(total == 0, jnp.ones_like(total), total))
+
+
+@jax.custom_jvp
+def support_power(y, exponent):
+    """y^exponent on the support of y and 0 off it, for y >= 0; exponents 0 and 1/2 cost no power."""
+    on = jnp.sign(y) + jnp.zeros_like(exponent)
+    return _first_true(
+        (jnp.all(exponent == 0), lambda: on),
+        (jnp.all(exponent == 0.5), lambda: jnp.sqrt(y) * on),
+        otherwise=lambda: jnp.exp(exponent * _log_on_support(y)) * on,
+    )
+
+
+@support_power.defjvp
+def _support_power_jvp(primals, tangents):
+    # Not the derivative of the form chosen at run time: that form is blind to the exponent, and sqrt has a pole at 0.
+    (y, exponent), (y_dot, exponent_dot) = primals, tangents
+    value = support_power(y, exponent)
+    slope = exponent * support_power(y, exponent - 1)
+    return value, slope * y_dot + value * _log_on_support(y) * exponent_dot
+
+
+def _log_on_support(y):
+    return jnp.log(jnp.where(y == 0, jnp.ones_like(y), y))
 
 
 # Pieces.

@@ -78,6 +78,7 @@ def attend_batched(
         return flat(jnp.broadcast_to(array, (*batch, *shape[-3:])))
 
     def change_flat(weights: jax.Array) -> jax.Array:
+        assert change_weights is not None
         return change_weights(weights.reshape(scores_shape)).reshape(weights.shape)
 
     if mask is not None and mask.dtype != bool:

@@ -93,6 +93,7 @@ def attention_fn(mapping: Callable[..., jax.Array], *, block_size: int | None = 
             )
 
         def drop(weights: jax.Array) -> jax.Array:
+            assert dropout_rng is not None
             keep = 1.0 - dropout_rate
             # Drawn in the shapes that Flax draws, so that the same key drops the same weights.
             shape = (1,) * (weights.ndim - 2) + weights.shape[-2:] if broadcast_dropout else weights.shape
@@ -112,7 +113,7 @@ def attention_fn(mapping: Callable[..., jax.Array], *, block_size: int | None = 
             precision=precision,
             products=products,
         )
-        if module is not None:
+        if module is not None and weights is not None:
             collection = nnx.Intermediate if isinstance(module, nnx.Module) else "intermediates"
             sown = weights if force_fp32_for_softmax else weights.astype(query.dtype)
             module.sow(collection, "attention_weights", sown)

@@ -80,10 +80,11 @@ class MultiHeadAttention(hk.MultiHeadAttention):
                 "insert it, for example with mask[:, None]"
             )
         # The names decide the parameters, and are those of the base class.
+        project: Callable[..., jax.Array] = self._linear_projection  # pyright: ignore[reportAssignmentType]
         attention, _ = attend_batched(
-            self._linear_projection(query, self.key_size, "query"),
-            self._linear_projection(key, self.key_size, "key"),
-            self._linear_projection(value, self.value_size, "value"),
+            project(query, self.key_size, "query"),
+            project(key, self.key_size, "key"),
+            project(value, self.value_size, "value"),
             mask=mask,
             mapping=self.mapping,
             block_size=self.block_size,
