@@ -78,7 +78,7 @@ def compare(task: cli.Task, options: argparse.Namespace):
             if not is_finished(task, one) and cli.run(task, one) is None:
                 print("the same command goes on from here", file=sys.stderr)
                 raise SystemExit(130)
-            write_table(task, options.out)
+            write_table(options.out)
 
 
 def is_finished(task: cli.Task, options: argparse.Namespace) -> bool:
@@ -95,7 +95,7 @@ def is_finished(task: cli.Task, options: argparse.Namespace) -> bool:
     return metrics["budget"] == cli.budget_of(options) and metrics["evaluation"] == cli.evaluation_of(options)
 
 
-def write_table(task: cli.Task, out: pathlib.Path):
+def write_table(out: pathlib.Path):
     """The table and the picture of all finished runs below `out`."""
     finished: dict[str, list[dict]] = {}
     shown: dict[str, list[dict]] = {}

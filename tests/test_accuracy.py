@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from cases import CASES, FAMILIES, REPRESENTATIVES, B, D
+from cases import FAMILIES, REPRESENTATIVES, B, D
 
 
 def dense_only(case):
-    return case.family.base == "shannon" or case.alpha < 1.1 and case.family.base == "tsallis"
+    return case.family.base == "shannon" or (case.alpha < 1.1 and case.family.base == "tsallis")
 
 
 def float32_tolerance(case):

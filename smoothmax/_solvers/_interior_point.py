@@ -106,7 +106,7 @@ def interior_point(value, gradient, x):
     z = jnp.where(allowed, scale, 0)
     start = (0, centre, z, scale / count, jnp.ones_like(scale), ~hopeless, ~hopeless & (count > 1))
     _, y, z, _, _, convex, _ = lax.while_loop(lambda s: (s[0] < _STEPS) & jnp.any(s[-1]), step, start)
-    
+
     small = y < jnp.minimum(z / scale, eps)
     rounded = jnp.where(small, 0, y)
     c = cost(rounded)
