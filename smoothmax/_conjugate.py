@@ -62,12 +62,12 @@ def _max(omega: Regularizer, x: jax.Array) -> jax.Array:
 
 def _max_fwd(omega: Regularizer, x: jax.Array) -> Any:
     y, found = _argmax(omega, x)
-    return _attained(omega, x, y, found), (omega, y, found)
+    return _attained(omega, x, y, found), (omega, y, x != -jnp.inf, found)
 
 
 def _max_bwd(residuals: Any, cotangent: jax.Array) -> Any:
-    omega, y, found = residuals
-    _, theta_vjp = jax.vjp(lambda o: regularizers.value(o, y, found), omega)
+    omega, y, allowed, found = residuals
+    _, theta_vjp = jax.vjp(lambda o: regularizers.value(o, y, allowed, found), omega)
     return *theta_vjp(-cotangent), cotangent * y
 
 
@@ -78,7 +78,8 @@ def _attained(omega: Regularizer, x: jax.Array, y: jax.Array, found: Found) -> j
     """<x, y> - Omega(y), -inf for a slice without an allowed position. The greatest score is taken out of the sum."""
     top = jnp.max(x, axis=-1, keepdims=True)
     below = jnp.where(y == 0, 0, jnp.where(y == 0, 0, x) - jnp.where(top == -jnp.inf, 0, top))
-    return top + jnp.sum(below * y, axis=-1, keepdims=True) - regularizers.value(omega, y, found)
+    attained = jnp.sum(below * y, axis=-1, keepdims=True) - regularizers.value(omega, y, x != -jnp.inf, found)
+    return top + attained
 
 
 # --- Forward mode: the same products, for jvp, jacfwd, hessian and linearize ---------------------------------
@@ -108,8 +109,9 @@ def _max_forward(omega: Regularizer, x: jax.Array) -> jax.Array:
 def _max_jvp(primals: Any, tangents: Any) -> Any:
     (omega, x), (omega_dot, x_dot) = primals, tangents
     y, found = _argmax_forward(omega, x)
-    _, value_dot = jax.jvp(lambda o: regularizers.value(o, y, found), (omega,), (omega_dot,))
-    dot = jnp.sum(jnp.where(x == -jnp.inf, 0, x_dot) * y, axis=-1, keepdims=True) - value_dot
+    allowed = x != -jnp.inf
+    _, value_dot = jax.jvp(lambda o: regularizers.value(o, y, allowed, found), (omega,), (omega_dot,))
+    dot = jnp.sum(jnp.where(allowed, x_dot, 0) * y, axis=-1, keepdims=True) - value_dot
     return _attained(omega, x, y, found), dot
 
 
@@ -146,9 +148,7 @@ class Operator:
     omega: Regularizer
     forward: bool = False
 
-    def max(
-        self, x: jax.typing.ArrayLike, axis: Axis = -1, *, where: jax.typing.ArrayLike | None = None
-    ) -> jax.Array:
+    def max(self, x: jax.typing.ArrayLike, axis: Axis = -1, *, where: jax.typing.ArrayLike | None = None) -> jax.Array:
         r"""The regularized max, $\max_{y \in \triangle} \langle x, y \rangle - \Omega(y)$, for each slice.
 
         Args:

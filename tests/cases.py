@@ -128,7 +128,9 @@ class Case:
         return {k: v(d) if callable(v) else v for k, v in self.values.items()}
 
     def problem(self, d=D) -> dict[str, Any]:
-        return self.params(d) if self.family.base in ("cubic", "coupled") else {"base": self.family.base, **self.params(d)}
+        return (
+            self.params(d) if self.family.base in ("cubic", "coupled") else {"base": self.family.base, **self.params(d)}
+        )
 
     @property
     def has_chain(self) -> bool:
@@ -303,9 +305,7 @@ def run(case: Case, x, where=None, v=None, c=None, params=None) -> Result:
         shaped = {k: np.broadcast_to(np.asarray(p, float), (B, max(np.size(p), 1))) for k, p in params.items()}
     else:
         shaped = {k: np.broadcast_to(np.asarray(p, float), (B,)) for k, p in params.items()}
-    (y, value), (bars, x_bar) = _everything(case.family)(
-        shaped, spread(x, (D,)), where, spread(v, (D,)), spread(c, ())
-    )
+    (y, value), (bars, x_bar) = _everything(case.family)(shaped, spread(x, (D,)), where, spread(v, (D,)), spread(c, ()))
     bars = {k: np.asarray(b)[:n].reshape(n, *np.shape(params[k])) for k, b in bars.items()}
     return Result(np.asarray(y)[:n], np.asarray(value)[:n], np.asarray(x_bar)[:n], bars)
 

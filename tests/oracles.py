@@ -63,7 +63,7 @@ def tsallis(x, alpha, gamma=1.0):
     z = z - z.max()
     weights = lambda tau: np.maximum(z - tau, 0) ** (1 / a)
     # The largest weight lies between 1/d and 1.
-    tau = bisect(lambda t: weights(t).sum() - 1, -1, -(LD(1) / len(z)) ** a)
+    tau = bisect(lambda t: weights(t).sum() - 1, -1, -((LD(1) / len(z)) ** a))
     return weights(tau)
 
 

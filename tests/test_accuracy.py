@@ -188,6 +188,8 @@ def test_default_hyper_parameters():
         (sm.fusedmax, {"base": "l2", "tv": 0.1}),
         (sm.oscarmax, {"base": "l2", "oscar": 0.01}),
     ):
-        np.testing.assert_allclose(function(x), oracles.rows(oracles.masked_argmax, x, **problem).astype(float), atol=1e-10)
+        np.testing.assert_allclose(
+            function(x), oracles.rows(oracles.masked_argmax, x, **problem).astype(float), atol=1e-10
+        )
         value = getattr(sm, function.__name__ + "_value")(x)
         np.testing.assert_allclose(value, oracles.rows(oracles.masked_value, x, **problem).astype(float), atol=1e-10)

@@ -16,7 +16,11 @@ CHOSEN = [cases.BY_ID[id] for id in ("entmax1.5", "pnormmax1.5", "tsallis+edges"
 
 def flatten(x, axis):
     """Slices as rows, the axes of the simplex flattened in the array's own order, and how to go back."""
-    axes = tuple(range(x.ndim)) if axis is None else tuple(a % x.ndim for a in (axis if isinstance(axis, tuple) else (axis,)))
+    axes = (
+        tuple(range(x.ndim))
+        if axis is None
+        else tuple(a % x.ndim for a in (axis if isinstance(axis, tuple) else (axis,)))
+    )
     axes = tuple(sorted(axes))
     batch = tuple(a for a in range(x.ndim) if a not in axes)
     rows = np.transpose(x, batch + axes)
@@ -75,7 +79,9 @@ def test_one_hyper_parameter_a_slice(axis):
         params = {"alpha": alpha[index], "gamma": np.broadcast_to(gamma, shape)[index]}
         expected, expected_value = case.expected(x[row][None], params=params)
         np.testing.assert_allclose(y[row], expected[0], atol=1e-10)
-        np.testing.assert_allclose(value[tuple(i for a, i in enumerate(index) if a != axis)], expected_value[0], atol=1e-10)
+        np.testing.assert_allclose(
+            value[tuple(i for a, i in enumerate(index) if a != axis)], expected_value[0], atol=1e-10
+        )
 
 
 def test_hyper_parameters_add_batch_axes():

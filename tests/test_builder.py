@@ -34,7 +34,9 @@ def closed_forms():
     yield "pnorm2.0", lambda y: jnp.dot(y, y) / 2, None, sm.SquaredPNorm(2.0)
 
 
-@pytest.mark.parametrize(("fun", "params", "omega"), [c[1:] for c in closed_forms()], ids=[c[0] for c in closed_forms()])
+@pytest.mark.parametrize(
+    ("fun", "params", "omega"), [c[1:] for c in closed_forms()], ids=[c[0] for c in closed_forms()]
+)
 def test_the_generic_path_gives_the_closed_forms(fun, params, omega):
     """The generic path on 1/2 sum y^2 is sparsemax to 1e-6 in float64; the value, by its certificate, closer."""
     op = sm.conjugate(fun) if params is None else sm.conjugate(fun, params=params)
@@ -82,7 +84,11 @@ def test_a_quadratic_form_and_its_gradients():
 def conic_functions():
     import cvxpy as cp
 
-    yield "quartic", lambda y: jnp.sum(y**2) / 4 + jnp.sum(y**4), lambda y: cp.sum_squares(y) / 4 + cp.sum(cp.power(y, 4, approx=False))
+    yield (
+        "quartic",
+        lambda y: jnp.sum(y**2) / 4 + jnp.sum(y**4),
+        lambda y: cp.sum_squares(y) / 4 + cp.sum(cp.power(y, 4, approx=False)),
+    )
     yield (
         "logsumexp",
         lambda y: jax.nn.logsumexp(3 * y) + jnp.sum(WEIGHTS * y**2) / 2,
@@ -138,7 +144,11 @@ def test_separable_functions(name):
     where = cases.holes(8, seed=142)
     where[6] = False
     y, value, x_bar = jax.jit(
-        lambda x, where, v: (op.argmax(x, where=where), op.max(x, where=where), jax.vjp(lambda x: op.argmax(x, where=where), x)[1](v)[0])
+        lambda x, where, v: (
+            op.argmax(x, where=where),
+            op.max(x, where=where),
+            jax.vjp(lambda x: op.argmax(x, where=where), x)[1](v)[0],
+        )
     )(X, where, np.tile(WEIGHTS**3, (8, 1)))
     for i, (row, keep) in enumerate(zip(X, where, strict=True)):
         if not keep.any():
@@ -147,7 +157,9 @@ def test_separable_functions(name):
         solve = lambda r: oracles.separable(r, derivative).astype(float)
         expected = solve(row[keep])
         np.testing.assert_allclose(y[i][keep], expected, rtol=0, atol=1e-10)
-        np.testing.assert_allclose(value[i], row[keep] @ expected - np.sum(phi(jnp.asarray(expected))), rtol=0, atol=1e-10)
+        np.testing.assert_allclose(
+            value[i], row[keep] @ expected - np.sum(phi(jnp.asarray(expected))), rtol=0, atol=1e-10
+        )
         h, bar = 1e-6, np.zeros(D)
         for j in np.nonzero(keep)[0]:
             t = (np.arange(D) == j)[keep]
@@ -164,7 +176,9 @@ def test_separable_joins_the_algebra():
     for i, row in enumerate(X[:4]):
         v = cp.Variable(D)
         pairs = cp.sum([cp.maximum(v[a], v[b]) for a in range(D) for b in range(a)])
-        penalty = cp.sum_squares(v) / 2 + cp.sum(cp.power(v, 3, approx=False)) / 3 + 0.3 * cp.norm1(cp.diff(v)) + 0.1 * pairs
+        penalty = (
+            cp.sum_squares(v) / 2 + cp.sum(cp.power(v, 3, approx=False)) / 3 + 0.3 * cp.norm1(cp.diff(v)) + 0.1 * pairs
+        )
         expected, value = oracles.conic_maximum(row, v, 0.7 * penalty)
         np.testing.assert_allclose(y[i], expected, atol=3e-5)
         np.testing.assert_allclose(op.max(X[i]), value, atol=5e-9)
@@ -190,7 +204,13 @@ def test_what_is_not_convex_and_finite_is_never_a_plausible_answer(fun):
         y, value = np.asarray(op.argmax(x)), np.asarray(op.max(x))
     except (ValueError, TypeError, FloatingPointError):
         return
-    candidates = np.concatenate([np.eye(D), np.random.default_rng(0).dirichlet(np.full(D, 0.4), 4000), np.random.default_rng(1).dirichlet(np.full(D, 5.0), 4000)])
+    candidates = np.concatenate(
+        [
+            np.eye(D),
+            np.random.default_rng(0).dirichlet(np.full(D, 0.4), 4000),
+            np.random.default_rng(1).dirichlet(np.full(D, 5.0), 4000),
+        ]
+    )
     worth = jax.vmap(fun)(candidates)
     for i, row in enumerate(x):
         if np.isnan(y[i]).any():
@@ -198,7 +218,9 @@ def test_what_is_not_convex_and_finite_is_never_a_plausible_answer(fun):
             continue
         objective = candidates @ row - np.asarray(worth)
         objective = objective[np.isfinite(objective)]
-        assert len(objective) and np.isfinite(value[i]) and value[i] >= objective.max() - 1e-6, "a wrong answer that looks right"
+        assert len(objective) and np.isfinite(value[i]) and value[i] >= objective.max() - 1e-6, (
+            "a wrong answer that looks right"
+        )
 
 
 def test_functions_must_return_a_number():

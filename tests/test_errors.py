@@ -55,7 +55,9 @@ def test_masks(function):
 
 
 @each_function
-@pytest.mark.parametrize("gamma", [0, 0.0, -1.0, np.nan, np.inf, np.array([[1.0], [0.0], [2.0]]), jnp.asarray(-0.5)], ids=str)
+@pytest.mark.parametrize(
+    "gamma", [0, 0.0, -1.0, np.nan, np.inf, np.array([[1.0], [0.0], [2.0]]), jnp.asarray(-0.5)], ids=str
+)
 def test_gamma(function, gamma):
     refuse(lambda: function(X, gamma=gamma), "gamma", "positive", error=ValueError)
     if np.ndim(gamma) == 0:
@@ -132,7 +134,14 @@ def test_errors_are_the_same_under_jit():
     refuse(lambda: jax.vmap(lambda x: sm.sparsemax(x, 1))(X), "axis", "1")
 
 
-BAD = {"gamma": [0.0, -1.0, np.nan, np.inf], "alpha": [0.5, 0.0, -2.0, np.nan], "p": [1.0, 0.5, 2.5, np.nan], "tv": [-0.1, np.nan], "oscar": [-0.1, np.nan], "owl": [-0.1, np.nan]}
+BAD = {
+    "gamma": [0.0, -1.0, np.nan, np.inf],
+    "alpha": [0.5, 0.0, -2.0, np.nan],
+    "p": [1.0, 0.5, 2.5, np.nan],
+    "tv": [-0.1, np.nan],
+    "oscar": [-0.1, np.nan],
+    "owl": [-0.1, np.nan],
+}
 
 
 @cases.each([case for case in cases.FAMILIES if case.family.base != "coupled"])
@@ -140,11 +149,16 @@ def test_traced_values_out_of_range_give_nan(case):
     """Not a plausible number: in the rows concerned, and only in them, for weights and values."""
     for name in set(BAD) & set(case.values):
         x = cases.scores(len(BAD[name]) + 1, seed=110)
-        params = {k: np.broadcast_to(v, (cases.B, *np.shape(v))).copy() if np.ndim(v) else np.full((cases.B, 1), float(v)) for k, v in case.params().items()}
+        params = {
+            k: np.broadcast_to(v, (cases.B, *np.shape(v))).copy() if np.ndim(v) else np.full((cases.B, 1), float(v))
+            for k, v in case.params().items()
+        }
         params[name][: len(BAD[name]), 0] = BAD[name]
         full = np.zeros((cases.B, cases.D))
         full[: len(x)] = x
-        (y, value), _ = cases._everything(case.family)(params, full, np.ones(full.shape, bool), np.zeros_like(full), np.zeros(cases.B))
+        (y, value), _ = cases._everything(case.family)(
+            params, full, np.ones(full.shape, bool), np.zeros_like(full), np.zeros(cases.B)
+        )
         bad = np.arange(cases.B) < len(BAD[name])
         assert np.isnan(y[bad]).all(), (name, np.asarray(y[bad]))
         assert np.isnan(value[bad]).all(), (name, np.asarray(value[bad]))
@@ -152,7 +166,13 @@ def test_traced_values_out_of_range_give_nan(case):
 
 
 @pytest.mark.parametrize("base", ["l2", "shannon"])
-@pytest.mark.parametrize(("name", "bad"), [("edges", np.array([0.1, -0.1, 0.1, 0.1, 0.1, 0.1, 0.1])), ("weights", np.array([0.5, 0.4, 0.3, 0.35, 0.2, 0.1, 0.0, 0.0]))])
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("edges", np.array([0.1, -0.1, 0.1, 0.1, 0.1, 0.1, 0.1])),
+        ("weights", np.array([0.5, 0.4, 0.3, 0.35, 0.2, 0.1, 0.0, 0.0])),
+    ],
+)
 def test_traced_weights_out_of_range_give_nan(base, name, bad):
     case = cases.BY_ID[f"{base}+{'edges' if name == 'edges' else 'owl'}"]
     result = cases.run(case, cases.scores(5), params=case.params() | {name: bad})

@@ -13,6 +13,15 @@ from jax.scipy.special import xlogy
 
 import smoothmax as sm
 
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Each program here is compiled to be run a few times on small arrays: optimizing it takes longer than running it."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 RNG = np.random.default_rng(7)
 X = RNG.normal(size=(6, 7))
 COTANGENT = jnp.asarray(RNG.normal(size=X.shape))
@@ -76,7 +85,9 @@ def test_closed_forms(name):
 @pytest.mark.parametrize("omega", [half_square, sm.separable(lambda t: t * jnp.log(t))], ids=["fun", "separable"])
 def test_wide(omega):
     x = RNG.normal(size=(2, 10_000))
-    expected = rows((lambda r: oracles.squared_l2(r, 1)) if omega is half_square else lambda r: oracles.shannon(r, 1), x)
+    expected = rows(
+        (lambda r: oracles.squared_l2(r, 1)) if omega is half_square else lambda r: oracles.shannon(r, 1), x
+    )
     np.testing.assert_allclose(sm.conjugate(omega).argmax(x), expected, atol=1e-12)
 
 
@@ -163,7 +174,9 @@ def test_gradient_where_the_function_is_flat_is_nan():
 # --- Masks, non-finite scores, dtypes -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("omega", [lambda y: jnp.linalg.norm(y) + jnp.sum(y * jnp.log(y)), sm.separable(lambda t: t**3)])
+@pytest.mark.parametrize(
+    "omega", [lambda y: jnp.linalg.norm(y) + jnp.sum(y * jnp.log(y)), sm.separable(lambda t: t**3)]
+)
 def test_masks_and_nonfinite_rows(omega):
     op = sm.conjugate(omega)
     where = np.ones(X.shape, bool)
@@ -182,7 +195,9 @@ def test_masks_and_nonfinite_rows(omega):
         np.testing.assert_allclose(value[i], op.max(x[i, left]), atol=1e-13)
 
 
-@pytest.mark.parametrize("omega", [lambda y: jnp.sum(y**2 / 2 + xlogy(y, y)), sm.separable(lambda t: t**2 / 2 + xlogy(t, t))])
+@pytest.mark.parametrize(
+    "omega", [lambda y: jnp.sum(y**2 / 2 + xlogy(y, y)), sm.separable(lambda t: t**2 / 2 + xlogy(t, t))]
+)
 def test_float32(no_x64, omega):
     x32 = jnp.asarray(X, jnp.float32)
     op = sm.conjugate(omega)
@@ -208,7 +223,6 @@ def test_shift_and_ties():
 
 
 # --- Never a wrong answer that looks right ------------------------------------------------------------------
-
 
 
 def not_convex(y, k):

@@ -66,7 +66,16 @@ def test_every_operator(case, seed, scale, tie, kept, junk):
     assert all(np.isfinite(bar).all() for bar in bars.values())
 
 
-SHAPES = [((1,), -1), ((5,), 0), ((3, 1), -1), ((1, 6), 1), ((2, 3, 4), 1), ((7, 2), (0, 1)), ((2, 2, 2, 3), (1, 3)), ((4, 3), None)]
+SHAPES = [
+    ((1,), -1),
+    ((5,), 0),
+    ((3, 1), -1),
+    ((1, 6), 1),
+    ((2, 3, 4), 1),
+    ((7, 2), (0, 1)),
+    ((2, 2, 2, 3), (1, 3)),
+    ((4, 3), None),
+]
 
 
 @pytest.mark.parametrize("id", ["entmax1.5", "l2+tv"])

@@ -30,7 +30,9 @@ def point(case):
     problem = case.problem()
 
     def column(row, j):
-        return oracles.derivative(lambda t: case.oracle(np.where(np.arange(D) == j, t, row.astype(oracles.LD)), **problem), row[j])
+        return oracles.derivative(
+            lambda t: case.oracle(np.where(np.arange(D) == j, t, row.astype(oracles.LD)), **problem), row[j]
+        )
 
     return x, np.stack([np.stack([column(row, j) for j in range(D)], 1) for row in x]).astype(float)
 

@@ -17,7 +17,10 @@ REGULARIZERS = {
     "tsallis3": (sm.Tsallis(3.0), {"base": "tsallis", "alpha": 3.0}),
     "pnorm": (sm.SquaredPNorm(1.3), {"base": "pnorm", "p": 1.3}),
     "fused": (sm.SquaredL2() + 0.2 * sm.TotalVariation(), {"base": "l2", "tv": 0.2}),
-    "oscar": (0.5 * (sm.Tsallis(1.5) + 0.05 * sm.Oscar()), {"base": "tsallis", "alpha": 1.5, "gamma": 0.5, "oscar": 0.05}),
+    "oscar": (
+        0.5 * (sm.Tsallis(1.5) + 0.05 * sm.Oscar()),
+        {"base": "tsallis", "alpha": 1.5, "gamma": 0.5, "oscar": 0.05},
+    ),
 }
 each = pytest.mark.parametrize("name", REGULARIZERS)
 

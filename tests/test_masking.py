@@ -53,7 +53,9 @@ def test_cotangents_of_masked_positions_do_not_matter(case):
     other = cases.run(case, x, where, np.where(where, v, 1e6), c)
     np.testing.assert_allclose(other.x_bar, one.x_bar, rtol=0, atol=1e-12 * max(1, np.abs(one.x_bar).max()))
     for name in one.bars:
-        np.testing.assert_allclose(other.bars[name], one.bars[name], rtol=0, atol=1e-12 * max(1, np.abs(one.bars[name]).max()))
+        np.testing.assert_allclose(
+            other.bars[name], one.bars[name], rtol=0, atol=1e-12 * max(1, np.abs(one.bars[name]).max())
+        )
 
 
 @cases.each()

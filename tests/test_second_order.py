@@ -14,7 +14,15 @@ import smoothmax as sm
 
 DEAREST = tuple(
     cases.BY_ID[id]
-    for id in ("softmax-gamma1.0", "sparsemax-gamma1.0", "entmax1.5", "pnormmax1.5", "l2+tv", "pnorm+owl", "function-coupled")
+    for id in (
+        "softmax-gamma1.0",
+        "sparsemax-gamma1.0",
+        "entmax1.5",
+        "pnormmax1.5",
+        "l2+tv",
+        "pnorm+owl",
+        "function-coupled",
+    )
 )
 
 
@@ -25,7 +33,9 @@ def slices(n=3, seed=70):
 def second_difference(function, h=2e-4):
     """d^2 function(s, t) / ds dt at 0: products of fourth-order differences; truncation 1e-15, rounding 1e-11."""
     weights = {-2: 1 / 12, -1: -8 / 12, 1: 8 / 12, 2: -1 / 12}
-    total = sum(a * b * function(i * oracles.LD(h), j * oracles.LD(h)) for i, a in weights.items() for j, b in weights.items())
+    total = sum(
+        a * b * function(i * oracles.LD(h), j * oracles.LD(h)) for i, a in weights.items() for j, b in weights.items()
+    )
     return total / oracles.LD(h) ** 2
 
 
@@ -128,7 +138,11 @@ def test_orders_and_modes_mix(case):
         along = lambda g: lambda x: jax.jvp(g, (x,), (t,))[1]
         forward_reverse = jnp.sum(w * along(jax.grad(f))(x), -1)
         reverse_forward = jnp.sum(w * jax.grad(along(f))(x), -1)
-        forward_forward = jax.vmap(lambda x, u, w, t: jax.jvp(lambda x: jax.jvp(lambda x: jnp.sum(u * op.argmax(x)), (x,), (t,))[1], (x,), (w,))[1])(x, u, w, t)
+        forward_forward = jax.vmap(
+            lambda x, u, w, t: jax.jvp(
+                lambda x: jax.jvp(lambda x: jnp.sum(u * op.argmax(x)), (x,), (t,))[1], (x,), (w,)
+            )[1]
+        )(x, u, w, t)
         return forward_reverse, reverse_forward, forward_forward
 
     _, x_bar = reverse_over_reverse(case.family)(params, x, u, w)
@@ -144,7 +158,9 @@ def test_forward_mode_keeps_axis_mask_and_guarantees():
     where[3] = False
     x = np.where(where, x, np.nan)
     plain = cases.BY_ID["entmax1.5"]
-    y, tangent = jax.jvp(lambda x: op.argmax(x, 0, where=where.T), (jnp.asarray(x.T),), (jnp.ones((D, 4)) * jnp.arange(8.0)[:, None],))
+    y, tangent = jax.jvp(
+        lambda x: op.argmax(x, 0, where=where.T), (jnp.asarray(x.T),), (jnp.ones((D, 4)) * jnp.arange(8.0)[:, None],)
+    )
     result = cases.run(plain, x, where, np.tile(np.arange(8.0), (4, 1)))
     np.testing.assert_allclose(y.T, result.y, atol=1e-14)
     np.testing.assert_allclose(tangent.T, result.x_bar, atol=1e-13)

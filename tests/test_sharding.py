@@ -10,7 +10,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 N, WIDTH = 16, 64
-THRESHOLD = [case for case in cases.REPRESENTATIVES if len(case.family.names) <= 2 and case.family.base != "coupled" and case.id not in ("l2+tv", "l2+oscar")]
+THRESHOLD = [
+    case
+    for case in cases.REPRESENTATIVES
+    if len(case.family.names) <= 2 and case.family.base != "coupled" and case.id not in ("l2+tv", "l2+oscar")
+]
 STRUCTURED = [cases.BY_ID[id] for id in ("l2+tv", "l2+oscar", "tsallis+edges", "shannon+tv+oscar")]
 
 

@@ -39,7 +39,8 @@ def test_scan_of_remat_of_vmap_differentiated(case):
 
     (loss, y), (bars, x_bar) = loss_and_gradients(params, x, v)
     expected = cases.run(case, x, v=v)
-    tol = 1e-6 if case.tol > 1e-10 else 1e-11
+    # Two compilations of a root differ by their rounding; those of a plain function by what its solver promises.
+    tol = {"coupled": 1e-6, "cubic": 1e-10}.get(case.family.base, 1e-11)
     np.testing.assert_allclose(y.reshape(12, D), expected.y, rtol=0, atol=tol)
     np.testing.assert_allclose(loss, (v * expected.y).sum(), rtol=0, atol=tol * 10)
     np.testing.assert_allclose(x_bar, expected.x_bar, rtol=0, atol=tol * max(1, np.abs(expected.x_bar).max()))
@@ -130,7 +131,9 @@ def test_shard_map(id, mesh):
     params = {k: jnp.asarray(p, float) for k, p in case.params().items()}
     spec = jax.sharding.PartitionSpec("devices")
 
-    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(jax.sharding.PartitionSpec(), spec, spec), out_specs=(spec, spec))
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(jax.sharding.PartitionSpec(), spec, spec), out_specs=(spec, spec)
+    )
     def sharded(params, x, v):
         y, pull = jax.vjp(lambda x: case.family.weights(x, params), x)
         return y, pull(v)[0]
@@ -143,7 +146,7 @@ def test_shard_map(id, mesh):
 
 def test_reverse_mode_inside_while_loop_and_cond():
     """The solver's own loops are no obstacle, nor are the user's."""
-    x = jnp.asarray(cases.scores(3, seed=98))
+    x = jnp.asarray(cases.scores(12, seed=98))  # the first and the last rows are uniform and one-hot: flat
 
     @jax.jit
     def climb(x):

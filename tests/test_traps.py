@@ -74,7 +74,10 @@ def test_entmax_hessian_takes_y_to_a_negative_power_at_zero(id):
 
 def test_bfloat16_counts_saturate_at_256():
     """The support of 1000 ties counted in bfloat16 would be 256."""
-    for dtype, functions in ((jnp.bfloat16, (sm.sparsemax, sm.entmax, sm.fusedmax, sm.oscarmax)), (jnp.float16, (sm.sparsemax,))):
+    for dtype, functions in (
+        (jnp.bfloat16, (sm.sparsemax, sm.entmax, sm.fusedmax, sm.oscarmax)),
+        (jnp.float16, (sm.sparsemax,)),
+    ):
         x = jnp.zeros((1, 1000), dtype)
         for function in functions:
             np.testing.assert_allclose(np.asarray(function(x), float), 1e-3, rtol=float(jnp.finfo(dtype).eps))
@@ -103,7 +106,12 @@ def test_marginals_contradict_each_other_on_ties():
     """Isotonic regression on integers, where two-sided marginals came out wrong by 0.25."""
     rng = np.random.default_rng(133)
     x = rng.integers(-2, 3, size=(cases.B, D)).astype(float)
-    for id, params in (("l2+oscar", {"oscar": 0.25}), ("l2+tv", {"tv": 0.5}), ("l2+tv", {"tv": 1.0}), ("l2+oscar", {"oscar": 1.0})):
+    for id, params in (
+        ("l2+oscar", {"oscar": 0.25}),
+        ("l2+tv", {"tv": 0.5}),
+        ("l2+tv", {"tv": 1.0}),
+        ("l2+oscar", {"oscar": 1.0}),
+    ):
         case = cases.BY_ID[id]
         params = case.params() | params
         np.testing.assert_allclose(cases.run(case, x, params=params).y, case.expected(x, params=params)[0], atol=1e-13)
@@ -133,7 +141,9 @@ def test_two_penalties_in_the_other_order():
 def test_gradient_reaches_ties_that_rounding_splits():
     """A plateau computed in float32 keeps its group: each position of it gets the group's mean gradient."""
     rng = np.random.default_rng(136)
-    x = np.repeat(rng.normal(size=(8, 4)), 16, axis=1).astype(np.float32) + rng.normal(size=(8, 64)).astype(np.float32) * np.float32(0.01)
+    x = np.repeat(rng.normal(size=(8, 4)), 16, axis=1).astype(np.float32) + rng.normal(size=(8, 64)).astype(
+        np.float32
+    ) * np.float32(0.01)
     v = rng.normal(size=x.shape).astype(np.float32)
     y, pull = jax.vjp(lambda x: sm.fusedmax(x, lam=0.05), jnp.asarray(x))
     (x_bar,) = pull(jnp.asarray(v))

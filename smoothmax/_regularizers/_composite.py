@@ -81,10 +81,10 @@ def solve(omega: Regularizer, x: jax.Array) -> tuple[jax.Array, Found]:
     return parts.base.solve(x / parts.gamma), Found(jumps, order, ties, kept)
 
 
-def value(omega: Regularizer, y: jax.Array, found: Found) -> jax.Array:
+def value(omega: Regularizer, y: jax.Array, allowed: jax.Array, found: Found) -> jax.Array:
     """Omega(y) at a solution, as `(*batch, 1)`. A penalty has the value <g, y> for each of its subgradients g."""
     parts = multiply_out(omega)
-    total = parts.gamma * parts.base.value(y, y != 0)
+    total = parts.gamma * parts.base.value(y, allowed)
     if parts.chain or parts.ranks:
         total += jnp.sum(_subgradient(parts, found, y) * _spread(found, y, y), axis=-1, keepdims=True)
     return total

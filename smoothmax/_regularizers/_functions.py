@@ -1,9 +1,9 @@
 """Convex functions that the user writes: any function of y, or a sum of one function over the coordinates.
 
-Only their derivatives are used, and everything here is plain JAX in y and params, so that the rules of the conjugate
-differentiate through it to any order. A function may have an infinite slope at 0, as an entropy has: it is
-evaluated at y + eps^1.75: for all but the smallest weights that is y, and even in float32 three derivatives of a
-logarithm exist there.
+Everything here is plain JAX in y and params, so that the rules of the conjugate differentiate through it to any order.
+A function may have an infinite slope at 0, as an entropy has, or be written as y log y, which is NaN there: it is
+evaluated at y + eps^1.75. For all but the smallest weights that is y, and even in float32 three derivatives of a
+logarithm exist at that distance.
 """
 
 from __future__ import annotations
@@ -188,8 +188,8 @@ def _check_hashable(name: str, function: Any) -> None:
         hash(function)
     except TypeError:
         raise TypeError(
-            f"{name}={function!r} cannot be hashed, so JAX cannot compile for it: wrap it in a function and pass what it "
-            "holds as params"
+            f"{name}={function!r} cannot be hashed, so JAX cannot compile for it: wrap it in a function and pass what "
+            "it holds as params"
         ) from None
 
 

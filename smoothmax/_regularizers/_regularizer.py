@@ -138,8 +138,6 @@ class Regularizer:
         def rewrite(f: dataclasses.Field[Any], value: Any) -> Any:
             if isinstance(value, Regularizer):
                 return value.map_parameters(visit)
-            if isinstance(value, tuple):
-                return tuple(term.map_parameters(visit) for term in value)
             if value is None or "domain" not in f.metadata:
                 return value
             return visit(f.name, value, f.metadata["extent"])
@@ -243,8 +241,8 @@ class Sum(Regularizer):
         penalties = [atom for atom in self.atoms() if isinstance(atom, Penalty)]
         if penalties and not all(base.composes for base in bases):
             raise ValueError(
-                f"{bases[0]!r} does not take penalties, got {' and '.join(map(repr, penalties))}: its weights are not one "
-                "increasing function of score - tau; use smoothmax.separable(phi) if it is a sum over the coordinates"
+                f"{bases[0]!r} does not take penalties, got {' and '.join(map(repr, penalties))}: its weights are not "
+                "one increasing function of score - tau; use smoothmax.separable(phi) if it is a sum over the coordinates"
             )
 
     def atoms(self) -> Iterator[Regularizer]:
@@ -255,10 +253,12 @@ class Sum(Regularizer):
         for summand in self.summands:
             yield from summand.terms()
 
+    def map_parameters(self, visit: Callable[[str, Any, Extent | None], Any]) -> Sum:
+        return _build(Sum, {"summands": tuple(summand.map_parameters(visit) for summand in self.summands)})
+
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.summands))
 
 
 def _summands(term: Regularizer) -> tuple[Regularizer, ...]:
     return term.summands if isinstance(term, Sum) else (term,)
-

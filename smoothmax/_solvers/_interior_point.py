@@ -9,10 +9,9 @@ y_i z_i = 0. The method keeps y, z > 0 and aims at y_i z_i = t, with t falling t
 
     (H + diag(z / y)) dy + dnu 1 = t / y - c,    sum_i dy_i = 0,    H the Hessian of Omega,
 
-which conjugate gradients solve with products H v. Their preconditioner is diagonal, an estimate of diag(H) plus z / y,
-and projects onto sum zero: `diagonal_product`. Near the end z / y spans thirty orders of magnitude and the slope of an
-entropy is unbounded; both are diagonal, so neither slows the solver down, where projected gradients would need a step
-shorter than the smallest weight.
+which conjugate gradients solve with products H v, preconditioned by a diagonal: an estimate of diag(H), plus z / y.
+Near the end z / y spans thirty orders of magnitude, and the slope of an entropy is unbounded; both are diagonal, so
+neither slows the solver down, where projected gradients would need a step shorter than the smallest weight.
 
 **Zeros.** At the end y_i z_i is about eps^2: the coordinates with y_i below z_i are zeros, unless the slope at 0 says
 otherwise. On the others y is exact to rounding.
@@ -167,7 +166,6 @@ def conjugate_gradients(product, b, face, extra=0.0, tolerance=None):
     d = b.shape[-1]
     tolerance = eps**0.4 if tolerance is None else tolerance
     inverse = jnp.where(face, 1 / (_diagonal(product, face, b.dtype) + extra), 0)
-
     total = _total(inverse)
 
     def multiplier(r):

@@ -8,8 +8,7 @@ greatest weight alone is 1, at the upper end none exceeds 1/d.
 
 Both levels, tau and each y_i for a given tau, are monotone equations in one unknown: Newton's steps, and bisection of
 the bracket where they leave it. The bracket of y_i is halved on a logarithmic scale, since an entropy has weights of
-every magnitude; its ends, eps^1.75 and 1 - eps, stand for
-0 and 1, where phi' may be infinite.
+every magnitude; its ends, eps^1.75 and 1 - eps, stand for 0 and 1, where phi' may be infinite.
 """
 
 import jax.numpy as jnp
@@ -40,15 +39,17 @@ def separable_weights(slopes, x):
         """psi(u), and its derivative."""
 
         def step(state):
-            k, low, high, y, _ = state
+            k, low, high, y, moving = state
             slope, curvature = slopes(y)
             above = slope > u
             low, high = jnp.where(above, low, y), jnp.where(above, y, high)
             new = y + (u - slope) / curvature
-            # Newton's steps, as long as they go on to shrink the bracket.
-            new = jnp.where((new > low) & (new < high) & (k % 4 < 3), new, jnp.sqrt(low) * jnp.sqrt(high))
-            new = jnp.where(slope == u, y, new)
-            moving = (jnp.abs(new - y) > 2 * eps * y) & (high - low > 2 * eps * low)
+            newton = (new > low) & (new < high) & (k % 4 < 3)
+            new = jnp.where(newton, new, jnp.sqrt(low) * jnp.sqrt(high))
+            # What has arrived stays: the next bisection would only throw it back.
+            new = jnp.where(moving & (slope != u), new, y)
+            far = ~newton | (jnp.abs(new - y) > 2 * eps * y)
+            moving = moving & (slope != u) & far & (high - low > 2 * eps * low)
             return k + 1, low, high, new, moving
 
         low, high = jnp.full_like(u, least), jnp.full_like(u, most)
