@@ -28,6 +28,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("smoothmax")
 
 
+def pytest_collection_modifyitems(items):
+    """With `--dist loadgroup`, all tests of a family run in one worker: each family compiles once."""
+    for item in items:
+        case = getattr(item, "callspec", None) and item.callspec.params.get("case")
+        if hasattr(case, "family"):
+            item.add_marker(pytest.mark.xdist_group(f"{case.family}"))
+
+
 @pytest.fixture
 def no_x64():
     """JAX as most users run it: without 64-bit types and with the standard promotion rules."""

@@ -6,7 +6,6 @@ import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 N, WIDTH = 16, 64
@@ -72,7 +71,7 @@ def test_key_axis_over_devices_gives_the_same_numbers(case, mesh):
     check(case, mesh, PartitionSpec(None, "devices"), gathers_allowed=True)
 
 
-@pytest.mark.parametrize("case", THRESHOLD[1:2], ids=lambda case: case.id)
-def test_the_word_search_would_find_a_gather(case, mesh):
+def test_the_word_search_would_find_a_gather(mesh):
     x = jax.device_put(np.ones((N, WIDTH)), NamedSharding(mesh, PartitionSpec(None, "devices")))
-    assert "all-gather" in jax.jit(lambda x: jnp.sort(x, -1)).lower(x).compile().as_text()
+    whole = jax.jit(lambda x: 2 * x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    assert "all-gather" in whole.lower(x).compile().as_text()

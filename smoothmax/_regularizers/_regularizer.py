@@ -241,8 +241,8 @@ class Sum(Regularizer):
         penalties = [atom for atom in self.atoms() if isinstance(atom, Penalty)]
         if penalties and not all(base.composes for base in bases):
             raise ValueError(
-                f"{bases[0]!r} does not take penalties, got {' and '.join(map(repr, penalties))}: its weights are not "
-                "one increasing function of score - tau; use smoothmax.separable(phi) if it is a sum over the coordinates"
+                f"{bases[0]!r} does not take penalties, got {' and '.join(map(repr, penalties))}: its weights are "
+                "not one increasing function of score - tau; use smoothmax.separable(phi) if it is a sum over the coordinates"
             )
 
     def atoms(self) -> Iterator[Regularizer]:
