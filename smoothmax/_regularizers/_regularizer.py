@@ -242,7 +242,7 @@ class Sum(Regularizer):
         if penalties and not all(base.composes for base in bases):
             raise ValueError(
                 f"{bases[0]!r} does not take penalties, got {' and '.join(map(repr, penalties))}: its weights are "
-                "not one increasing function of score - tau; use smoothmax.separable(phi) if it is a sum over the coordinates"
+                "not one increasing function of score - tau; use smoothmax.separable(phi) if it sums over coordinates"
             )
 
     def atoms(self) -> Iterator[Regularizer]:
