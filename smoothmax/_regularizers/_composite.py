@@ -72,13 +72,23 @@ def solve(omega: Regularizer, x: jax.Array) -> tuple[jax.Array, Found]:
     """Pi_Omega(x) on slices `(*batch, d)` with -inf at deleted positions, and what the proxes found."""
     parts = multiply_out(omega)
     jumps = order = ties = kept = None
+    if parts.chain or parts.ranks:  # a prox carries an offset through its sums; the weights do not depend on it
+        top = jnp.max(x, axis=-1, keepdims=True)
+        x = x - jnp.where(jnp.isinf(top), 0, top)
     if parts.chain:
         weights = parts.border_weights()
-        x, jumps = chain_prox(x, weights, weights)
+        x, jumps = chain_prox(_spoiled(x, weights), weights, weights)
     if parts.ranks:
         kept = jnp.sum(x > -jnp.inf, axis=-1, keepdims=True, dtype=jnp.int32)
-        x, order, ties = sorted_prox(x, parts.rank_weights(kept, x.shape[-1], x.dtype))
+        weights = parts.rank_weights(kept, x.shape[-1], x.dtype)
+        x, order, ties = sorted_prox(_spoiled(x, weights), weights)
     return parts.base.solve(x / parts.gamma), Found(jumps, order, ties, kept)
+
+
+def _spoiled(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Scores that are NaN where a weight is: a prox only compares with its weights, which would hide it."""
+    bad = jnp.isnan(weights)
+    return jnp.where(bad.any(axis=-1, keepdims=True) if bad.ndim else bad, jnp.nan, x)
 
 
 def value(omega: Regularizer, y: jax.Array, allowed: jax.Array, found: Found) -> jax.Array:

@@ -100,7 +100,8 @@ class SquaredPNorm(Base):
     p: Parameter = parameter(ONE_TO_TWO)
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
-        return self._norm(y, guarded(self.p, ONE_TO_TWO)) ** 2 / 2
+        norm = self._norm(y, guarded(self.p, ONE_TO_TWO))
+        return jnp.where(jnp.any(y != 0, axis=-1, keepdims=True), norm**2 / 2, 0)
 
     def solve(self, z: jax.Array) -> jax.Array:
         return p_norm_weights(z, guarded(self.p, ONE_TO_TWO))
@@ -119,7 +120,8 @@ class SquaredPNorm(Base):
         rank_one = (2 - p) / n**2 * y
         k_v = s * v - rank_one * _total(y * v)
         k_1 = s - rank_one * _total(y)
-        return (k_v - k_1 * (_total(k_v) / _total(k_1))) / (p - 1)
+        total = _total(k_1)
+        return (k_v - k_1 * (_total(k_v) / jnp.where(total == 0, 1, total))) / (p - 1)
 
     @staticmethod
     def _norm(y: jax.Array, p: jax.Array) -> jax.Array:

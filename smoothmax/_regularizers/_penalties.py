@@ -11,10 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._regularizer import NON_NEGATIVE, Domain, Parameter, Penalty, guarded, parameter, regularizer
+from ._regularizer import Domain, Parameter, Penalty, guarded, parameter, regularizer
 
+# Weights along the slice make one problem: one bad weight spoils all of them.
+NON_NEGATIVE_WEIGHTS = Domain(
+    lambda v: ((v >= 0) & (v < jnp.inf)).all(axis=-1, keepdims=True), "zero or positive, and finite"
+)
 NON_INCREASING = Domain(
-    lambda v: (v[..., 1:] <= v[..., :-1]).all(axis=-1, keepdims=True) & (abs(v) < jnp.inf),
+    lambda v: (v[..., 1:] <= v[..., :-1]).all(axis=-1, keepdims=True) & (abs(v) < jnp.inf).all(axis=-1, keepdims=True),
     "finite and non-increasing along the last axis (the largest coordinate comes first)",
 )
 
@@ -70,10 +74,10 @@ class TotalVariation(ChainPenalty):
       weights: None (every border has weight 1), or `(..., d - 1)` non-negative weights along the slice.
     """
 
-    weights: jax.Array | None = parameter(NON_NEGATIVE, extent=lambda d: d - 1, default=None)
+    weights: jax.Array | None = parameter(NON_NEGATIVE_WEIGHTS, extent=lambda d: d - 1, default=None)
 
     def border_weights(self) -> Parameter:
-        return 1.0 if self.weights is None else guarded(self.weights, NON_NEGATIVE)
+        return 1.0 if self.weights is None else guarded(self.weights, NON_NEGATIVE_WEIGHTS)
 
 
 @regularizer

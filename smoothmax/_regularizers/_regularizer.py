@@ -105,10 +105,22 @@ class Regularizer:
     arguments, and are hashable when the hyper-parameters are Python numbers.
     """
 
+    # Lets a NumPy array on the left of `*` be the strength, instead of multiplying element by element.
+    __array_ufunc__ = None
+
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
-            if "domain" in f.metadata and getattr(self, f.name) is not None:
-                check(f"{f.name} of {type(self).__name__}", getattr(self, f.name), f.metadata["domain"])
+            name, value = f"{f.name} of {type(self).__name__}", getattr(self, f.name)
+            if "domain" not in f.metadata or value is None:
+                continue
+            if isinstance(value, (list, tuple)):
+                value = np.asarray(value, dtype=float)
+                object.__setattr__(self, f.name, value)
+            if f.metadata["extent"] is not None and np.ndim(value) == 0:
+                raise ValueError(
+                    f"{name} must be an array that runs along the slice, got {value}: multiply by a scalar"
+                )
+            check(name, value, f.metadata["domain"])
 
     def __call__(
         self, y: jax.typing.ArrayLike, axis: Axis = -1, *, where: jax.typing.ArrayLike | None = None

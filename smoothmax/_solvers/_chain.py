@@ -71,7 +71,7 @@ def chain_prox(y, up, down):
     up, down = _strength(up, y), _strength(down, y)
     # More than all the forces on two neighbours can make up.
     reach = 2 * (jnp.max(up, 0, keepdims=True, initial=0) + jnp.max(down, 0, keepdims=True, initial=0))
-    zero = _zeros(slack, reach[0])
+    zero = _zeros(slack, slack, reach[0])
     # A strength that is the same for all borders is one row, which the scans need not read again.
     up_rows, down_rows = (None if a.shape[0] == 1 else a for a in (up, down))
 
@@ -139,12 +139,13 @@ def chain_prox(y, up, down):
 
 
 def _zeros(row, *others):
-    """Zeros in the form of `row` that vary over a device mesh where any of these arrays does.
+    """Zeros in the form of `row` that vary over a device mesh where any of the others does.
 
-    `shard_map` asks this of what a loop starts from; the compiler removes it.
+    `shard_map` asks this of what a loop starts from; the compiler removes it. The row itself takes no part in it: it may
+    be the operand of a linear function, which cannot be compared.
     """
     zero = jnp.zeros_like(row)
-    for other in (row, *others):
+    for other in others:
         zero = jnp.where(other == other, zero, zero)
     return zero
 
