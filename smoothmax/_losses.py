@@ -50,7 +50,7 @@ def fenchel_young_loss(
       >>> import jax, jax.numpy as jnp, smoothmax as sm
       >>> x, t = jnp.array([2.0, 0.5, -1.0]), jnp.array([0.5, 0.5, 0.0])
       >>> print(sm.fenchel_young_loss(x, t, sm.SquaredL2()))
-      0.25
+      0.5
       >>> print(jax.grad(sm.fenchel_young_loss)(x, t, sm.SquaredL2()))  # sparsemax(x) - t
       [ 0.5 -0.5  0. ]
 

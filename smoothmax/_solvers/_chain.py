@@ -141,8 +141,8 @@ def chain_prox(y, up, down):
 def _zeros(row, *others):
     """Zeros in the form of `row` that vary over a device mesh where any of the others does.
 
-    `shard_map` asks this of what a loop starts from; the compiler removes it. The row itself takes no part in it: it may
-    be the operand of a linear function, which cannot be compared.
+    `shard_map` asks this of what a loop starts from; the compiler removes it. The row itself takes no part in it: it
+    may be the operand of a linear function, which cannot be compared.
     """
     zero = jnp.zeros_like(row)
     for other in others:
