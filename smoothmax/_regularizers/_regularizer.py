@@ -21,6 +21,7 @@ from jax.core import Tracer
 from .._slices import Axis, Extent, to_slices
 
 Parameter = float | jax.Array
+NUMERIC = (int, float, np.ndarray, np.generic, jax.Array)  # what a hyper-parameter may be; tracers are arrays
 
 
 # --- Hyper-parameters --------------------------------------------------------------------------------------
@@ -50,7 +51,7 @@ def parameter(domain: Domain, *, extent: Extent | None = None, **default: Any) -
 
 def check(name: str, value: Any, domain: Domain) -> None:
     """Raises if a hyper-parameter whose value is known lies outside its domain."""
-    if isinstance(value, Tracer) or not isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)):
+    if isinstance(value, Tracer) or not isinstance(value, NUMERIC):
         return
     if not np.all(domain.contains(np.asarray(value, dtype=np.float64))):
         raise ValueError(f"{name} must be {domain.words}, got {value}: choose a value in that range")
@@ -163,7 +164,7 @@ class Regularizer:
         return Sum((*_summands(self), *_summands(other)))
 
     def __mul__(self, strength: Parameter) -> Scaled:
-        if isinstance(strength, Regularizer):
+        if not isinstance(strength, NUMERIC):
             return NotImplemented
         return Scaled(strength, self)
 
