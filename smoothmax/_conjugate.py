@@ -62,7 +62,7 @@ def _max(omega: Regularizer, x: jax.Array) -> jax.Array:
 
 def _max_fwd(omega: Regularizer, x: jax.Array) -> Any:
     y, found = _argmax(omega, x)
-    return _attained(omega, x, y, found), (omega, y, x != -jnp.inf, found)
+    return _attained(omega, x, y, found), (omega, y, regularizers.allowed_positions(omega, x), found)
 
 
 def _max_bwd(residuals: Any, cotangent: jax.Array) -> Any:
@@ -78,7 +78,9 @@ def _attained(omega: Regularizer, x: jax.Array, y: jax.Array, found: Found) -> j
     """<x, y> - Omega(y), -inf for a slice without an allowed position. The greatest score is taken out of the sum."""
     top = jnp.max(x, axis=-1, keepdims=True)
     below = jnp.where(y == 0, 0, jnp.where(y == 0, 0, x) - jnp.where(top == -jnp.inf, 0, top))
-    attained = jnp.sum(below * y, axis=-1, keepdims=True) - regularizers.value(omega, y, x != -jnp.inf, found)
+    attained = jnp.sum(below * y, axis=-1, keepdims=True) - regularizers.value(
+        omega, y, regularizers.allowed_positions(omega, x), found
+    )
     return top + attained
 
 
@@ -109,9 +111,9 @@ def _max_forward(omega: Regularizer, x: jax.Array) -> jax.Array:
 def _max_jvp(primals: Any, tangents: Any) -> Any:
     (omega, x), (omega_dot, x_dot) = primals, tangents
     y, found = _argmax_forward(omega, x)
-    allowed = x != -jnp.inf
+    allowed = regularizers.allowed_positions(omega, x)
     _, value_dot = jax.jvp(lambda o: regularizers.value(o, y, allowed, found), (omega,), (omega_dot,))
-    dot = jnp.sum(jnp.where(allowed, x_dot, 0) * y, axis=-1, keepdims=True) - value_dot
+    dot = jnp.sum(jnp.where(x == -jnp.inf, 0, x_dot) * y, axis=-1, keepdims=True) - value_dot
     return _attained(omega, x, y, found), dot
 
 

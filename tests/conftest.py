@@ -41,6 +41,18 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(f"{case.family}"))
 
 
+_MAPS = "/proc/self/maps"
+
+
+def pytest_runtest_teardown(item):
+    """Every compiled program maps memory, of which Linux allows a process 65,530 pieces: XLA crashes beyond."""
+    pytest_runtest_teardown.count = getattr(pytest_runtest_teardown, "count", 0) + 1
+    if pytest_runtest_teardown.count % 10 == 0 and os.path.exists(_MAPS):
+        with open(_MAPS) as maps:
+            if sum(1 for _ in maps) > 35_000:
+                jax.clear_caches()
+
+
 @pytest.fixture
 def no_x64():
     """JAX as most users run it: without 64-bit types and with the standard promotion rules."""

@@ -1,6 +1,7 @@
 """The nouns of the library: entropies, penalties, their algebra, and plain convex functions."""
 
 from ._composite import Found as Found
+from ._composite import allowed_positions as allowed_positions
 from ._composite import gradient as gradient
 from ._composite import pull as pull
 from ._composite import push as push

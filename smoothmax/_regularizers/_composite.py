@@ -91,10 +91,15 @@ def _spoiled(x: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.where(bad.any(axis=-1, keepdims=True) if bad.ndim else bad, jnp.nan, x)
 
 
-def value(omega: Regularizer, y: jax.Array, allowed: jax.Array, found: Found) -> jax.Array:
+def allowed_positions(omega: Regularizer, x: jax.Array) -> jax.Array | None:
+    """The positions that are not deleted, if the value of the base needs more than the support to know them."""
+    return x != -jnp.inf if multiply_out(omega).base.counts_zeros else None
+
+
+def value(omega: Regularizer, y: jax.Array, allowed: jax.Array | None, found: Found) -> jax.Array:
     """Omega(y) at a solution, as `(*batch, 1)`. A penalty has the value <g, y> for each of its subgradients g."""
     parts = multiply_out(omega)
-    total = parts.gamma * parts.base.value(y, allowed)
+    total = parts.gamma * parts.base.value(y, y != 0 if allowed is None else allowed)
     if parts.chain or parts.ranks:
         total += jnp.sum(_subgradient(parts, found, y) * _spread(found, y, y), axis=-1, keepdims=True)
     return total

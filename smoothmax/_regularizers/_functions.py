@@ -28,6 +28,7 @@ class Function(Base):
     params: Any = None
 
     composes = False
+    counts_zeros = True
 
     def __post_init__(self) -> None:
         _check_hashable("fun", self.fun)
@@ -90,6 +91,8 @@ class Separable(Base):
 
     phi: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
     params: Any = None
+
+    counts_zeros = True
 
     def __post_init__(self) -> None:
         _check_hashable("phi", self.phi)

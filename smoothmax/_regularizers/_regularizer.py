@@ -182,6 +182,9 @@ class Base(Regularizer):
     composes = True
     """Whether `Pi_{base + penalty}(x) = Pi_base(prox(x))`: one increasing map turns every score into its weight."""
 
+    counts_zeros = False
+    """Whether `value` depends on which of the positions of weight 0 are allowed, as where phi(0) is not 0."""
+
     def solve(self, z: jax.Array) -> jax.Array:
         """The weights at strength 1, for scores `z` with -inf at deleted positions."""
         raise NotImplementedError
