@@ -72,9 +72,9 @@ def solve(omega: Regularizer, x: jax.Array) -> tuple[jax.Array, Found]:
     """Pi_Omega(x) on slices `(*batch, d)` with -inf at deleted positions, and what the proxes found."""
     parts = multiply_out(omega)
     jumps = order = ties = kept = None
-    if parts.chain or parts.ranks:  # a prox carries an offset through its sums; the weights do not depend on it
-        top = jnp.max(x, axis=-1, keepdims=True)
-        x = x - jnp.where(jnp.isinf(top), 0, top)
+    # Weights do not depend on an offset of the scores, but a division by gamma and the sums of a prox would round it.
+    top = jnp.max(x, axis=-1, keepdims=True)
+    x = x - jnp.where(jnp.isinf(top), 0, top)
     if parts.chain:
         weights = parts.border_weights()
         x, jumps = chain_prox(_spoiled(x, weights), weights, weights)
