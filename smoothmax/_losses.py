@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ._conjugate import Operator, conjugate
 from ._regularizers import Regularizer
-from ._slices import Axis, dtypes, mask
+from ._slices import Axis, dtypes, mask, normal_axes
 
 
 def fenchel_young_loss(
@@ -107,16 +107,12 @@ def fenchel_young_loss_with_integer_labels(
         raise TypeError(f"labels must be integers, got dtype {labels.dtype}: for distributions use fenchel_young_loss")
     if not isinstance(axis, int):
         raise TypeError(f"axis must be one integer, got {axis!r}: a label counts along a single axis")
-    if not -logits.ndim <= axis < logits.ndim:
-        raise ValueError(
-            f"axis={axis} is out of range for logits of shape {logits.shape}: use -{logits.ndim} to {logits.ndim - 1}"
-        )
-    classes, expected = logits.shape[axis], list(logits.shape)
-    del expected[axis]
-    if labels.shape != tuple(expected):
+    [along] = normal_axes(axis, logits)
+    classes, expected = logits.shape[along], logits.shape[:along] + logits.shape[along + 1 :]
+    if labels.shape != expected:
         raise ValueError(
             f"labels of shape {labels.shape} must have the shape of logits {logits.shape} without axis {axis}, "
-            f"{tuple(expected)}: one class for each slice"
+            f"{expected}: one class for each slice"
         )
     targets = jax.nn.one_hot(labels, classes, axis=axis, dtype=jnp.result_type(float))
     loss = _loss(conjugate(omega), logits, targets, where, axis=axis)
@@ -138,11 +134,12 @@ def _loss(op: Operator, logits: jax.Array, targets: jax.Array, where: Any, *, ax
     top = jnp.max(x, axis=axis, keepdims=True, where=allowed, initial=-jnp.inf)
     top = jnp.where(jnp.isfinite(top), top, 0)
     linear = jnp.sum(jnp.where(y == t, 0, (x - top) * (y - t)), axis=axis)
-    value = linear - (op.omega(y, axis, where=allowed) - op.omega(t, axis, where=allowed))
+    at_target = op.omega(t, axis, where=allowed)
+    value = linear - (op.omega(y, axis, where=allowed) - at_target)
 
     # The derivatives, of every order, are those of the definition, which adds nothing to the value.
     scores = jnp.where((x == -jnp.inf) | (t == 0), 0, x)
     attained = op.max(x, axis, where=allowed)
-    terms = jnp.where(attained == -jnp.inf, 0, attained) + op.omega(t, axis, where=allowed)
+    terms = jnp.where(attained == -jnp.inf, 0, attained) + at_target
     definition = terms - jnp.sum(scores * t, axis=axis)
     return (jax.lax.stop_gradient(value) + (definition - jax.lax.stop_gradient(definition))).astype(dtype)

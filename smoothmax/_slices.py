@@ -81,7 +81,7 @@ def to_slices(
     """
     x = jnp.asarray(x)
     dtype, compute = dtypes(x)
-    axes = _axes(axis, x)
+    axes = normal_axes(axis, x)
     x = x.astype(compute)
     if where is not None:
         x = jnp.where(mask(where, x), x, -jnp.inf)
@@ -111,7 +111,8 @@ def dtypes(x: jax.Array) -> tuple[Any, Any]:
     return dtype, jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
-def _axes(axis: Axis, x: jax.Array) -> tuple[int, ...]:
+def normal_axes(axis: Axis, x: jax.Array) -> tuple[int, ...]:
+    """The axes in order, counted from 0, or a ValueError that says what is wrong with them."""
     if x.ndim == 0:
         raise ValueError("x must have at least one axis, got a scalar: wrap it, for example with x[None]")
     axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)

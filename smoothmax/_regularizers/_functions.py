@@ -67,15 +67,7 @@ class Function(Base):
         return jax.lax.custom_linear_solve(system, rhs, solve, symmetric=True)[..., :-1]
 
     def _of_one(self, like: jax.Array) -> Callable[[jax.Array], jax.Array]:
-        """fun of one slice with its params in the dtype of the computation, and its result checked."""
-        arguments = () if self.params is None else (_cast(self.params, like.dtype),)
-
-        def call(y: jax.Array) -> jax.Array:
-            result = self.fun(y, *arguments)
-            _check_result("fun", self.fun, result, "one distribution", y)
-            return jnp.asarray(result).astype(like.dtype)
-
-        return call
+        return _checked("fun", self.fun, self.params, "one distribution", like.dtype)
 
     def _values(self, y: jax.Array) -> jax.Array:
         return _over_batch(self._of_one(y), y.ndim - 1)(_inside(y))[..., None]
@@ -112,14 +104,7 @@ class Separable(Base):
 
     def _of_one(self, like: jax.Array) -> Callable[[jax.Array], jax.Array]:
         # phi sees one coordinate: so it cannot tell them apart, without which penalties would not compose.
-        arguments = () if self.params is None else (_cast(self.params, like.dtype),)
-
-        def call(t: jax.Array) -> jax.Array:
-            result = self.phi(t, *arguments)
-            _check_result("phi", self.phi, result, "one coordinate", t)
-            return jnp.asarray(result).astype(like.dtype)
-
-        return call
+        return _checked("phi", self.phi, self.params, "one coordinate", like.dtype)
 
     def _slope(self, t: jax.Array) -> jax.Array:
         return _over_batch(jax.grad(self._of_one(t)), t.ndim)(t)
@@ -178,13 +163,22 @@ def _over_batch(function: Callable[[jax.Array], jax.Array], axes: int) -> Callab
     return function
 
 
-def _cast(params: Any, dtype: Any) -> Any:
-    """Real leaves in the dtype of the computation, as the hyper-parameters of every regularizer are."""
+def _checked(
+    name: str, function: Callable[..., Any], params: Any, task: str, dtype: Any
+) -> Callable[[jax.Array], jax.Array]:
+    """The user's function of one argument, its params and its result in the dtype of the computation."""
 
     def cast(leaf: Any) -> Any:
         return jnp.asarray(leaf).astype(dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
 
-    return jax.tree.map(cast, params)
+    arguments = () if params is None else (jax.tree.map(cast, params),)
+
+    def call(argument: jax.Array) -> jax.Array:
+        result = function(argument, *arguments)
+        _check_result(name, function, result, task, argument)
+        return jnp.asarray(result).astype(dtype)
+
+    return call
 
 
 def _check_hashable(name: str, function: Any) -> None:

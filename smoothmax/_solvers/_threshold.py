@@ -134,11 +134,12 @@ def _convex_weights(z, zero, b, scale, equation, powers):
         new_step = _phi(log_f, jnp.where(far, inverse_k, inverse_norm)) / slope
         new_step = jnp.where(mid == 0, zero, new_step)
         stalled = (jnp.abs(log_f) < noise) & (2 * jnp.abs(new_step) > jnp.abs(step))
-        active = active & (r * jnp.abs(new_step) > -enough * tau) & ~stalled & (b <= 1)
+        active = active & (r * jnp.abs(new_step) > -enough * tau) & ~stalled
         return passes + 1, tau, new_step, active, far, low_power
 
     start = zero - 1
-    state = (0, start, zero, start < 0, start < 0, jnp.zeros_like(z) + zero if powers is _any_power else ())
+    convex = (start < 0) & (b <= 1)  # a NaN makes it false
+    state = (0, start, zero, convex, convex, jnp.zeros_like(z) + zero if powers is _any_power else ())
     _, tau, step, _, _, low_power = lax.while_loop(_unfinished, one_pass, state)
     # The last step: exactly where powers are cheap, to first order in the stored power where they are not.
     if powers is _any_power:
@@ -227,27 +228,29 @@ def _concave_weights(z, zero, b):
         return lowest, e + b * (lowest - c)
 
     def powers(c, e):
+        """u, and its power r - 1 above c; and that power at c, where u = e."""
         x = b * (z - c)
-        u = _positive(x) + e
-        low_power = jnp.where(x < 0, jnp.zeros_like(u), jnp.exp((r - 1) * jnp.log(u)))
-        return low_power, low_power * u, x > 0
+        u = jnp.where(x < 0, jnp.zeros_like(x), x + e)
+        low_power = jnp.where(u > e, jnp.exp((r - 1) * jnp.log(u)), jnp.zeros_like(u))
+        return *_stored((u, low_power)), jnp.exp((r - 1) * jnp.log(e))
 
     def one_pass(state):
         passes, c, e, active, below, above, last = state
         next_c, next_e = support(c, e)
         c, e = jnp.where(active, next_c, c), jnp.where(active, next_e, e)
-        low_power, y, others = powers(c, e)
-        low, excess = _total(low_power), _total(y) - 1
+        u, low_power, power_at_c = powers(c, e)
+        low, mid, high = _total(low_power), _total(low_power * u), _total(low_power * u * u)
+        ties = _total((u == e).astype(u.dtype))
+        excess = mid + ties * power_at_c * e - 1
         tau = c - r * e
         below = jnp.where(excess > 0, jnp.maximum(below, tau), below)
         above = jnp.where(excess < 0, jnp.minimum(above, tau), above)
         # Newton's step for the weight at c ...
-        w = jnp.exp(r * jnp.log(e))
-        w = w - excess / (low * jnp.exp((1 - r) * jnp.log(e)))
+        w = power_at_c * e - excess / (low / power_at_c + ties)
         # ... or, without c, Newton's step for the threshold, up to c at least.
-        mid = _total(jnp.where(others, y, jnp.zeros_like(y)))
-        low = _total(jnp.where(others, low_power, jnp.zeros_like(y)))
-        jump = tau - c + mid / low * _phi(jnp.log(mid), b)
+        log_mid = jnp.log(mid)
+        inverse_k = jnp.where(log_mid > _FAR, _inverse_exponent(b, low, mid, high), b)
+        jump = tau - c + mid / low * _phi(log_mid, inverse_k)
         jump = _positive(jnp.where(mid > 1, jump, zero))
         next_e = jnp.where(w > 0, jnp.exp(b * jnp.log(_positive(w))), -b * jump)
         # Both can overshoot to a place with other positions in the support, and back; half of the way then.
@@ -255,7 +258,7 @@ def _concave_weights(z, zero, b):
         target = c - r * next_e
         too_low = (excess < 0) & (target < middle)
         too_high = (excess > 0) & (target >= above)
-        far = (jnp.abs(excess) > 0.05) | (passes > 16)
+        far = (jnp.abs(excess) > 1e-3) | (passes > 16)
         next_e = jnp.where(far & (too_low | too_high), b * (c - middle), next_e)
         stalled = (jnp.abs(excess) < noise) & (2 * jnp.abs(excess) > jnp.abs(last))
         active = active & (jnp.abs(excess) > 4 * _eps(z)) & ~stalled
@@ -263,7 +266,8 @@ def _concave_weights(z, zero, b):
 
     state = (0, zero, zero + 1, wanted & (zero == 0), zero - r, zero - r * jnp.exp(-b * log_d), zero + 1)
     _, c, e, *_ = lax.while_loop(_unfinished, one_pass, state)
-    return _normalize(powers(c, e)[1])
+    u, low_power, power_at_c = powers(c, e)
+    return _normalize(u * jnp.where(u == e, power_at_c, low_power))
 
 
 # The product with the Jacobian.
