@@ -13,12 +13,8 @@ def dense_only(case):
 
 
 def float32_tolerance(case):
-    """3e-6 is the promise up to alpha = 2. Beyond, y = (z - tau)^(1/(alpha-1)) has an infinite slope at zero:
-    8 ulp of a threshold of order one may be (8 eps)^(1/(alpha-1)) in y. A plain function is stopped on a
-    gap of some ulp, whose root is 3e-4."""
-    if case.family.base == "coupled":
-        return 1e-3
-    return 3e-6 if case.alpha <= 2 else (8 * 2**-23) ** (1 / (case.alpha - 1))
+    """3e-6 is the promise. A plain function is stopped on a gap of some ulp, whose root is 3e-4."""
+    return 1e-3 if case.family.base == "coupled" else 3e-6
 
 
 @cases.each()

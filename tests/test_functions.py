@@ -107,6 +107,22 @@ def test_against_exhaustive_search_and_conic_solver():
         np.testing.assert_allclose(value[i], optimum, atol=1e-7)
 
 
+@pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 2e-3), (jnp.float64, 1e-9)])
+def test_steep_functions_are_solved_as_far_as_rounding_allows(dtype, atol):
+    """Slopes of 1e4 next to slopes of one: their rounding hides the optimum, and must not be taken for a failure."""
+    places = np.arange(9.0)
+    x = RNG.normal(size=(5, 9)) / 2
+
+    def near(y, strength):
+        return jnp.sum(y**2) / 2 + strength * (jnp.vdot(y, jnp.asarray(places, y.dtype)) - 4) ** 2
+
+    for strength in (1.0, 10.0, 100.0):
+        hessian, linear = np.eye(9) + 2 * strength * np.outer(places, places), -8 * strength * places
+        expected = rows(lambda r, h=hessian, c=linear: oracles.quadratic(r, h, c)[0], x.astype(dtype))
+        y = sm.conjugate(near, params=jnp.asarray(strength, dtype)).argmax(jnp.asarray(x, dtype))
+        np.testing.assert_allclose(y, expected, atol=atol)
+
+
 def test_strength_and_value():
     op = sm.conjugate(half_square)
     np.testing.assert_allclose(op.max(X), sm.sparsemax_value(X), atol=1e-14)

@@ -65,7 +65,7 @@ class Tsallis(Base):
 
     `Tsallis(1)` is `Shannon`, its limit; `Tsallis(2)` is `SquaredL2` less 1/2.
 
-    Args:
+    Attributes:
       alpha: at least 1; greater is sparser. An array has size 1 along the axis of the slices.
     """
 
@@ -93,7 +93,7 @@ class Tsallis(Base):
 class SquaredPNorm(Base):
     r"""Half the squared p-norm, $\Omega(y) = \frac12 \lVert y \rVert_p^2$.
 
-    Args:
+    Attributes:
       p: greater than 1 and at most 2, where it is `SquaredL2`. An array has size 1 along the axis of the slices.
     """
 

@@ -70,7 +70,7 @@ class TotalVariation(ChainPenalty):
 
     `SquaredL2() + lam * TotalVariation()` is the regularizer of fusedmax.
 
-    Args:
+    Attributes:
       weights: None (every border has weight 1), or `(..., d - 1)` non-negative weights along the slice.
     """
 
@@ -96,7 +96,7 @@ class Oscar(RankPenalty):
 class OWL(RankPenalty):
     r"""Ordered weights, $R(y) = \sum_k w_k y_{(k)}$ with $y_{(1)} \ge y_{(2)} \ge \dots$.
 
-    Args:
+    Attributes:
       weights: `(..., d)`, non-increasing, the first for the largest coordinate. Where positions are masked, the
         first weights serve the ones that remain.
     """

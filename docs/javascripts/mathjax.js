@@ -1,0 +1,5 @@
+// Formulas arrive as \(...\) and \[...\] from the Markdown extension, and nowhere else.
+window.MathJax = {
+  tex: { inlineMath: [["\\(", "\\)"]], displayMath: [["\\[", "\\]"]], processEscapes: true },
+  options: { ignoreHtmlClass: ".*|", processHtmlClass: "arithmatex" },
+};
