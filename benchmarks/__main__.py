@@ -1,8 +1,9 @@
-"""Measures every operator and the peers that are installed, in one run, and writes a table and a picture.
+"""Measures every operator and the peers that are installed, in one run, and writes a table.
 
     python -m benchmarks --out runs/benchmarks            # everything
     python -m benchmarks --shapes 4096x128 --samples 20   # one row, more carefully
     python -m benchmarks --attention                      # attention at growing lengths
+    python -m benchmarks --scaling                        # how our operators grow with width and batch, drawn
 
 Ratios come first: a ratio to `jax.nn.softmax` in the same run means more than a time on a machine that drifts.
 """
@@ -27,6 +28,7 @@ from .subjects import Subject, baseline, check, ours, peers
 from .timing import interleaved
 
 SHAPES = "64x50,1024x64,4096x128,2048x512,256x4096,32x32768"
+SCALING = "256x32,256x128,256x512,256x2048,256x8192,16x128,64x128,1024x128,4096x128"
 
 
 def measure(
@@ -68,11 +70,12 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure smoothmax side by side.")
-    parser.add_argument("--shapes", default=SHAPES, help=f"comma-separated ROWSxWIDTH (default {SHAPES})")
+    parser.add_argument("--shapes", help=f"comma-separated ROWSxWIDTH (default {SHAPES})")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="comma-separated (default float32,bfloat16)")
     parser.add_argument("--samples", type=int, default=15, help="turns in which every subject is timed (default 15)")
     parser.add_argument("--no-peers", action="store_true", help="leave other libraries out")
     parser.add_argument("--attention", action="store_true", help="measure attention instead of the mappings")
+    parser.add_argument("--scaling", action="store_true", help="measure and draw growth with width and batch")
     parser.add_argument("--lengths", default="512,1024,2048,4096,8192,16384", help="lengths for --attention")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for table, picture, numbers")
@@ -85,18 +88,21 @@ def main() -> None:
         table = report.attention_table(rows)
         name = "attention"
     else:
-        subjects = [baseline(), *ours(), *([] if args.no_peers else peers())]
+        alone = args.no_peers or args.scaling
+        subjects = [baseline(), *ours(), *([] if alone else peers())]
+        shapes = args.shapes or (SCALING if args.scaling else SHAPES)
         grid = [
             (tuple(int(n) for n in shape.split("x")), dtype)
-            for dtype in args.dtypes.split(",")
-            for shape in args.shapes.split(",")
+            for dtype in (["float32"] if args.scaling else args.dtypes.split(","))
+            for shape in shapes.split(",")
         ]
         rows = []
         for shape, dtype in tqdm(grid, unit="row"):
             rows += measure(shape, dtype, subjects, args.samples, args.seed)
         table = report.table(rows)
-        report.picture(rows, args.out / "scaling.png")
-        name = "mappings"
+        if args.scaling:
+            report.picture(rows, args.out / "scaling.png")
+        name = "scaling" if args.scaling else "mappings"
 
     about = {
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),

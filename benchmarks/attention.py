@@ -13,7 +13,7 @@ import smoothmax as sm
 
 from .timing import interleaved
 
-HEAD, BLOCK = 64, 512
+HEAD, BLOCK = 64, 256
 WHOLE_LIMIT = 8192  # beyond it the scores of one head alone fill a GiB in the backward pass
 
 

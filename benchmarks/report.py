@@ -53,26 +53,34 @@ def attention_table(rows: Sequence[Row]) -> str:
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
-    """Nanoseconds an element, forward plus backward, against the width of a slice and the number of slices."""
+    """Milliseconds, forward plus backward, as slices grow wider and as they grow more; the dotted line is proportional."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    chosen = [r for r in rows if r["kind"] == "forward+backward" and r["dtype"] == "float32"]
-    if not chosen:
-        return
+    chosen = [r for r in rows if r["kind"] == "forward+backward"]
+    shapes = _unique(tuple(r["shape"]) for r in chosen)
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
-    for axis, dimension, label in zip(axes, (1, 0), ("width of a slice", "number of slices"), strict=True):
+    for axis, grows, fixed, label in zip(
+        axes, (1, 0), (0, 1), ("width, at {} slices", "slices, at width {}"), strict=True
+    ):
+        # The sweep is the shapes that share the most common size of the other axis.
+        sizes = [shape[fixed] for shape in shapes]
+        common = max(_unique(sizes), key=sizes.count)
         for subject in _unique(r["subject"] for r in chosen):
-            mine = sorted((r["shape"][dimension], r["seconds"] / _size(r)) for r in chosen if r["subject"] == subject)
-            style = {"marker": "o", "lw": 2} if subject.startswith("smoothmax") else {"marker": ".", "ls": ":", "lw": 1}
-            axis.loglog([n for n, _ in mine], [s * 1e9 for _, s in mine], label=subject, **style)
-        axis.set_xlabel(label)
+            mine = [r for r in chosen if r["subject"] == subject and r["shape"][fixed] == common]
+            mine = sorted((r["shape"][grows], r["seconds"] * 1e3) for r in mine)
+            style = {"color": "black"} if subject == "jax.nn.softmax" else {"marker": "o"}
+            axis.loglog(*zip(*mine, strict=True), label=subject, **style)
+        ends = [mine[0][0], mine[-1][0]]
+        for start in (0.01, 1.0):
+            axis.loglog(ends, [start * n / ends[0] for n in ends], color="0.6", ls=":")
+        axis.set_xlabel(label.format(common))
         axis.grid(alpha=0.3, which="both")
-    axes[0].set_ylabel("nanoseconds an element, forward plus backward")
+    axes[0].set_ylabel("milliseconds, forward plus backward")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

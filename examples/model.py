@@ -58,7 +58,7 @@ class Choice:
 
 
 class Mapping(nn.Module):
-    """Scores to weights. A learned hyper-parameter is a sigmoid between its bounds."""
+    """Scores to weights. A learned hyper-parameter stays between its bounds."""
 
     choice: Choice
 
@@ -66,10 +66,9 @@ class Mapping(nn.Module):
     def __call__(self, scores, where):
         values: dict[str, float | jax.Array] = dict(self.choice.values)
         for key in self.choice.learn:
-            low, high = BOUNDS[key]
-            start = (dict(self.choice.values)[key] - low) / (high - low)
-            raw = self.param(key, nn.initializers.constant(math.log(start / (1 - start))), (), jnp.float32)
-            values[key] = low + (high - low) * jax.nn.sigmoid(raw)
+            start = sm.unbounded(jnp.float32(values[key]), *BOUNDS[key])
+            raw = self.param(key, nn.initializers.constant(start), (), jnp.float32)
+            values[key] = sm.bounded(raw, *BOUNDS[key])
         return getattr(sm, self.choice.name)(scores, axis=-1, where=where, **values)
 
 
@@ -79,8 +78,7 @@ def learned_values(params, choice: Choice) -> dict[str, float]:
     for path, raw in jax.tree_util.tree_leaves_with_path(params):
         key = path[-1].key
         if key in choice.learn and any(getattr(part, "key", "") == "mapping" for part in path):
-            low, high = BOUNDS[key]
-            found[key] = low + (high - low) * float(jax.nn.sigmoid(raw))
+            found[key] = float(sm.bounded(raw, *BOUNDS[key]))
     return found
 
 

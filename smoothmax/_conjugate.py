@@ -145,6 +145,16 @@ class Operator:
     Attributes:
       omega: the regularizer.
       forward: whether it is differentiated by `jax.custom_jvp` instead of `jax.custom_vjp`; see `forward_mode`.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> op = sm.conjugate(sm.SquaredL2())
+      >>> x = jnp.array([1.0, 0.5, -1.0])
+      >>> print(op.max(x), op.argmax(x), op(x))  # calling it is argmax
+      0.5625 [0.75 0.25 0.  ] [0.75 0.25 0.  ]
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
 
     omega: Regularizer

@@ -47,12 +47,21 @@ class Layout:
     def _batch(self) -> tuple[int, ...]:
         return tuple(n for i, n in enumerate(self.shape) if i not in self.axes)
 
+    def squeezed(self, array: jax.Array) -> jax.Array:
+        """Drops the batch axes of size 1 from an array of shape `(*batch, n)`, sizes 1 standing for any.
+
+        XLA's CPU code for a loop over scores with such an axis is up to ten times slower.
+        """
+        batch = self._batch
+        array = array.reshape((1,) * (1 + len(batch) - array.ndim) + array.shape)
+        return array.squeeze(tuple(i for i, n in enumerate(batch) if n == 1))
+
     def slices(self, array: jax.Array) -> jax.Array:
         """Brings an array that broadcasts to `shape` into the form `(*batch, d)`; its axes of size 1 stay so."""
         array = array.reshape((1,) * (len(self.shape) - array.ndim) + array.shape)
         array = array.transpose(self._order)
         split = len(self.shape) - len(self.axes)
-        return array.reshape(*array.shape[:split], math.prod(array.shape[split:]))
+        return self.squeezed(array.reshape(*array.shape[:split], math.prod(array.shape[split:])))
 
     def weights(self, y: jax.Array) -> jax.Array:
         """Undoes `slices`."""
@@ -77,7 +86,8 @@ def to_slices(
       omega: the regularizer; hyper-parameters that are arrays broadcast with `x` and have size 1 along `axis`.
 
     Returns:
-      The slices `(*batch, d)`, the regularizer with its hyper-parameters shaped to match, and the layout.
+      The slices `(*batch, d)` without batch axes of size 1, the regularizer with its hyper-parameters shaped to match,
+      and the layout.
     """
     x = jnp.asarray(x)
     dtype, compute = dtypes(x)
@@ -97,7 +107,7 @@ def to_slices(
         if value.ndim == 0:
             return value
         if extent is not None:  # already laid out with the slice last
-            return value.reshape((1,) * (1 + len(layout._batch) - value.ndim) + value.shape)
+            return layout.squeezed(value)
         return layout.slices(value)
 
     return layout.slices(x), omega.map_parameters(place), layout

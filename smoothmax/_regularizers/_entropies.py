@@ -27,7 +27,18 @@ ONE_TO_TWO = Domain(lambda v: (v > 1) & (v <= 2), "greater than 1 and at most 2"
 
 @regularizer
 class Shannon(Base):
-    r"""Shannon's negative entropy, $\Omega(y) = \sum_i y_i \log y_i$: the gradient mapping is softmax."""
+    r"""Shannon's negative entropy, $\Omega(y) = \sum_i y_i \log y_i$: the gradient mapping is softmax.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> print(f"{sm.Shannon()(jnp.array([0.5, 0.5, 0.0])):.3f}")  # -log 2
+      -0.693
+      >>> print(sm.conjugate(sm.Shannon())(jnp.zeros(4)))
+      [0.25 0.25 0.25 0.25]
+
+    Reference:
+      Shannon, "A Mathematical Theory of Communication", 1948.
+    """
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         return _total(y * jnp.log(_on_support(y)))
@@ -44,7 +55,18 @@ class Shannon(Base):
 
 @regularizer
 class SquaredL2(Base):
-    r"""Half the squared Euclidean norm, $\Omega(y) = \frac12 \sum_i y_i^2$: the gradient mapping is sparsemax."""
+    r"""Half the squared Euclidean norm, $\Omega(y) = \frac12 \sum_i y_i^2$: the gradient mapping is sparsemax.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> print(sm.SquaredL2()(jnp.array([0.5, 0.5, 0.0])))
+      0.25
+      >>> print(sm.conjugate(sm.SquaredL2())(jnp.array([1.0, 0.5, -1.0])))
+      [0.75 0.25 0.  ]
+
+    Reference:
+      Martins and Astudillo, "From Softmax to Sparsemax", 2016.
+    """
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         return _total(y * y) / 2
@@ -67,6 +89,18 @@ class Tsallis(Base):
 
     Attributes:
       alpha: at least 1; greater is sparser. An array has size 1 along the axis of the slices.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> heads = sm.Tsallis(jnp.array([1.0, 1.5, 2.0])[:, None])  # one alpha a row
+      >>> with jnp.printoptions(precision=3, suppress=True):
+      ...     print(sm.conjugate(heads)(jnp.array([[1.0, 0.5, -1.0]])))
+      [[0.574 0.348 0.078]
+       [0.674 0.326 0.   ]
+       [0.75  0.25  0.   ]]
+
+    Reference:
+      Peters, Niculae and Martins, "Sparse Sequence-to-Sequence Models", 2019.
     """
 
     alpha: Parameter = parameter(AT_LEAST_ONE)
@@ -95,6 +129,15 @@ class SquaredPNorm(Base):
 
     Attributes:
       p: greater than 1 and at most 2, where it is `SquaredL2`. An array has size 1 along the axis of the slices.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> with jnp.printoptions(precision=3, suppress=True):
+      ...     print(sm.conjugate(sm.SquaredPNorm(1.5))(jnp.array([1.0, 0.5, -1.0])))
+      [0.847 0.153 0.   ]
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
 
     p: Parameter = parameter(ONE_TO_TWO)

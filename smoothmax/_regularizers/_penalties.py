@@ -72,6 +72,18 @@ class TotalVariation(ChainPenalty):
 
     Attributes:
       weights: None (every border has weight 1), or `(..., d - 1)` non-negative weights along the slice.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> x = jnp.array([1.0, 1.2, 0.9, -0.5])
+      >>> for penalty in (sm.TotalVariation(), sm.TotalVariation(jnp.array([1.0, 0.0, 1.0]))):
+      ...     with jnp.printoptions(precision=3, suppress=True):
+      ...         print(sm.conjugate(sm.SquaredL2() + 0.2 * penalty)(x))
+      [0.367 0.367 0.267 0.   ]
+      [0.467 0.467 0.067 0.   ]
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
 
     weights: jax.Array | None = parameter(NON_NEGATIVE_WEIGHTS, extent=lambda d: d - 1, default=None)
@@ -85,6 +97,16 @@ class Oscar(RankPenalty):
     r"""Pairwise maxima, $R(y) = \sum_{i<j} \max(y_i, y_j)$: coordinates fuse into groups, wherever they stand.
 
     `SquaredL2() + lam * Oscar()` is the regularizer of oscarmax.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> with jnp.printoptions(precision=3, suppress=True):
+      ...     print(sm.conjugate(sm.SquaredL2() + 0.1 * sm.Oscar())(jnp.array([1.0, -0.5, 1.1, 0.8])))
+      [0.367 0.    0.367 0.267]
+
+    Reference:
+      Bondell and Reich, "Simultaneous Regression Shrinkage, Variable Selection, and Supervised Clustering of Predictors
+      with OSCAR", 2008.
     """
 
     def rank_weights(self, kept: jax.Array, d: int, dtype: jnp.dtype) -> jax.Array:
@@ -99,6 +121,16 @@ class OWL(RankPenalty):
     Attributes:
       weights: `(..., d)`, non-increasing, the first for the largest coordinate. Where positions are masked, the
         first weights serve the ones that remain.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> top = sm.OWL(jnp.array([0.3, 0.0, 0.0, 0.0]))  # only the largest weight is held back
+      >>> with jnp.printoptions(precision=3, suppress=True):
+      ...     print(sm.conjugate(sm.SquaredL2() + top)(jnp.array([1.0, -0.5, 0.9, 0.8])))
+      [0.333 0.    0.333 0.333]
+
+    Reference:
+      Zeng and Figueiredo, "The Ordered Weighted l1 Norm", 2014.
     """
 
     weights: jax.Array = parameter(NON_INCREASING, extent=lambda d: d)

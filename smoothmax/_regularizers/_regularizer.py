@@ -104,6 +104,17 @@ class Regularizer:
 
     Regularizers are frozen dataclasses and pytrees whose leaves are the hyper-parameters. They cross `jax.jit` as
     arguments, and are hashable when the hyper-parameters are Python numbers.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> omega = 2.0 * (sm.Tsallis(1.5) + 0.1 * sm.TotalVariation())
+      >>> print(omega)
+      2.0 * (Tsallis(alpha=1.5) + 0.1 * TotalVariation())
+      >>> print(f"{omega(jnp.array([0.2, 0.8, 0.0])):.3f}")
+      -0.240
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
 
     # Lets a NumPy array on the left of `*` be the strength, instead of multiplying element by element.
