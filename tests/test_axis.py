@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import smoothmax as sm
+from smoothmax._slices import to_slices
 
 SHAPE = (3, 4, 5)
 CHOSEN = [cases.BY_ID[id] for id in ("entmax1.5", "pnormmax1.5", "tsallis+edges", "l2+oscar", "function-coupled")]
@@ -118,3 +119,22 @@ def test_numpy_lists_and_partial_application():
     x = np.random.default_rng(85).normal(size=(2, 6))
     mapping = functools.partial(sm.entmax, alpha=1.3)
     np.testing.assert_allclose(mapping(x), mapping(jnp.asarray(x)), atol=0)
+
+
+def test_batch_axes_of_size_1_are_dropped_before_solving():
+    """They make XLA's loops slow. Hyper-parameters, per slice or along the slice, follow."""
+    rng = np.random.default_rng(81)
+    x, alpha, edges = rng.normal(size=(3, 8)), np.array([[1.2], [1.5], [1.9]]), rng.uniform(0.1, 0.3, size=(3, 7))
+
+    def op(alpha, edges):
+        return sm.conjugate(sm.Tsallis(alpha) + sm.TotalVariation(edges))
+
+    expected = op(alpha, edges).argmax(x)
+    padded = op(alpha[:, None], edges[:, None])
+    slices, omega, _ = to_slices(x[None, :, None], -1, None, padded.omega)
+    assert slices.shape == (3, 8)
+    assert sorted(leaf.shape for leaf in jax.tree.leaves(omega)) == [(3, 1), (3, 7)]
+    np.testing.assert_array_equal(padded.argmax(x[None, :, None])[0, :, 0], expected)
+    np.testing.assert_array_equal(padded.max(x[None, :, None])[0, :, 0], op(alpha, edges).max(x))
+    loss = lambda e: jnp.sum(op(alpha[:, None], e).argmax(x[None, :, None]) ** 2)
+    assert jax.grad(loss)(jnp.asarray(edges[:, None])).shape == (3, 1, 7)

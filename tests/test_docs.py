@@ -17,7 +17,9 @@ ADAPTERS = (
     "smoothmax.interop.equinox.MultiheadAttention",
 )
 PUBLIC = (*(f"smoothmax.{name}" for name in vars(sm) if not name.startswith("_") and name != "interop"), *ADAPTERS)
-PUBLIC = tuple(name for name in PUBLIC if not inspect.ismodule(getattr(sm, name.split(".")[1], None)) or name in ADAPTERS)
+PUBLIC = tuple(
+    name for name in PUBLIC if not inspect.ismodule(getattr(sm, name.split(".")[1], None)) or name in ADAPTERS
+)
 SECTIONS = ("Args:", "Attributes:", "Returns:", "Raises:", "Example:", "Reference:")
 
 
@@ -44,7 +46,9 @@ def test_docstrings_are_complete_and_in_order(path):
     item = named(path)
     if inspect.isfunction(item):
         assert {"Args:", "Returns:"} <= set(found)
-        missing = [p for p in inspect.signature(item).parameters if not re.search(rf"^ +\*{{0,2}}.*\b{p}\b.*:", text, re.M)]
+        missing = [
+            p for p in inspect.signature(item).parameters if not re.search(rf"^ +\*{{0,2}}.*\b{p}\b.*:", text, re.M)
+        ]
         assert not missing, f"arguments without a word: {missing}"
 
 
