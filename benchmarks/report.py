@@ -53,7 +53,7 @@ def attention_table(rows: Sequence[Row]) -> str:
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
-    """Milliseconds, forward plus backward, as slices grow wider and as they grow more; the dotted line is proportional."""
+    """Milliseconds, forward plus backward, as slices grow wider and as they grow in number; dotted: proportional."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -73,7 +73,8 @@ def picture(rows: Sequence[Row], path: Path) -> None:
             mine = sorted((r["shape"][grows], r["seconds"] * 1e3) for r in mine)
             style = {"color": "black"} if subject == "jax.nn.softmax" else {"marker": "o"}
             axis.loglog(*zip(*mine, strict=True), label=subject, **style)
-        ends = [mine[0][0], mine[-1][0]]
+        swept = [shape[grows] for shape in shapes if shape[fixed] == common]
+        ends = [min(swept), max(swept)]
         for start in (0.01, 1.0):
             axis.loglog(ends, [start * n / ends[0] for n in ends], color="0.6", ls=":")
         axis.set_xlabel(label.format(common))
