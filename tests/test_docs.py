@@ -39,6 +39,8 @@ def test_the_api_page_names_all_that_is_public_and_nothing_else():
 
 @pytest.mark.parametrize("path", PUBLIC)
 def test_docstrings_are_complete_and_in_order(path):
+    if path in ADAPTERS:
+        pytest.importorskip(path.split(".")[2])
     text = inspect.getdoc(named(path))
     found = [line for line in text.splitlines() if line in SECTIONS]
     assert found == sorted(found, key=SECTIONS.index), "sections out of order"

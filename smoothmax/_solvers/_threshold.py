@@ -231,6 +231,7 @@ def _concave_weights(z, zero, b):
         """u, and its power r - 1 above c; and that power at c, where u = e."""
         x = b * (z - c)
         u = jnp.where(x < 0, jnp.zeros_like(x), x + e)
+        # A position that rounding cannot tell from c counts as c: its power may be too large to be added to others.
         low_power = jnp.where(u > e, jnp.exp((r - 1) * jnp.log(u)), jnp.zeros_like(u))
         return *_stored((u, low_power)), jnp.exp((r - 1) * jnp.log(e))
 
@@ -247,7 +248,8 @@ def _concave_weights(z, zero, b):
         above = jnp.where(excess < 0, jnp.minimum(above, tau), above)
         # Newton's step for the weight at c ...
         w = power_at_c * e - excess / (low / power_at_c + ties)
-        # ... or, without c, Newton's step for the threshold, up to c at least.
+        # ... or, without c, a step for the threshold, up to c at least: Newton's, or far away one with the exponent
+        # that the sums tell.
         log_mid = jnp.log(mid)
         inverse_k = jnp.where(log_mid > _FAR, _inverse_exponent(b, low, mid, high), b)
         jump = tau - c + mid / low * _phi(log_mid, inverse_k)
