@@ -150,7 +150,9 @@ def _spread(found: Found, y: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _gather(found: Found, y: jax.Array, v: jax.Array) -> jax.Array:
-    return _over_groups(found, y, _over_segments(found, y, v))
+    """The transpose of `_spread`. JAX 0.8 can transpose a scan again only if the scan came out of `vjp`."""
+    _, transpose = jax.vjp(lambda u: _spread(found, y, u), jnp.zeros_like(v))
+    return transpose(v)[0]
 
 
 def _over_segments(found: Found, y: jax.Array, v: jax.Array) -> jax.Array:
