@@ -297,6 +297,8 @@ def run(task: Task, options: argparse.Namespace) -> dict | None:
     write_text(out / "attention.json", json.dumps(shown, ensure_ascii=False))
     write_text(out / METRICS, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     print(summary(metrics))
+    if shown:
+        print(f"pictures   {out / 'attention-1.png'} to {len(shown)}")
     return metrics
 
 

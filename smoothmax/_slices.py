@@ -134,7 +134,9 @@ def normal_axes(axis: Axis, x: jax.Array) -> tuple[int, ...]:
             )
         normal.append(a % x.ndim)
     if not normal or len(set(normal)) < len(normal):
-        raise ValueError(f"axis={axis} must name at least one axis of x and none of them twice")
+        raise ValueError(
+            f"axis={axis} must name at least one axis of x and none of them twice: use None for all of them"
+        )
     if math.prod(x.shape[a] for a in normal) == 0:
         raise ValueError(
             f"x of shape {x.shape} is empty along axis={axis}: there is no distribution over nothing; "
@@ -172,8 +174,8 @@ def _joint_shape(shape: tuple[int, ...], axes: tuple[int, ...], omega: Parametri
             expected = extent(length)
             if not found or found[-1] != expected or len(found) > 1 + batch:
                 raise ValueError(
-                    f"{name} of shape {found} does not fit slices of length {length}: its last axis must have size "
-                    f"{expected}, and the axes before it broadcast with the {batch} batch axes of x"
+                    f"{name} of shape {found} does not fit slices of length {length}: give its last axis the size "
+                    f"{expected}, and axes before it that broadcast with the {batch} batch axes of x"
                 )
             return value
         if any(-a <= len(found) and found[a] != 1 for a in axes):

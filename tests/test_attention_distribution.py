@@ -83,7 +83,7 @@ def test_attention(mesh, name, over):
 
     def function(q, k, v):
         attend = partial(dot_product_attention, mapping=mapping, is_causal=True)
-        loss = lambda *qkv: jnp.sum(attend(*qkv) ** 2)  # noqa: E731
+        loss = lambda *qkv: jnp.sum(attend(*qkv) ** 2)
         return attend(q, k, v), jax.grad(loss, (0, 1, 2))(q, k, v)
 
     placed = [a if i is None else place(mesh, a, i) for a, i in zip(arrays, SHARDED_AXES[over], strict=True)]

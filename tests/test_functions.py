@@ -16,7 +16,7 @@ import smoothmax as sm
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation():
-    """Each program here is compiled to be run a few times on small arrays: optimizing it takes longer than running it."""
+    """Each program here is compiled to be run a few times on small arrays: optimizing takes longer than running."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -272,7 +272,7 @@ def test_functions_that_are_not_smooth_or_not_finite_give_nan(fun):
 def test_results_that_are_no_real_scalars_are_refused(result):
     with pytest.raises(TypeError, match=r"fun=.* must map one distribution of shape \(7,\) to a real scalar, got"):
         sm.conjugate(result).argmax(X)
-    with pytest.raises(TypeError, match="phi=.* must map one coordinate of shape"):
+    with pytest.raises(TypeError, match=r"phi=.* must map one coordinate of shape"):
         sm.conjugate(sm.separable(lambda t, w: w * t**2, jnp.ones(7))).argmax(X)
 
 

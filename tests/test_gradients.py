@@ -70,8 +70,8 @@ def test_scores_of_the_value(case):
     result = cases.run(case, x, c=np.arange(1.0, N + 1))
     for i, row in enumerate(x):
         for j in range(D):
-            at = lambda t: np.where(np.arange(D) == j, t, row.astype(oracles.LD))  # noqa: B023
-            expected = oracles.derivative(lambda t: case.oracle_value(at(t), **problem), row[j])  # noqa: B023
+            at = lambda t: np.where(np.arange(D) == j, t, row.astype(oracles.LD))
+            expected = oracles.derivative(lambda t: case.oracle_value(at(t), **problem), row[j])
             np.testing.assert_allclose(result.x_bar[i, j], (i + 1) * float(expected), **tolerances(case))
 
 
@@ -83,7 +83,7 @@ def test_hyper_parameters(case):
     assert set(bars) == set(case.values)
     for name, bar in bars.items():
         for i in range(N):
-            expected = differences(case, name, lambda **problem: (v[i] * case.oracle(x[i], **problem)).sum())  # noqa: B023
+            expected = differences(case, name, lambda **problem: (v[i] * case.oracle(x[i], **problem)).sum())
             np.testing.assert_allclose(bar[i], expected.astype(float), err_msg=f"{name}, slice {i}", **tolerances(case))
 
 
@@ -93,7 +93,7 @@ def test_hyper_parameters_of_the_value(case):
     bars = cases.run(case, x, c=np.ones(N)).bars
     for name, bar in bars.items():
         for i in range(N):
-            expected = differences(case, name, lambda **problem: case.oracle_value(x[i], **problem))  # noqa: B023
+            expected = differences(case, name, lambda **problem: case.oracle_value(x[i], **problem))
             np.testing.assert_allclose(bar[i], expected.astype(float), err_msg=f"{name}, slice {i}", **tolerances(case))
 
 
@@ -113,9 +113,9 @@ def test_float32_gradient_of_alpha(alpha):
     assert weights.dtype == value.dtype == jnp.float32
     # the float32 alpha is not the decimal number; at 1.0001 the difference is 1e-8, far inside the 1%
     for i, row in enumerate(x):
-        expected = derivative(lambda a: oracles.tsallis(row, a)).astype(float)  # noqa: B023
+        expected = derivative(lambda a: oracles.tsallis(row, a)).astype(float)
         np.testing.assert_allclose(weights[i], expected, rtol=0, atol=0.01 * np.abs(expected).max())
-        expected = float(derivative(lambda a: oracles.value(row, base="tsallis", alpha=a)))  # noqa: B023
+        expected = float(derivative(lambda a: oracles.value(row, base="tsallis", alpha=a)))
         np.testing.assert_allclose(value[i], expected, rtol=0.01)
 
 

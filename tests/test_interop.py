@@ -17,12 +17,12 @@ from smoothmax._parametrize import bounded
 flax = pytest.importorskip("flax")
 hk = pytest.importorskip("haiku")
 eqx = pytest.importorskip("equinox")
-import flax.linen as nn  # noqa: E402
-from flax import nnx  # noqa: E402
+import flax.linen as nn
+from flax import nnx
 
-import smoothmax.interop.equinox as smoothmax_equinox  # noqa: E402
-import smoothmax.interop.haiku as smoothmax_haiku  # noqa: E402
-from smoothmax.interop.flax import attention_fn  # noqa: E402
+import smoothmax.interop.equinox as smoothmax_equinox
+import smoothmax.interop.haiku as smoothmax_haiku
+from smoothmax.interop.flax import attention_fn
 
 B, T, S, N, D = 2, 5, 6, 4, 8
 f32 = jnp.float32
@@ -128,7 +128,7 @@ def test_masked_queries_get_zeros_in_linen():
 
 
 def test_linen_in_blocks():
-    apply = lambda f: linen(f).apply(LINEN_PARAMS, X, Y, mask=MASK)  # noqa: E731
+    apply = lambda f: linen(f).apply(LINEN_PARAMS, X, Y, mask=MASK)
     close(apply(attention_fn(sm.sparsemax, block_size=2)), apply(attention_fn(sm.sparsemax)))
     with pytest.raises(ValueError, match=r"block_size=2 .* sow_weights=False"):
         linen(attention_fn(sm.sparsemax, block_size=2)).apply(LINEN_PARAMS, X, sow_weights=True)
@@ -274,7 +274,7 @@ class EquinoxModel(eqx.Module):
         self.out = eqx.nn.Linear(D, 1, dtype=f32, key=jax.random.key(1))
 
     def __call__(self, x):
-        one = lambda x: jax.vmap(self.out)(x + self.attention(x, x, x))[..., 0]  # noqa: E731
+        one = lambda x: jax.vmap(self.out)(x + self.attention(x, x, x))[..., 0]
         return jax.vmap(one)(x)
 
 

@@ -78,22 +78,22 @@ def test_total_variation_of_long_tied_and_constant_sequences():
 def test_residuals_notice_a_wrong_answer():
     x = np.array([3.0, 1.0, 2.0, -1.0])
     y = oracles.total_variation_prox(x, 0.3)
-    assert oracles.total_variation_residual(y + [0, 1e-6, -1e-6, 0], x, 0.3) > 1e-7
+    assert oracles.total_variation_residual(y + np.array([0, 1e-6, -1e-6, 0]), x, 0.3) > 1e-7
     weights = np.array([0.5, 0.4, 0.2, 0.0])
     y = oracles.owl_prox(x, weights)
     assert oracles.owl_residual(y, x, weights) < 1e-17
-    assert oracles.owl_residual(y + [1e-6, 0, -1e-6, 0], x, weights) > 1e-7
+    assert oracles.owl_residual(y + np.array([1e-6, 0, -1e-6, 0]), x, weights) > 1e-7
     x = x / 10  # everything in the support
     y = oracles.squared_pnorm(x, 1.5)
     assert (y > 1e-3).all() and oracles.entropy_residual(y, x, base="pnorm", p=1.5) < 1e-17
-    assert oracles.entropy_residual(y + [1e-6, 0, -1e-6, 0], x, base="pnorm", p=1.5) > 1e-7
+    assert oracles.entropy_residual(y + np.array([1e-6, 0, -1e-6, 0]), x, base="pnorm", p=1.5) > 1e-7
 
 
 def test_isotonic_against_the_minimax_formula():
     rng = np.random.default_rng(4)
     for d in (1, 2, 9, 30):
         x, w = rng.integers(-3, 4, size=d).astype(float), rng.uniform(0.1, 2, size=d)
-        mean = lambda a, b: (w[a : b + 1] @ x[a : b + 1]) / w[a : b + 1].sum()  # noqa: B023
+        mean = lambda a, b: (w[a : b + 1] @ x[a : b + 1]) / w[a : b + 1].sum()
         # non-increasing: y_i = min over a <= i of max over b >= i of the mean of [a, b]
         expected = [min(max(mean(a, b) for b in range(i, d)) for a in range(i + 1)) for i in range(d)]
         np.testing.assert_allclose(oracles.isotonic(x, w).astype(float), expected, atol=1e-13)

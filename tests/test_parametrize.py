@@ -44,7 +44,7 @@ def test_huge_steps_do_not_leave_the_domain_of_alpha():
 
     @jax.jit
     def step(raw):
-        loss = lambda raw: jnp.sum(sm.entmax(x, alpha=bounded(raw, 1, 2)) ** 2)  # noqa: E731
+        loss = lambda raw: jnp.sum(sm.entmax(x, alpha=bounded(raw, 1, 2)) ** 2)
         return raw - 1e3 * jax.grad(loss)(raw)
 
     raw = jnp.zeros((3, 1))

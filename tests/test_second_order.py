@@ -66,14 +66,14 @@ def test_grad_of_grad(case):
     bars, x_bar = reverse_over_reverse(case.family)(params, x, u, w)
     tol = {"rtol": 1e-3, "atol": 1e-3} if case.tol > 1e-10 else {"rtol": 1e-6, "atol": 1e-8}
     for i, row in enumerate(x.astype(oracles.LD)):
-        expected = second_difference(lambda a, b: (u[i] * case.oracle(row + a * w[i] + b * t[i], **problem)).sum())  # noqa: B023
+        expected = second_difference(lambda a, b: (u[i] * case.oracle(row + a * w[i] + b * t[i], **problem)).sum())
         np.testing.assert_allclose(np.sum(x_bar[i] * t[i]), float(expected), **tol)
         for name, at in problem.items():
             if name == "base":
                 continue
             change = np.linspace(0.5, 1, np.size(at)).reshape(np.shape(at))
-            moved = lambda b: problem | {name: np.asarray(at, oracles.LD) + b * change}  # noqa: B023
-            expected = second_difference(lambda a, b: (u[i] * case.oracle(row + a * w[i], **moved(b))).sum())  # noqa: B023
+            moved = lambda b: problem | {name: np.asarray(at, oracles.LD) + b * change}
+            expected = second_difference(lambda a, b: (u[i] * case.oracle(row + a * w[i], **moved(b))).sum())
             np.testing.assert_allclose(np.sum(bars[name][i] * change), float(expected), err_msg=name, **tol)
 
 

@@ -20,7 +20,7 @@ def test_equal_scores_get_equal_weights(case):
     result = cases.run(case, x)
     np.testing.assert_allclose(result.y, y, rtol=0, atol=case.tol)
     np.testing.assert_allclose(result.value, value, rtol=0, atol=case.tol)
-    np.testing.assert_allclose(result.y[0], 1 / D, rtol=0, atol=1e-15 if "owl" not in case.id else 1e-15)
+    np.testing.assert_allclose(result.y[0], 1 / D, rtol=0, atol=1e-15)
     if not case.has_chain:
         same = x[:, :, None] == x[:, None, :]
         gap = np.abs(result.y[:, :, None] - result.y[:, None, :])
