@@ -21,10 +21,6 @@ import smoothmax as sm
 
 B, D = 48, 8  # the shape in which laws about small slices share their compilations
 
-# For float64 laws, where compilation is nearly all of the cost: 60% of the time. What depends on the code that
-# users run (float32 accuracy, memory, sharding, trace counts) is compiled as theirs is.
-QUICK = {"xla_backend_optimization_level": 0}
-
 NAMED = {
     ("shannon",): ("softmax", {}),
     ("l2",): ("sparsemax", {}),
@@ -276,7 +272,7 @@ def _everything(family: Family):
         outputs, pull = jax.vjp(lambda params, x: both(params, x, where), params, x)
         return outputs, pull((v, c))
 
-    return jax.jit(pulled if family.rowwise else jax.vmap(pulled), compiler_options=QUICK)
+    return jax.jit(pulled if family.rowwise else jax.vmap(pulled))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,8 @@ ADAPTERS = (
     "smoothmax.interop.haiku.MultiHeadAttention",
     "smoothmax.interop.equinox.MultiheadAttention",
 )
-PUBLIC = (*(f"smoothmax.{name}" for name in vars(sm) if not name.startswith("_") and name != "interop"), *ADAPTERS)
-PUBLIC = tuple(
-    name for name in PUBLIC if not inspect.ismodule(getattr(sm, name.split(".")[1], None)) or name in ADAPTERS
-)
+NAMES = (name for name, item in vars(sm).items() if not name.startswith("_") and not inspect.ismodule(item))
+PUBLIC = (*(f"smoothmax.{name}" for name in NAMES), *ADAPTERS)
 SECTIONS = ("Args:", "Attributes:", "Returns:", "Raises:", "Example:", "Reference:")
 
 

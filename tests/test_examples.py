@@ -8,7 +8,6 @@ import signal
 import sys
 import warnings
 
-import jax
 import numpy as np
 import pytest
 
@@ -26,17 +25,9 @@ with warnings.catch_warnings():
     from examples.summarization import TASK as SUMMARIZATION
     from examples.translation import TASK as TRANSLATION
 
-pytestmark = [pytest.mark.usefixtures("no_x64", "quick_compilation"), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.usefixtures("no_x64"), pytest.mark.filterwarnings("default")]
 TASKS = {task.name: task for task in (ENTAILMENT, TRANSLATION, SUMMARIZATION)}
 TINY = ["--hidden", "8", "--batch", "8", "--valid-size", "8", "--test-size", "8"]
-
-
-@pytest.fixture
-def quick_compilation():
-    """Nothing here runs long enough to earn back the compiler's optimizations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

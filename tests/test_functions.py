@@ -13,15 +13,6 @@ from jax.scipy.special import xlogy
 
 import smoothmax as sm
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Each program here is compiled to be run a few times on small arrays: optimizing takes longer than running."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 RNG = np.random.default_rng(7)
 X = RNG.normal(size=(6, 7))
 COTANGENT = jnp.asarray(RNG.normal(size=X.shape))

@@ -24,7 +24,7 @@ def test_scan_of_remat_of_vmap_differentiated(case):
     v = np.random.default_rng(91).normal(size=x.shape)
     params = {k: jnp.asarray(p, float) for k, p in case.params().items()}
 
-    @functools.partial(jax.jit, compiler_options=cases.QUICK)
+    @jax.jit
     def loss_and_gradients(params, x, v):
         def loss(params, x):
             @jax.checkpoint
@@ -68,7 +68,7 @@ def test_vmap_over_scores_and_hyper_parameters(case, n=6):
     x = cases.scores(n, seed=92)
     params = {k: VARIED[k](rng, n) for k in case.values}
 
-    @functools.partial(jax.jit, compiler_options=cases.QUICK)
+    @jax.jit
     def mapped(params, x):
         return jax.vmap(case.family.weights)(x, params), jax.vmap(lambda p: case.family.weights(x[3], p))(params)
 
