@@ -4,6 +4,7 @@ from ._chain import chain_prox as chain_prox
 from ._chain import segment_mean as segment_mean
 from ._interior_point import conjugate_gradients as conjugate_gradients
 from ._interior_point import interior_point as interior_point
+from ._power import support_power as support_power
 from ._separable import separable_weights as separable_weights
 from ._sorting import put_back as put_back
 from ._sorting import sorted_prox as sorted_prox
@@ -12,5 +13,4 @@ from ._threshold import diagonal_product as diagonal_product
 from ._threshold import p_norm_weights as p_norm_weights
 from ._threshold import softmax_weights as softmax_weights
 from ._threshold import sparsemax_weights as sparsemax_weights
-from ._threshold import support_power as support_power
 from ._threshold import tsallis_weights as tsallis_weights

@@ -36,12 +36,15 @@ Only reductions touch the last axis, so it may be sharded. Deleted positions (sc
 or +inf turns every sum of its slice into NaN, which no comparison counts as unfinished.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ._power import first_true, power, rough_power
+
 # Three to six passes are the rule; the bound only matters for data built to be slow.
 _MAX_PASSES = 64
+# The relative error of `rough_power`, rounded up.
+_ROUGH = 0.07
 # log F down to which the exponent k is estimated from the sums.
 _FAR = 0.2
 
@@ -65,12 +68,10 @@ def tsallis_weights(z, alpha):
         return _convex_weights(z, zero, positive, positive, _tsallis_equation, powers)
 
     def general():
-        weights = solve(_any_power)
-        return lax.cond(
-            jnp.any(b > 1), lambda: jnp.where(b > 1, _concave_weights(z, zero, b), weights), lambda: weights
-        )
+        convex = lax.cond(jnp.all(b > 1), lambda: jnp.zeros_like(z) + zero, lambda: solve(_any_power))
+        return lax.cond(jnp.any(b > 1), lambda: jnp.where(b > 1, _concave_weights(z, zero, b), convex), lambda: convex)
 
-    return _first_true(
+    return first_true(
         (jnp.all(b == 1), lambda: solve(_first_power)),
         (jnp.all(b == 0.5), lambda: solve(_second_power)),
         (jnp.all(b == 0), lambda: _normalize(jnp.exp(z) + zero)),
@@ -86,7 +87,7 @@ def p_norm_weights(z, p):
     def solve(powers):
         return _convex_weights(z, zero, b, jnp.ones_like(b), _p_norm_equation, powers)
 
-    return _first_true(
+    return first_true(
         (jnp.all(b == 1), lambda: solve(_first_power)),
         (jnp.all(b == 0.5), lambda: solve(_second_power)),
         otherwise=lambda: solve(_any_power),
@@ -196,11 +197,10 @@ def _second_power(x, tau, r):
 
 def _any_power(x, tau, r):
     u = x - tau
-    # For small b, u is close to 1 and r multiplies the error of rounding it; the logarithm gets that error back.
+    # For small b, u is close to 1 and r multiplies the error of rounding it; the power gets that error back.
     # (Where u is less than half of the largest u, the subtraction was exact.)
     error = x - (u + tau)
-    log_u = jnp.log(jnp.maximum(u, _tiny(u))) + error / jnp.maximum(u, -tau / 2)
-    low_power = jnp.sign(_positive(u)) * jnp.exp((r - 1) * log_u)
+    low_power = jnp.sign(_positive(u)) * power(jnp.maximum(u, _tiny(u)), r - 1, error / jnp.maximum(u, -tau / 2))
     low_power, u = _stored((low_power, _positive(u)))
     return low_power, (low_power, low_power * u, low_power * u * u)
 
@@ -216,12 +216,21 @@ def _concave_weights(z, zero, b):
     The weights are ``(b (z - c) + w^b)^r``, convex in w with slopes between 0 and 1, so Newton's method on w is
     well-behaved, and where it asks for a negative w, position c leaves the support. The state holds c and e = w^b, a
     threshold at c - e / b; e <= 0 puts the threshold above c, and the next pass then finds the next larger c.
+
+    The search for the support is what takes passes, and it needs no precision: ten halvings of the bracket
+    r d^-b <= -tau <= r, on a logarithmic scale, with a power that is off by a few percent and costs next to nothing.
     """
     wanted = b > 1
     b = jnp.where(wanted, b, jnp.full_like(b, 2))
     r = 1 / b
     log_d = jnp.log(jnp.asarray(z.shape[-1], z.dtype))
     noise = _eps(z) * (16 + z.shape[-1] / 64)
+
+    def halve(k, digits):
+        more = digits + 2.0 ** -(k + 1)
+        u = b * (z + r * jnp.exp(-b * log_d * more))
+        rough_mid = _total(jnp.where(u > 0, rough_power(u, r), jnp.zeros_like(u)))
+        return jnp.where(rough_mid > 1 + _ROUGH, more, digits)
 
     def support(c, e):
         lowest = jnp.min(jnp.where(b * (z - c) > -e, z, jnp.zeros_like(z)), axis=-1, keepdims=True)
@@ -232,7 +241,7 @@ def _concave_weights(z, zero, b):
         x = b * (z - c)
         u = jnp.where(x < 0, jnp.zeros_like(x), x + e)
         # A position that rounding cannot tell from c counts as c: its power may be too large to be added to others.
-        low_power = jnp.where(u > e, jnp.exp((r - 1) * jnp.log(u)), jnp.zeros_like(u))
+        low_power = jnp.where(u > e, power(u, r - 1), jnp.zeros_like(u))
         return *_stored((u, low_power)), jnp.exp((r - 1) * jnp.log(e))
 
     def one_pass(state):
@@ -240,7 +249,7 @@ def _concave_weights(z, zero, b):
         next_c, next_e = support(c, e)
         c, e = jnp.where(active, next_c, c), jnp.where(active, next_e, e)
         u, low_power, power_at_c = powers(c, e)
-        low, mid, high = _total(low_power), _total(low_power * u), _total(low_power * u * u)
+        low, mid = _total(low_power), _total(low_power * u)
         ties = _total((u == e).astype(u.dtype))
         excess = mid + ties * power_at_c * e - 1
         tau = c - r * e
@@ -248,11 +257,8 @@ def _concave_weights(z, zero, b):
         above = jnp.where(excess < 0, jnp.minimum(above, tau), above)
         # Newton's step for the weight at c ...
         w = power_at_c * e - excess / (low / power_at_c + ties)
-        # ... or, without c, a step for the threshold, up to c at least: Newton's, or far away one with the exponent
-        # that the sums tell.
-        log_mid = jnp.log(mid)
-        inverse_k = jnp.where(log_mid > _FAR, _inverse_exponent(b, low, mid, high), b)
-        jump = tau - c + mid / low * _phi(log_mid, inverse_k)
+        # ... or, without c, a step for the threshold, up to c at least.
+        jump = tau - c + mid / low * _phi(jnp.log(mid), b)
         jump = _positive(jnp.where(mid > 1, jump, zero))
         next_e = jnp.where(w > 0, jnp.exp(b * jnp.log(_positive(w))), -b * jump)
         # Both can overshoot to a place with other positions in the support, and back; half of the way then.
@@ -263,10 +269,15 @@ def _concave_weights(z, zero, b):
         far = (jnp.abs(excess) > 1e-3) | (passes > 16)
         next_e = jnp.where(far & (too_low | too_high), b * (c - middle), next_e)
         stalled = (jnp.abs(excess) < noise) & (2 * jnp.abs(excess) > jnp.abs(last))
-        active = active & (jnp.abs(excess) > 4 * _eps(z)) & ~stalled
-        return passes + 1, c, jnp.where(active, next_e, e), active, below, above, excess
+        moving = active & (jnp.abs(excess) > 4 * _eps(z)) & ~stalled
+        # From this side Newton's steps keep c and do not overshoot; what one leaves over is at most this.
+        left_over = (b - 1) * (power_at_c * e - w) ** 2 / (2 * w)
+        arrives = (excess > 0) & (w > 0) & (left_over <= 4 * _eps(z))
+        return passes + 1, c, jnp.where(moving, next_e, e), moving & ~arrives, below, above, excess
 
-    state = (0, zero, zero + 1, wanted & (zero == 0), zero - r, zero - r * jnp.exp(-b * log_d), zero + 1)
+    below = -r * jnp.exp(-b * log_d * lax.fori_loop(0, 10, halve, zero))
+    above = zero - r * jnp.exp(-b * log_d)
+    state = (0, zero, -b * below, wanted & (zero == 0), below, above, zero + 1)
     _, c, e, *_ = lax.while_loop(_unfinished, one_pass, state)
     u, low_power, power_at_c = powers(c, e)
     return _normalize(u * jnp.where(u == e, power_at_c, low_power))
@@ -279,30 +290,6 @@ def diagonal_product(s, v):
     """J v = s (v - <s, v> / sum s), the Jacobian of weights whose inverse Hessian on the support is the diagonal s."""
     total = _total(s)
     return s * (v - _total(s * v) / jnp.where(total == 0, jnp.ones_like(total), total))
-
-
-@jax.custom_jvp
-def support_power(y, exponent):
-    """y^exponent on the support of y and 0 off it, for y >= 0; exponents 0 and 1/2 cost no power."""
-    on = jnp.sign(y) + jnp.zeros_like(exponent)
-    return _first_true(
-        (jnp.all(exponent == 0), lambda: on),
-        (jnp.all(exponent == 0.5), lambda: jnp.sqrt(y) * on),
-        otherwise=lambda: jnp.exp(exponent * _log_on_support(y)) * on,
-    )
-
-
-@support_power.defjvp
-def _support_power_jvp(primals, tangents):
-    # Not the derivative of the form chosen at run time: that form is blind to the exponent, and sqrt has a pole at 0.
-    (y, exponent), (y_dot, exponent_dot) = primals, tangents
-    value = support_power(y, exponent)
-    slope = exponent * support_power(y, exponent - 1)
-    return value, slope * y_dot + value * _log_on_support(y) * exponent_dot
-
-
-def _log_on_support(y):
-    return jnp.log(jnp.where(y == 0, jnp.ones_like(y), y))
 
 
 # Pieces.
@@ -336,13 +323,6 @@ def _positive(v):
 def _stored(values):
     """The values themselves, written to memory on CPU, where several sums over one expression vectorize only then."""
     return lax.platform_dependent(values, cpu=lax.optimization_barrier, default=lambda same: same)
-
-
-def _first_true(*cases, otherwise):
-    if not cases:
-        return otherwise()
-    (condition, branch), *rest = cases
-    return lax.cond(condition, branch, lambda: _first_true(*rest, otherwise=otherwise))
 
 
 def _eps(z):
