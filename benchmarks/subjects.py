@@ -8,6 +8,7 @@ checked against our operator in float64 before anything is timed.
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import smoothmax as sm
 
 ALPHA, LARGE_ALPHA, P, FUSED_LAM, OSCAR_LAM = 1.3, 3.0, 1.5, 0.1, 0.01
+LONGEST, LARGEST = 5.0, 2**32  # seconds of one pass, and bytes of its temporary memory, that are still measured
 
 PROBLEMS: dict[str, Callable[..., jax.Array]] = {
     "softmax": sm.softmax,
@@ -125,36 +127,100 @@ def peers() -> Iterator[Subject]:
         from jaxopt.projection import projection_simplex  # pyright: ignore[reportMissingImports]
 
         yield Subject("jaxopt projection_simplex", "sparsemax", of_jax(jax.vmap(lambda x: projection_simplex(x))))
+        if _installed("numba"):  # without it one call at (64, 50) takes a second
+            yield Subject("jaxopt isotonic, projection_simplex", "oscarmax", of_jax(jax.vmap(_jaxopt_oscarmax())))
     if _installed("softjax"):
         softjax: Any = importlib.import_module("softjax")
-        if hasattr(softjax, "sparsemax"):
-            yield Subject("softjax sparsemax", "sparsemax", of_jax(softjax.sparsemax))
+        # Its regularizers are scaled by `softness`, and Tsallis's for alpha is ours where that is 1 / (alpha - 1).
+        for problem, mode, softness in (("sparsemax", "c0", 1.0), ("entmax 1.5", "c1", 2.0)):
+            options = {"axis": -1, "mode": mode, "softness": softness, "standardize": False}
+            yield Subject(f"softjax argmax {mode}", problem, of_jax(lambda x, o=options: softjax.argmax(x, **o)))
     if _installed("torch") and _installed("torchsparseattn"):
         torchsparseattn: Any = importlib.import_module("torchsparseattn")
-        import torch
+        sparsemax: Any = importlib.import_module("torchsparseattn.sparsemax")
+        project = _row_by_row(sparsemax.SparsemaxFunction())
+        fused = _row_by_row(torchsparseattn.FusedProxFunction(FUSED_LAM))
+        oscar = _row_by_row(torchsparseattn.OscarProxFunction(0, OSCAR_LAM))
+        yield Subject("torchsparseattn fusedmax", "fusedmax", of_torch(lambda x: project(fused(x))))
 
-        fusedmax, oscarmax = torchsparseattn.Fusedmax(FUSED_LAM), torchsparseattn.Oscarmax(OSCAR_LAM)
-        for problem, layer in (("fusedmax", fusedmax), ("oscarmax", oscarmax)):
-            mapping = lambda x, layer=layer: layer(x, torch.full(x.shape[:1], x.shape[1]))  # noqa: E731
-            yield Subject(f"torchsparseattn {problem}", problem, of_torch(mapping))
+        def oscarmax(x: Any) -> Any:
+            # It ranks absolute values, so its weights are those of the problem only if all scores have one sign.
+            lift = OSCAR_LAM * x.shape[-1] + 1 - x.detach().amin(-1, keepdim=True)
+            return project(oscar(x + lift))
+
+        yield Subject("torchsparseattn oscarmax, scores lifted", "oscarmax", of_torch(oscarmax))
+
+
+def _jaxopt_oscarmax() -> Callable[[jax.Array], jax.Array]:
+    """Oscarmax of one slice, put together from jaxopt's isotonic regression and simplex projection."""
+    from jaxopt.projection import projection_simplex  # pyright: ignore[reportMissingImports]
+
+    isotonic: Any = importlib.import_module("jaxopt._src.isotonic")
+    pool = isotonic._isotonic_l2_pav_numba
+    # Callbacks are handed JAX arrays now, which numba does not know: without this every call raises.
+    isotonic._isotonic_l2_pav_numba = lambda y: pool(np.asarray(y))
+
+    def oscarmax(x: jax.Array) -> jax.Array:
+        order = jnp.argsort(x, descending=True)
+        weights = OSCAR_LAM * jnp.arange(x.size - 1, -1, -1, dtype=x.dtype)
+        t = isotonic.isotonic_l2_pav(x[order] - weights, increasing=False)
+        return projection_simplex(jnp.zeros_like(x).at[order].set(t, unique_indices=True))
+
+    return oscarmax
+
+
+def _row_by_row(function: Any) -> Callable[[Any], Any]:
+    """The numerics of a torchsparseattn function, called as it calls them: its autograd is no longer run by PyTorch."""
+    import torch
+
+    class Rows(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            y = torch.stack([function.project(row) for row in x])
+            ctx.save_for_backward(y)
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, *grad_outputs: Any) -> Any:
+            rows = zip(*grad_outputs, *ctx.saved_tensors, strict=True)
+            return torch.stack([function.project_jv(w, y) for w, y in rows])
+
+    return Rows.apply
 
 
 def check(subject: Subject, scores: np.ndarray, cotangent: np.ndarray, dtype: str) -> str | None:
-    """None if the subject solves its problem, else what is wrong: the reference is our operator in float64."""
-    forward, both = subject.prepare(scores, cotangent, dtype)
+    """None if the subject solves its problem, else what is wrong: the reference is our operator in float64.
+
+    A peer may also refuse the dtype, or take too long or too much memory to be measured.
+    """
+    where = f"in {dtype} at {scores.shape}"
+    try:
+        forward, both = subject.prepare(scores, cotangent, dtype)
+        needs = 0 if both.compiled is None else both.compiled.memory_analysis().temp_size_in_bytes
+        if needs > LARGEST:
+            return f"{subject.name}: sets {needs / 2**30:.0f} GiB aside {where}"
+        weights = forward.run()
+        start = time.perf_counter()
+        got = [_numpy(weights), *map(_numpy, both.run())]
+        taken = time.perf_counter() - start
+    except Exception as error:
+        if subject.ours:
+            raise
+        return f"{subject.name}: {type(error).__name__} {where}"
+    if taken > LONGEST:
+        return f"{subject.name}: one pass takes {taken:.0f} s {where}"
     with jax.enable_x64(True):
         # The scores as the subject sees them: for alpha > 2 weights near zero magnify the rounding of a score.
         rounded = jnp.asarray(scores, dtype).astype(jnp.float64)
         y, vjp = jax.vjp(PROBLEMS[subject.problem], rounded)
         expected = np.asarray(y), np.asarray(vjp(jnp.asarray(cotangent, jnp.float64))[0])
     tolerance = {"float32": 1e-4, "bfloat16": 3e-2}[dtype]
-    got = [_numpy(forward.run()), *map(_numpy, both.run())]
     for name, actual, wanted in zip(("forward", "weights", "gradient"), got, (expected[0], *expected), strict=True):
         # A score near a threshold may change sides by its rounding: judge the gradient by its mean error.
         gap = np.abs(actual - wanted)
         error = gap.mean() if name == "gradient" else gap.max()
         if not error <= tolerance:
-            return f"{subject.name}: {name} off by {error:.1e} in {dtype} at {scores.shape}"
+            return f"{subject.name}: {name} off by {error:.1e} {where}"
     return None
 
 
