@@ -91,7 +91,7 @@ def chain_prox(y, up, down):
         return (message, jnp.where(fused, m, next_mean)), byte
 
     def decide(carry, x):
-        above, total, count = carry
+        above, (total, count) = carry
         z, byte, up, down = x
         up, down = limits(up, down)
         border = (byte & _BORDER) - 1
@@ -101,18 +101,18 @@ def chain_prox(y, up, down):
         # The force at a cut ends the sum of the segment on its right and starts the one on its left.
         cut, e = border != _FUSED, jnp.where(border == _RISE, up, -down)
         next_mean = (total - jnp.where(cut, e, 0)) / jnp.maximum(count, 1)
-        gone = z == jnp.inf
-        total = jnp.where(cut, e, total) + jnp.where(gone, 0, z)
-        count = jnp.where(cut, 0, count) + jnp.where(gone, 0, jnp.ones_like(z))
-        return (b, total, count), (border, next_mean)
+        # One array for the two: a short step costs what it takes to start its kernels.
+        sums = jnp.where(cut, jnp.stack([e, jnp.zeros_like(e)]), jnp.stack([total, count]))
+        sums += jnp.where(z == jnp.inf, 0, jnp.stack([z, jnp.ones_like(z)]))
+        return (b, sums), (border, next_mean)
 
     def sweeps(state):
         border, mean, next_mean, _, rounds = state
         (message, m), byte = lax.scan(ask, (zero, mean), (inner, border, next_mean, up_rows, down_rows))
         here = last < jnp.inf
         b = jnp.where(here, m - last, 0) + message < 0
-        end = (b, jnp.where(here, last, 0), here.astype(dtype))
-        (_, total, count), (cut, next_mean) = lax.scan(decide, end, (inner, byte, up_rows, down_rows), reverse=True)
+        end = (b, jnp.where(here, jnp.stack([last, jnp.ones_like(last)]), 0))
+        (_, (total, count)), (cut, next_mean) = lax.scan(decide, end, (inner, byte, up_rows, down_rows), reverse=True)
         mean = total / jnp.maximum(count, 1)
         return cut, mean, next_mean, jnp.any(cut != border), rounds + 1
 
