@@ -6,9 +6,16 @@
 up to one. Their sum falls with tau, and [max x - phi'(1), max x - phi'(1/d)] holds the root: at the lower end the
 greatest weight alone is 1, at the upper end none exceeds 1/d.
 
-Both levels, tau and each y_i for a given tau, are monotone equations in one unknown: Newton's steps, and bisection of
-the bracket where they leave it. The bracket of y_i is halved on a logarithmic scale, since an entropy has weights of
-every magnitude; its ends, eps^1.75 and 1 - eps, stand for 0 and 1, where phi' may be infinite.
+**Steps.** Newton's method on tau and all y_i together: one pass over the coordinates for each step, and two or three
+steps once close. tau follows from the greatest weight, whose share tau + phi'(greatest) = max x: the sum of the weights
+is linear in it for an entropy as for a square, in tau only for the square.
+
+**Safety.** Each y_i is exact for some threshold, tau_i = x_i - phi'(y_i). So weights that add up to one or more bound
+the root from below by min tau_i, and others from above by max tau_i, however wrong they are for tau itself. tau moves
+only when the y_i are close enough to judge it, and where Newton's step leaves the bracket or progress is slow, to the
+middle, where it then waits until the bracket has shrunk. Meanwhile each y_i closes in on psi(x_i - tau) in a bracket of
+its own, halved on a logarithmic scale, since an entropy has weights of every magnitude. The ends eps^1.75 and 1 - eps
+stand for 0 and 1, where phi' may be infinite.
 """
 
 import jax.numpy as jnp
@@ -35,71 +42,90 @@ def separable_weights(slopes, x):
     x = jnp.where(allowed & ~broken, x - jnp.max(x, -1, keepdims=True), 0)
     count = _total(allowed.astype(dtype))
 
-    def invert(u, guess):
-        """psi(u), and its derivative."""
-
-        def step(state):
-            k, low, high, y, moving = state
-            slope, curvature = slopes(y)
-            above = slope > u
-            low, high = jnp.where(above, low, y), jnp.where(above, y, high)
-            new = y + (u - slope) / curvature
-            newton = (new > low) & (new < high) & (k % 4 < 3)
-            new = jnp.where(newton, new, jnp.sqrt(low) * jnp.sqrt(high))
-            # What has arrived stays: the next bisection would only throw it back.
-            new = jnp.where(moving & (slope != u), new, y)
-            far = ~newton | (jnp.abs(new - y) > 2 * eps * y)
-            moving = moving & (slope != u) & far & (high - low > 2 * eps * low)
-            return k + 1, low, high, new, moving
-
-        low, high = jnp.full_like(u, least), jnp.full_like(u, most)
-        outside = (u <= slopes(low)[0]) | (u >= slopes(high)[0]) | jnp.isnan(u)
-        state = (0, low, high, jnp.clip(guess, 2 * least, 1 - 2 * eps), ~outside)
-
-        def go_on(state):
-            return (state[0] < 200) & jnp.any(state[4] & ~outside)
-
-        y = lax.while_loop(go_on, step, state)[3]
-        y = jnp.where(u <= slopes(low)[0], 0, jnp.where(u >= slopes(high)[0], 1, y))
-        inside = allowed & ~outside
-        rate = jnp.where(inside, 1 / slopes(jnp.where(inside, y, most))[1], 0)
-        return jnp.where(allowed, y, 0), rate
+    grid = np.union1d(np.geomspace(least, 0.5, 64), np.linspace(1 / 64, most, 64))
+    # On a device mesh the grid must vary where x does: the slope at a value that devices share adds up over them.
+    grid_slope, grid_curvature = slopes(jnp.zeros_like(x, shape=grid.shape) + jnp.asarray(grid, dtype))
+    bottom, top = grid_slope[0], grid_slope[-1]
+    even = jnp.minimum(1 / jnp.maximum(count, 1), most)
 
     def step(state):
-        k, low, high, tau, y, _ = state
-        y, rate = invert(x - tau, y)
-        excess = _total(y) - 1
-        low, high = jnp.where(excess >= 0, tau, low), jnp.where(excess <= 0, tau, high)
-        speed = _total(rate)
-        new = tau + excess / jnp.where(speed > 0, speed, 1)
-        new = jnp.where((new > low) & (new < high) & (k % 4 < 3), new, (low + high) / 2)
-        moving = (jnp.abs(excess) > 4 * eps) & (high - low > eps * jnp.maximum(jnp.abs(low), jnp.abs(high)))
-        return k + 1, low, high, jnp.where(moving, new, tau), y, moving
+        k, tau, low, high, y, small, large, last, moving = state
+        slope, curvature = slopes(y)
+        # Weights that tau cuts off are 0, and exact.
+        inside = allowed & (x - tau > bottom)
+        gap = jnp.where(inside, x - tau - slope, 0)
+        rate = jnp.where(inside, 1 / curvature, 0)
+        noise = 4 * eps * (jnp.abs(x) + jnp.abs(tau))
 
-    even = 1 / jnp.maximum(count, 1)
-    even = jnp.minimum(even, most)
-    low, high = -slopes(jnp.full_like(even, most))[0], -slopes(even)[0]
+        lack = jnp.where(jnp.abs(gap) > noise, jnp.abs(rate * gap), 0)
+        exact = jnp.all(lack <= eps**0.5 * y, -1, keepdims=True)
+
+        # y_i is exact for tau + gap_i.
+        excess = _total(jnp.where(inside, y, 0)) - 1
+        below, above = jnp.min(gap - noise, -1, keepdims=True), jnp.max(gap + noise, -1, keepdims=True)
+        low = jnp.where(excess >= 0, jnp.maximum(low, jnp.where(exact, tau, tau + below)), low)
+        high = jnp.where(excess <= 0, jnp.minimum(high, jnp.where(exact, tau, tau + above)), high)
+
+        # Newton's step for the whole system makes the weights add up to one. It is the last where it is below sqrt(eps),
+        # since the next would be rounding, or where y_i and tau fit each other but for the rounding of x - tau.
+        excess = excess + _total(rate * gap)
+        shift = excess / _positive(_total(rate))
+        full = y + rate * (gap - shift)
+        error = jnp.maximum(jnp.abs(gap), jnp.abs(shift))
+        arrived = jnp.all((rate * error <= eps**0.5 / 4 * y) | (error <= noise) | ~inside, -1, keepdims=True)
+
+        # tau moves once the error of the sum is more than twice that of the weights; from the middle of its bracket, only
+        # once that has shrunk.
+        greatest = jnp.max(jnp.where(inside, full, 0), -1, keepdims=True)
+        new = -slopes(jnp.clip(greatest, even, most))[0]
+        new = jnp.where(jnp.abs(shift) <= eps**0.5 * jnp.abs(tau), tau + shift, new)
+        newton = (new >= low) & (new <= high) & (jnp.abs(excess) <= last / 2)
+        new = jnp.where(newton, new, (low + high) / 2)
+        halved = (last < jnp.inf) | (jnp.minimum(tau - low, high - tau) <= (high - low) / 4)
+        go = halved & (exact | (_total(lack) <= jnp.abs(excess) / 2))
+        shift = jnp.where(go, jnp.where(newton, shift, new - tau), 0)
+        new = jnp.where(go, new, tau)
+        last = jnp.where(go, jnp.where(newton, jnp.abs(excess), jnp.inf), last)
+
+        # Newton's step for each weight, in y or in log y.
+        small = jnp.where(new > tau, least, jnp.where(gap > noise, y, small))
+        large = jnp.where(new < tau, most, jnp.where(gap < -noise, y, large))
+        change = rate * (gap - shift)
+        line, curve = y + change, y * jnp.exp(change / y)
+        following = jnp.where((curve > small) & (curve < large), curve, jnp.sqrt(small) * jnp.sqrt(large))
+        following = jnp.where((line > small) & (line < large), line, following)
+        following = jnp.where(inside, following, y)
+        following = jnp.where(arrived, jnp.maximum(jnp.where(inside, full, 0), least), following)
+        # Slices that have arrived stay, so that none depends on the others.
+        y = jnp.where(moving, following, y)
+        return k + 1, jnp.where(moving, new, tau), low, high, y, small, large, last, moving & ~arrived
+
+    low, high = jnp.full_like(even, -top), -slopes(even)[0]
     usable = ~broken & (count > 0) & jnp.isfinite(low) & jnp.isfinite(high)
     low, high = jnp.where(usable, low, 0), jnp.where(usable, high, 0)
-    state = (0, low, high, high, jnp.broadcast_to(even, x.shape), usable)
-    *_, tau, _, _ = lax.while_loop(lambda s: (s[0] < 200) & jnp.any(s[5]), step, state)
-    y, rate = invert(x - tau, jnp.broadcast_to(even, x.shape))
+    # The first guess is read off the grid.
+    y = jnp.clip(jnp.exp(jnp.interp(x - low, grid_slope, jnp.asarray(np.log(grid), dtype))), least, most)
+    state = (0, low, low, high, y, jnp.full_like(y, least), jnp.full_like(y, most), jnp.full_like(low, jnp.inf), usable)
+    y = lax.while_loop(lambda s: (s[0] < 500) & jnp.any(s[-1]), step, state)[4]
 
-    # One step of Newton's method for the whole system takes up the rounding of tau.
-    total = _total(rate)
-    y = jnp.maximum(y - rate * ((_total(y) - 1) / jnp.where(total > 0, total, 1)), 0)
-    solved = usable & (jnp.abs(_total(y) - 1) <= eps**0.75) & _convex(slopes, y, eps)
+    # Where the last step led below 0, the other weights take up the difference.
+    y = jnp.where(allowed & (y > least), y, 0)
+    _, curvature = slopes(jnp.where(y > 0, jnp.minimum(y, most), 0.5))
+    rate = jnp.where(y > 0, 1 / curvature, 0)
+    y = jnp.maximum(y - rate * ((_total(y) - 1) / _positive(_total(rate))), 0)
+    convex = _rises(grid_slope, grid_curvature, eps) & jnp.all((y == 0) | (curvature > 0), -1, keepdims=True)
+    solved = usable & (jnp.abs(_total(y) - 1) <= eps**0.75) & convex
     return jnp.where(count == 0, 0, jnp.where(solved, y, jnp.nan))
 
 
-def _convex(slopes, y, eps):
-    """Whether phi' rises over a grid on (0, 1), and at the weights."""
-    grid = np.union1d(np.geomspace(eps**1.75, 0.5, 64), np.linspace(1 / 64, 1 - eps, 64))
-    slope, curvature = slopes(jnp.asarray(grid, y.dtype))
+def _rises(slope, curvature, eps):
+    """Whether phi', given on a grid over (0, 1), rises there."""
     noise = 64 * eps * jnp.maximum(jnp.abs(slope[1:]), jnp.abs(slope[:-1]))
-    on_grid = jnp.all((jnp.diff(slope) >= -noise) & (curvature[1:] >= -64 * eps * jnp.abs(slope[1:])))
-    _, curvature = slopes(jnp.where(y > 0, jnp.minimum(y, 1 - eps), 0.5))
-    return on_grid & jnp.all((y == 0) | (curvature > 0), -1, keepdims=True)
+    return jnp.all((jnp.diff(slope) >= -noise) & (curvature[1:] >= -64 * eps * jnp.abs(slope[1:])))
+
+
+def _positive(v):
+    return jnp.where(v > 0, v, 1)
 
 
 def _total(v):
