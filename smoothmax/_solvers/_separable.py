@@ -57,32 +57,35 @@ def separable_weights(slopes, x):
         rate = jnp.where(inside, 1 / curvature, 0)
         noise = 4 * eps * (jnp.abs(x) + jnp.abs(tau))
 
-        lack = jnp.where(jnp.abs(gap) > noise, jnp.abs(rate * gap), 0)
-        exact = jnp.all(lack <= eps**0.5 * y, -1, keepdims=True)
+        exact = jnp.all(jnp.abs(gap) <= noise, -1, keepdims=True)
 
         # y_i is exact for tau + gap_i.
         excess = _total(jnp.where(inside, y, 0)) - 1
-        below, above = jnp.min(gap - noise, -1, keepdims=True), jnp.max(gap + noise, -1, keepdims=True)
-        low = jnp.where(excess >= 0, jnp.maximum(low, jnp.where(exact, tau, tau + below)), low)
-        high = jnp.where(excess <= 0, jnp.minimum(high, jnp.where(exact, tau, tau + above)), high)
+        below = jnp.where(exact, tau, tau + jnp.min(gap - noise, -1, keepdims=True))
+        above = jnp.where(exact, tau, tau + jnp.max(gap + noise, -1, keepdims=True))
+        low = jnp.where(excess >= 0, jnp.maximum(low, below), low)
+        high = jnp.where(excess <= 0, jnp.minimum(high, above), high)
 
-        # Newton's step for the whole system makes the weights add up to one. It is the last where it is below sqrt(eps),
-        # since the next would be rounding, or where y_i and tau fit each other but for the rounding of x - tau.
+        # Newton's step for the whole system makes the weights add up to one. It is the last where it is below
+        # sqrt(eps), since the next would be rounding, or where y_i and tau fit but for the rounding of x - tau.
         excess = excess + _total(rate * gap)
         shift = excess / _positive(_total(rate))
         full = y + rate * (gap - shift)
         error = jnp.maximum(jnp.abs(gap), jnp.abs(shift))
         arrived = jnp.all((rate * error <= eps**0.5 / 4 * y) | (error <= noise) | ~inside, -1, keepdims=True)
 
-        # tau moves once the error of the sum is more than twice that of the weights; from the middle of its bracket, only
-        # once that has shrunk.
+        # Towards the greatest weight that this gives; the rounding of its slope is no match for a small step of tau.
         greatest = jnp.max(jnp.where(inside, full, 0), -1, keepdims=True)
         new = -slopes(jnp.clip(greatest, even, most))[0]
         new = jnp.where(jnp.abs(shift) <= eps**0.5 * jnp.abs(tau), tau + shift, new)
         newton = (new >= low) & (new <= high) & (jnp.abs(excess) <= last / 2)
         new = jnp.where(newton, new, (low + high) / 2)
+
+        # tau moves once the error of the sum is more than twice that of the weights; from the middle of its bracket,
+        # only once that has shrunk.
+        lack = _total(jnp.where(jnp.abs(gap) > noise, jnp.abs(rate * gap), 0))
         halved = (last < jnp.inf) | (jnp.minimum(tau - low, high - tau) <= (high - low) / 4)
-        go = halved & (exact | (_total(lack) <= jnp.abs(excess) / 2))
+        go = halved & (lack <= jnp.abs(excess) / 2)
         shift = jnp.where(go, jnp.where(newton, shift, new - tau), 0)
         new = jnp.where(go, new, tau)
         last = jnp.where(go, jnp.where(newton, jnp.abs(excess), jnp.inf), last)
@@ -101,7 +104,7 @@ def separable_weights(slopes, x):
         return k + 1, jnp.where(moving, new, tau), low, high, y, small, large, last, moving & ~arrived
 
     low, high = jnp.full_like(even, -top), -slopes(even)[0]
-    usable = ~broken & (count > 0) & jnp.isfinite(low) & jnp.isfinite(high)
+    usable = ~broken & (count > 0) & jnp.isfinite(low) & jnp.isfinite(high) & _rises(grid_slope, grid_curvature, eps)
     low, high = jnp.where(usable, low, 0), jnp.where(usable, high, 0)
     # The first guess is read off the grid.
     y = jnp.clip(jnp.exp(jnp.interp(x - low, grid_slope, jnp.asarray(np.log(grid), dtype))), least, most)
@@ -113,8 +116,8 @@ def separable_weights(slopes, x):
     _, curvature = slopes(jnp.where(y > 0, jnp.minimum(y, most), 0.5))
     rate = jnp.where(y > 0, 1 / curvature, 0)
     y = jnp.maximum(y - rate * ((_total(y) - 1) / _positive(_total(rate))), 0)
-    convex = _rises(grid_slope, grid_curvature, eps) & jnp.all((y == 0) | (curvature > 0), -1, keepdims=True)
-    solved = usable & (jnp.abs(_total(y) - 1) <= eps**0.75) & convex
+    convex = jnp.all((y == 0) | (curvature > 0), -1, keepdims=True)
+    solved = usable & convex & (jnp.abs(_total(y) - 1) <= eps**0.75)
     return jnp.where(count == 0, 0, jnp.where(solved, y, jnp.nan))
 
 
