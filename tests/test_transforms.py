@@ -144,6 +144,42 @@ def test_shard_map(id, mesh):
     np.testing.assert_allclose(x_bar, expected.x_bar, rtol=0, atol=1e-12)
 
 
+FAMILIES_OF_ONE_NUMBER = {
+    "entmax": lambda x, t: sm.entmax(x, alpha=1 + t),
+    "oscarmax": lambda x, t: sm.oscarmax(x, lam=t),
+    "separable": lambda x, t: sm.conjugate(sm.separable(lambda y, t: y * jnp.log(y) + t * y**2, t))(x),
+    "function": lambda x, t: sm.conjugate(lambda y, t: jnp.sum(y * jnp.log(y) + t * y**2), params=t)(x),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES_OF_ONE_NUMBER)
+def test_shard_map_of_hyper_parameters_alone(name, mesh):
+    """Each device has its own hyper-parameter, and all share the scores: a derivative with respect to something
+    shared is a sum over the devices, which must not get into a device's own weights."""
+    mapping = FAMILIES_OF_ONE_NUMBER[name]
+    x = jnp.asarray(cases.scores(16, seed=99)[:4])
+    v = jnp.asarray(np.random.default_rng(100).normal(size=x.shape))
+    numbers = jnp.linspace(0.2, 1.5, mesh.size)
+    own, shared = jax.sharding.PartitionSpec("devices"), jax.sharding.PartitionSpec()
+
+    def weights_and_gradients(t, x):
+        y, pull = jax.vjp(lambda t, x: mapping(x, t[0]), t, x)
+        return y, pull
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(own, shared, shared), out_specs=(own, own, shared))
+    def sharded(t, x, v):
+        y, pull = weights_and_gradients(t, x)
+        t_bar, x_bar = pull(v + 0 * y)  # each device has a cotangent of its own, as it has weights
+        return y[None], t_bar, x_bar
+
+    y, t_bar, x_bar = jax.jit(sharded)(numbers, x, v)
+    alone = [weights_and_gradients(t[None], x) for t in numbers]
+    np.testing.assert_allclose(y, [w for w, _ in alone], rtol=0, atol=1e-12)
+    gradients = [pull(v) for _, pull in alone]
+    np.testing.assert_allclose(t_bar, np.concatenate([t for t, _ in gradients]), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(x_bar, sum(g for _, g in gradients), rtol=0, atol=1e-10)
+
+
 def test_reverse_mode_inside_while_loop_and_cond():
     """The solver's own loops are no obstacle, nor are the user's."""
     x = jnp.asarray(cases.scores(12, seed=98))  # the first and the last rows are uniform and one-hot: flat

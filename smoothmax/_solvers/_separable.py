@@ -103,7 +103,7 @@ def separable_weights(slopes, x):
         y = jnp.where(moving, following, y)
         return k + 1, jnp.where(moving, new, tau), low, high, y, small, large, last, moving & ~arrived
 
-    low, high = jnp.full_like(even, -top), -slopes(even)[0]
+    low, high = jnp.zeros_like(even) - top, -slopes(even)[0]
     usable = ~broken & (count > 0) & jnp.isfinite(low) & jnp.isfinite(high) & _rises(grid_slope, grid_curvature, eps)
     low, high = jnp.where(usable, low, 0), jnp.where(usable, high, 0)
     # The first guess is read off the grid.
