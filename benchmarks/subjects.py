@@ -182,8 +182,8 @@ def _row_by_row(function: Any) -> Callable[[Any], Any]:
 
         @staticmethod
         def backward(ctx: Any, *grad_outputs: Any) -> Any:
-            rows = zip(*grad_outputs, *ctx.saved_tensors, strict=True)
-            return torch.stack([function.project_jv(w, y) for w, y in rows])
+            [w], [y] = grad_outputs, ctx.saved_tensors
+            return torch.stack([function.project_jv(*row) for row in zip(w, y, strict=True)])
 
     return Rows.apply
 

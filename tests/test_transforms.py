@@ -162,18 +162,17 @@ def test_shard_map_of_hyper_parameters_alone(name, mesh):
     numbers = jnp.linspace(0.2, 1.5, mesh.size)
     own, shared = jax.sharding.PartitionSpec("devices"), jax.sharding.PartitionSpec()
 
-    def weights_and_gradients(t, x):
-        y, pull = jax.vjp(lambda t, x: mapping(x, t[0]), t, x)
-        return y, pull
+    def weights_and_pullback(t, x):
+        return jax.vjp(lambda t, x: mapping(x, t[0]), t, x)
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(own, shared, shared), out_specs=(own, own, shared))
     def sharded(t, x, v):
-        y, pull = weights_and_gradients(t, x)
+        y, pull = weights_and_pullback(t, x)
         t_bar, x_bar = pull(v + 0 * y)  # each device has a cotangent of its own, as it has weights
         return y[None], t_bar, x_bar
 
     y, t_bar, x_bar = jax.jit(sharded)(numbers, x, v)
-    alone = [weights_and_gradients(t[None], x) for t in numbers]
+    alone = [weights_and_pullback(t[None], x) for t in numbers]
     np.testing.assert_allclose(y, [w for w, _ in alone], rtol=0, atol=1e-12)
     gradients = [pull(v) for _, pull in alone]
     np.testing.assert_allclose(t_bar, np.concatenate([t for t, _ in gradients]), rtol=0, atol=1e-10)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from .._solvers import (
     diagonal_product,
+    on_support,
     p_norm_weights,
     softmax_weights,
     sparsemax_weights,
@@ -41,13 +42,13 @@ class Shannon(Base):
     """
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
-        return _total(y * jnp.log(_on_support(y)))
+        return _total(y * jnp.log(on_support(y)))
 
     def solve(self, z: jax.Array) -> jax.Array:
         return softmax_weights(z)
 
     def gradient(self, y: jax.Array) -> jax.Array:
-        return jnp.log(_on_support(y))
+        return jnp.log(on_support(y))
 
     def product(self, y: jax.Array, v: jax.Array) -> jax.Array:
         return diagonal_product(y, v)
@@ -110,13 +111,13 @@ class Tsallis(Base):
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         alpha = guarded(self.alpha, AT_LEAST_ONE)
-        return _total(y * _deformed_log(_on_support(y), alpha)) / alpha
+        return _total(y * _deformed_log(on_support(y), alpha)) / alpha
 
     def solve(self, z: jax.Array) -> jax.Array:
         return tsallis_weights(z, guarded(self.alpha, AT_LEAST_ONE))
 
     def gradient(self, y: jax.Array) -> jax.Array:
-        return _deformed_log(_on_support(y), guarded(self.alpha, AT_LEAST_ONE))
+        return _deformed_log(on_support(y), guarded(self.alpha, AT_LEAST_ONE))
 
     def product(self, y: jax.Array, v: jax.Array) -> jax.Array:
         alpha = guarded(self.alpha, AT_LEAST_ONE)
@@ -175,10 +176,6 @@ class SquaredPNorm(Base):
 
 def _total(v: jax.Array) -> jax.Array:
     return jnp.sum(v, axis=-1, keepdims=True)
-
-
-def _on_support(y: jax.Array) -> jax.Array:
-    return jnp.where(y == 0, 1, y)
 
 
 def _deformed_log(y: jax.Array, alpha: jax.Array) -> jax.Array:

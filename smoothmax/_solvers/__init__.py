@@ -4,6 +4,7 @@ from ._chain import chain_prox as chain_prox
 from ._chain import segment_mean as segment_mean
 from ._interior_point import conjugate_gradients as conjugate_gradients
 from ._interior_point import interior_point as interior_point
+from ._power import on_support as on_support
 from ._power import support_power as support_power
 from ._separable import separable_weights as separable_weights
 from ._sorting import put_back as put_back

@@ -91,7 +91,8 @@ def chain_prox(y, up, down):
         return (message, jnp.where(fused, m, next_mean)), byte
 
     def decide(carry, x):
-        above, (total, count) = carry
+        above, sums = carry
+        total, count = sums
         z, byte, up, down = x
         up, down = limits(up, down)
         border = (byte & _BORDER) - 1
@@ -102,7 +103,7 @@ def chain_prox(y, up, down):
         cut, e = border != _FUSED, jnp.where(border == _RISE, up, -down)
         next_mean = (total - jnp.where(cut, e, 0)) / jnp.maximum(count, 1)
         # One array for the two: a short step costs what it takes to start its kernels.
-        sums = jnp.where(cut, jnp.stack([e, jnp.zeros_like(e)]), jnp.stack([total, count]))
+        sums = jnp.where(cut, jnp.stack([e, jnp.zeros_like(e)]), sums)
         sums += jnp.where(z == jnp.inf, 0, jnp.stack([z, jnp.ones_like(z)]))
         return (b, sums), (border, next_mean)
 

@@ -14,7 +14,6 @@ P and Q interpolate at the Chebyshev points of their intervals. Elsewhere the li
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 # Coefficients by rising degree. The errors, 1.5e-8 of log2 and 2.6e-9 of the power, are below float32's rounding.
@@ -31,6 +30,7 @@ _P = (
 )
 _Q = (1, 0.6931472067, 0.2402265092, 0.05550327227, 0.009618056679, 0.001340042818, 0.0001546144468)
 _LOG2_E = 1.4426950408889634
+_BITS_OF_SQRT_HALF = 0x3F3504F3
 
 
 def power(u, c, error=0.0):
@@ -49,7 +49,7 @@ def power(u, c, error=0.0):
 
 def _by_polynomials(u, c, error):
     bits = lax.bitcast_convert_type(u, jnp.int32)
-    k = (bits - _bits(np.sqrt(0.5))) & ~0x7FFFFF  # the exponent, where float32 keeps it
+    k = (bits - _BITS_OF_SQRT_HALF) & ~0x7FFFFF  # the exponent, where float32 keeps it
     f = lax.bitcast_convert_type(bits - k, jnp.float32) - 1
     # 0 u is there for a NaN, which the bits would hide.
     log2 = k.astype(jnp.float32) * 2.0**-23 + (f * _polynomial(_P, f) + error * _LOG2_E + 0 * u)
@@ -74,7 +74,7 @@ def support_power(y, exponent):
     return first_true(
         (jnp.all(exponent == 0), lambda: on),
         (jnp.all(exponent == 0.5), lambda: jnp.sqrt(y) * on),
-        otherwise=lambda: power(_on_support(y), exponent) * on,
+        otherwise=lambda: power(on_support(y), exponent) * on,
     )
 
 
@@ -84,7 +84,7 @@ def _support_power_jvp(primals, tangents):
     (y, exponent), (y_dot, exponent_dot) = primals, tangents
     value = support_power(y, exponent)
     slope = exponent * support_power(y, exponent - 1)
-    return value, slope * y_dot + value * jnp.log(_on_support(y)) * exponent_dot
+    return value, slope * y_dot + value * jnp.log(on_support(y)) * exponent_dot
 
 
 def first_true(*cases, otherwise):
@@ -95,7 +95,8 @@ def first_true(*cases, otherwise):
     return lax.cond(condition, branch, lambda: first_true(*rest, otherwise=otherwise))
 
 
-def _on_support(y):
+def on_support(y):
+    """y with ones for its zeros, safe for a logarithm or a negative power."""
     return jnp.where(y == 0, jnp.ones_like(y), y)
 
 
@@ -104,7 +105,3 @@ def _polynomial(coefficients, x):
     for coefficient in coefficients[-2::-1]:
         result = result * x + coefficient
     return result
-
-
-def _bits(number):
-    return np.float32(number).view(np.int32)

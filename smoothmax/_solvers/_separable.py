@@ -56,7 +56,6 @@ def separable_weights(slopes, x):
         gap = jnp.where(inside, x - tau - slope, 0)
         rate = jnp.where(inside, 1 / curvature, 0)
         noise = 4 * eps * (jnp.abs(x) + jnp.abs(tau))
-
         exact = jnp.all(jnp.abs(gap) <= noise, -1, keepdims=True)
 
         # y_i is exact for tau + gap_i.
@@ -69,13 +68,13 @@ def separable_weights(slopes, x):
         # Newton's step for the whole system makes the weights add up to one. It is the last where it is below
         # sqrt(eps), since the next would be rounding, or where y_i and tau fit but for the rounding of x - tau.
         excess = excess + _total(rate * gap)
-        shift = excess / _positive(_total(rate))
-        full = y + rate * (gap - shift)
+        shift = excess / _or_one(_total(rate))
+        full = jnp.where(inside, y + rate * (gap - shift), 0)
         error = jnp.maximum(jnp.abs(gap), jnp.abs(shift))
         arrived = jnp.all((rate * error <= eps**0.5 / 4 * y) | (error <= noise) | ~inside, -1, keepdims=True)
 
         # Towards the greatest weight that this gives; the rounding of its slope is no match for a small step of tau.
-        greatest = jnp.max(jnp.where(inside, full, 0), -1, keepdims=True)
+        greatest = jnp.max(full, -1, keepdims=True)
         new = -slopes(jnp.clip(greatest, even, most))[0]
         new = jnp.where(jnp.abs(shift) <= eps**0.5 * jnp.abs(tau), tau + shift, new)
         newton = (new >= low) & (new <= high) & (jnp.abs(excess) <= last / 2)
@@ -98,7 +97,7 @@ def separable_weights(slopes, x):
         following = jnp.where((curve > small) & (curve < large), curve, jnp.sqrt(small) * jnp.sqrt(large))
         following = jnp.where((line > small) & (line < large), line, following)
         following = jnp.where(inside, following, y)
-        following = jnp.where(arrived, jnp.maximum(jnp.where(inside, full, 0), least), following)
+        following = jnp.where(arrived, jnp.maximum(full, least), following)
         # Slices that have arrived stay, so that none depends on the others.
         y = jnp.where(moving, following, y)
         return k + 1, jnp.where(moving, new, tau), low, high, y, small, large, last, moving & ~arrived
@@ -115,7 +114,7 @@ def separable_weights(slopes, x):
     y = jnp.where(allowed & (y > least), y, 0)
     _, curvature = slopes(jnp.where(y > 0, jnp.minimum(y, most), 0.5))
     rate = jnp.where(y > 0, 1 / curvature, 0)
-    y = jnp.maximum(y - rate * ((_total(y) - 1) / _positive(_total(rate))), 0)
+    y = jnp.maximum(y - rate * ((_total(y) - 1) / _or_one(_total(rate))), 0)
     convex = jnp.all((y == 0) | (curvature > 0), -1, keepdims=True)
     solved = usable & convex & (jnp.abs(_total(y) - 1) <= eps**0.75)
     return jnp.where(count == 0, 0, jnp.where(solved, y, jnp.nan))
@@ -127,7 +126,7 @@ def _rises(slope, curvature, eps):
     return jnp.all((jnp.diff(slope) >= -noise) & (curvature[1:] >= -64 * eps * jnp.abs(slope[1:])))
 
 
-def _positive(v):
+def _or_one(v):
     return jnp.where(v > 0, v, 1)
 
 

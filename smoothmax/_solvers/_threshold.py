@@ -226,9 +226,13 @@ def _concave_weights(z, zero, b):
     log_d = jnp.log(jnp.asarray(z.shape[-1], z.dtype))
     noise = _eps(z) * (16 + z.shape[-1] / 64)
 
+    def threshold(digits):
+        """From -r at 0 to the threshold of d equal scores at 1."""
+        return -r * jnp.exp(-b * log_d * digits)
+
     def halve(k, digits):
         more = digits + 2.0 ** -(k + 1)
-        u = b * (z + r * jnp.exp(-b * log_d * more))
+        u = b * (z - threshold(more))
         rough_mid = _total(jnp.where(u > 0, rough_power(u, r), jnp.zeros_like(u)))
         return jnp.where(rough_mid > 1 + _ROUGH, more, digits)
 
@@ -275,9 +279,8 @@ def _concave_weights(z, zero, b):
         arrives = (excess > 0) & (w > 0) & (left_over <= 4 * _eps(z))
         return passes + 1, c, jnp.where(moving, next_e, e), moving & ~arrives, below, above, excess
 
-    below = -r * jnp.exp(-b * log_d * lax.fori_loop(0, 10, halve, zero))
-    above = zero - r * jnp.exp(-b * log_d)
-    state = (0, zero, -b * below, wanted & (zero == 0), below, above, zero + 1)
+    below = threshold(lax.fori_loop(0, 10, halve, zero))
+    state = (0, zero, -b * below, wanted & (zero == 0), below, threshold(zero + 1), zero + 1)
     _, c, e, *_ = lax.while_loop(_unfinished, one_pass, state)
     u, low_power, power_at_c = powers(c, e)
     return _normalize(u * jnp.where(u == e, power_at_c, low_power))
