@@ -1,0 +1,46 @@
+"""What the numerics are written with: sums along a slice, rounding, and arrays on a device mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def total(v: jax.Array) -> jax.Array:
+    """The sum along the slice, `(*batch, d)` to `(*batch, 1)`."""
+    return jnp.sum(v, axis=-1, keepdims=True)
+
+
+def safe_ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """The quotient, and 0 where both are 0: what an empty slice has for a mean."""
+    return numerator / jnp.where(denominator == 0, jnp.ones_like(denominator), denominator)
+
+
+def eps(x: jax.Array) -> float:
+    """The relative distance between two neighbouring numbers of the dtype of `x`."""
+    return float(jnp.finfo(x.dtype).eps)
+
+
+def tiny(x: jax.Array) -> float:
+    """The least positive number of the dtype of `x` that is not subnormal."""
+    return float(jnp.finfo(x.dtype).tiny)
+
+
+def varying_like(x: jax.Array, *others: Any) -> jax.Array:
+    """`x` itself; inside `jax.shard_map` it varies over every mesh axis over which one of the others does.
+
+    A loop must start from what it ends with, and a derivative with respect to what devices share is a sum over them: so
+    an array that is made inside a program has to say over which axes it will differ.
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return x
+    over = frozenset().union(*(jax.typeof(leaf).vma for leaf in jax.tree.leaves(others) if hasattr(leaf, "dtype")))
+    missing = tuple(sorted(over - jax.typeof(x).vma))
+    if not missing:
+        return x
+    if hasattr(lax, "pcast"):
+        return lax.pcast(x, missing, to="varying")
+    return lax.pvary(x, missing)  # its name before JAX 0.9

@@ -1,0 +1,91 @@
+"""The one table of implementations: which problem is solved by which kernel, where, and what it serves.
+
+A solver in plain JAX is the reference, called "xla": it serves every platform, every dtype and every order of
+derivative. A kernel solves the same problem, with the same arguments and results, on one platform. To add one, write a
+file beside this one and enter it with `register`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jax import lax
+
+Solver = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One implementation of one problem.
+
+    Attributes:
+      call: takes what the reference takes and returns what it returns.
+      platforms: where it runs: "cpu", "cuda", "rocm", "tpu".
+      refuses: from the arguments to the reason why it cannot serve them, or None. Only shapes and dtypes are looked at.
+      default: whether it is taken where the caller names no implementation.
+    """
+
+    call: Solver
+    platforms: tuple[str, ...]
+    refuses: Callable[..., str | None] = lambda *_: None
+    default: bool = True
+
+
+# implementation -> problem -> kernel
+TABLE: dict[str, dict[str, Kernel]] = {}
+
+
+def register(implementation: str, problem: str, kernel: Kernel) -> None:
+    """Enters a kernel into the table."""
+    TABLE.setdefault(implementation, {})[problem] = kernel
+
+
+def names() -> tuple[str, ...]:
+    """What `implementation` may be, beside None."""
+    return ("xla", *TABLE)
+
+
+def check(implementation: str | None) -> None:
+    """Raises if there is no implementation of that name."""
+    if implementation is not None and implementation not in names():
+        raise ValueError(
+            f"implementation must be None or one of {', '.join(map(repr, names()))}, got {implementation!r}: "
+            "leave it out for the best that serves"
+        )
+
+
+def run(problem: str, implementation: str | None, reference: Solver, *args: Any, optional: bool = False) -> Any:
+    """Solves a problem by the named implementation, or by the best that serves each platform.
+
+    Args:
+      problem: its name in the table.
+      implementation: "xla", a name in the table, or None.
+      reference: the solver in plain JAX.
+      *args: its arguments, arrays.
+      optional: whether a named implementation that lacks this problem may leave it to the reference. So it is with the
+        products of the backward pass: an implementation has to solve, and may multiply.
+
+    Raises:
+      NotImplementedError: the named implementation cannot serve.
+    """
+    if implementation == "xla":
+        return reference(*args)
+    if implementation is None:
+        branches = {}
+        for kernels in TABLE.values():
+            kernel = kernels.get(problem)
+            if kernel is not None and kernel.default and kernel.refuses(*args) is None:
+                branches |= dict.fromkeys(kernel.platforms, kernel.call)
+        return lax.platform_dependent(*args, **branches, default=reference) if branches else reference(*args)
+    kernel = TABLE[implementation].get(problem)
+    reason = f"it has no kernel for the problem {problem!r}" if kernel is None else kernel.refuses(*args)
+    if kernel is not None and reason is None:
+        return lax.platform_dependent(*args, **dict.fromkeys(kernel.platforms, kernel.call))
+    if optional:
+        return reference(*args)
+    raise NotImplementedError(
+        f"implementation={implementation!r} cannot serve here: {reason}. Use implementation='xla', which serves "
+        "everything, or None, which takes the best that serves"
+    )
