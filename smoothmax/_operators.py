@@ -1,4 +1,4 @@
-"""The named mappings from scores to probabilities, and the max operators whose gradients they are.
+"""The named mappings from scores to probabilities; `_values.py` has the max operators whose gradients they are.
 
 Each name is short for an expression: `entmax(x, alpha=1.3, gamma=2.0)` is
 `conjugate(2.0 * Tsallis(1.3)).argmax(x)`, and `entmax_value` the same with `max`. What holds for all of them:
@@ -9,7 +9,11 @@ Each name is short for an expression: `entmax(x, alpha=1.3, gamma=2.0)` is
 * `where=False` deletes a position, as a score of -inf does: weight and gradient are zero there whatever it holds, and
   the rest is as if it were absent. A slice with nothing allowed has zero weights and the value -inf;
 * `gamma`, `alpha`, `p` and `lam` may be numbers, traced values or arrays that broadcast with the scores and have size 1
-  along `axis`, such as alpha of shape `(heads, 1, 1)` for scores `(batch, heads, queries, keys)`; all have gradients.
+  along `axis`, such as alpha of shape `(heads, 1, 1)` for scores `(batch, heads, queries, keys)`; all have gradients;
+* `implementation` says how to solve, as for `conjugate`; None takes the best that serves;
+* a `ValueError` says when `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value
+  is known lies outside its range (one that is traced gives NaN); a `TypeError` when `x` is complex or boolean, or
+  `where` is not boolean; a `NotImplementedError` when a named implementation cannot serve.
 """
 
 from __future__ import annotations
@@ -17,12 +21,27 @@ from __future__ import annotations
 import jax
 from jax.typing import ArrayLike
 
-from ._conjugate import conjugate
-from ._regularizers import Oscar, Parameter, Shannon, SquaredL2, SquaredPNorm, TotalVariation, Tsallis
+from ._conjugate import conjugate, mapping
+from ._parameters import Parameter
+from ._regularizers import Oscar, Regularizer, Shannon, SquaredL2, SquaredPNorm, TotalVariation, Tsallis
 from ._slices import Axis
 
 
-def softmax(x: ArrayLike, axis: Axis = -1, *, where: ArrayLike | None = None, gamma: Parameter = 1.0) -> jax.Array:
+def _weights(
+    omega: Regularizer, x: ArrayLike, axis: Axis, where: ArrayLike | None, implementation: str | None
+) -> jax.Array:
+    return conjugate(omega, implementation=implementation).argmax(x, axis, where=where)
+
+
+@mapping
+def softmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    where: ArrayLike | None = None,
+    gamma: Parameter = 1.0,
+    implementation: str | None = None,
+) -> jax.Array:
     r"""Softmax: the gradient mapping of Shannon's negative entropy.
 
     $$\arg\max_{y \in \triangle} \langle x, y \rangle - \gamma \sum_i y_i \log y_i$$
@@ -32,14 +51,10 @@ def softmax(x: ArrayLike, axis: Axis = -1, *, where: ArrayLike | None = None, ga
       axis: the axis or axes of the distribution.
       where: boolean mask that broadcasts to `x`; False deletes a position.
       gamma: strength of the regularizer, positive; the temperature.
+      implementation: None | "xla" | "native" | "pallas".
 
     Returns:
       Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
-
-    Raises:
-      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
-        lies outside its range (one that is traced gives NaN).
-      TypeError: `x` is complex or boolean, or `where` is not boolean.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -50,44 +65,18 @@ def softmax(x: ArrayLike, axis: Axis = -1, *, where: ArrayLike | None = None, ga
     Reference:
       Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
-    return conjugate(gamma * Shannon()).argmax(x, axis, where=where)
+    return _weights(gamma * Shannon(), x, axis, where, implementation)
 
 
-def softmax_value(
-    x: ArrayLike, axis: Axis = -1, *, where: ArrayLike | None = None, gamma: Parameter = 1.0
+@mapping
+def sparsemax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    where: ArrayLike | None = None,
+    gamma: Parameter = 1.0,
+    implementation: str | None = None,
 ) -> jax.Array:
-    r"""The regularized max of Shannon's negative entropy: `gamma * logsumexp(x / gamma)`.
-
-    $$\max_{y \in \triangle} \langle x, y \rangle - \gamma \sum_i y_i \log y_i$$
-
-    Its gradient in `x` is `softmax`.
-
-    Args:
-      x: scores.
-      axis: the axis or axes of the distribution.
-      where: boolean mask that broadcasts to `x`; False deletes a position.
-      gamma: strength of the regularizer, positive; the temperature.
-
-    Returns:
-      Values in the dtype of `x`, of its shape without `axis`.
-
-    Raises:
-      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
-        lies outside its range (one that is traced gives NaN).
-      TypeError: `x` is complex or boolean, or `where` is not boolean.
-
-    Example:
-      >>> import jax.numpy as jnp, smoothmax as sm
-      >>> print(f'{sm.softmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}')
-      1.713
-
-    Reference:
-      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
-    """
-    return conjugate(gamma * Shannon()).max(x, axis, where=where)
-
-
-def sparsemax(x: ArrayLike, axis: Axis = -1, *, where: ArrayLike | None = None, gamma: Parameter = 1.0) -> jax.Array:
     r"""Sparsemax: the Euclidean projection of `x / gamma` onto the simplex.
 
     $$\arg\max_{y \in \triangle} \langle x, y \rangle - \frac{\gamma}{2} \sum_i y_i^2$$
@@ -97,14 +86,10 @@ def sparsemax(x: ArrayLike, axis: Axis = -1, *, where: ArrayLike | None = None, 
       axis: the axis or axes of the distribution.
       where: boolean mask that broadcasts to `x`; False deletes a position.
       gamma: strength of the regularizer, positive; greater is denser.
+      implementation: None | "xla" | "native" | "pallas".
 
     Returns:
       Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
-
-    Raises:
-      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
-        lies outside its range (one that is traced gives NaN).
-      TypeError: `x` is complex or boolean, or `where` is not boolean.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -115,45 +100,18 @@ def sparsemax(x: ArrayLike, axis: Axis = -1, *, where: ArrayLike | None = None, 
     Reference:
       Martins and Astudillo, "From Softmax to Sparsemax", 2016.
     """
-    return conjugate(gamma * SquaredL2()).argmax(x, axis, where=where)
+    return _weights(gamma * SquaredL2(), x, axis, where, implementation)
 
 
-def sparsemax_value(
-    x: ArrayLike, axis: Axis = -1, *, where: ArrayLike | None = None, gamma: Parameter = 1.0
-) -> jax.Array:
-    r"""The regularized max of the squared Euclidean norm.
-
-    $$\max_{y \in \triangle} \langle x, y \rangle - \frac{\gamma}{2} \sum_i y_i^2$$
-
-    Its gradient in `x` is `sparsemax`.
-
-    Args:
-      x: scores.
-      axis: the axis or axes of the distribution.
-      where: boolean mask that broadcasts to `x`; False deletes a position.
-      gamma: strength of the regularizer, positive; greater is denser.
-
-    Returns:
-      Values in the dtype of `x`, of its shape without `axis`.
-
-    Raises:
-      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
-        lies outside its range (one that is traced gives NaN).
-      TypeError: `x` is complex or boolean, or `where` is not boolean.
-
-    Example:
-      >>> import jax.numpy as jnp, smoothmax as sm
-      >>> print(f'{sm.sparsemax_value(jnp.array([1.0, 0.9, -1.0])):.3f}')
-      0.702
-
-    Reference:
-      Martins and Astudillo, "From Softmax to Sparsemax", 2016.
-    """
-    return conjugate(gamma * SquaredL2()).max(x, axis, where=where)
-
-
+@mapping
 def entmax(
-    x: ArrayLike, axis: Axis = -1, *, alpha: Parameter = 1.5, where: ArrayLike | None = None, gamma: Parameter = 1.0
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    alpha: Parameter = 1.5,
+    where: ArrayLike | None = None,
+    gamma: Parameter = 1.0,
+    implementation: str | None = None,
 ) -> jax.Array:
     r"""Entmax: from softmax to sparsemax and beyond, by one number.
 
@@ -165,14 +123,10 @@ def entmax(
       alpha: at least 1: softmax at 1, sparsemax at 2, sparser beyond.
       where: boolean mask that broadcasts to `x`; False deletes a position.
       gamma: strength of the regularizer, positive; greater is denser.
+      implementation: None | "xla" | "native" | "pallas".
 
     Returns:
       Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
-
-    Raises:
-      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
-        lies outside its range (one that is traced gives NaN).
-      TypeError: `x` is complex or boolean, or `where` is not boolean.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -183,46 +137,18 @@ def entmax(
     Reference:
       Peters, Niculae and Martins, "Sparse Sequence-to-Sequence Models", 2019.
     """
-    return conjugate(gamma * Tsallis(alpha)).argmax(x, axis, where=where)
+    return _weights(gamma * Tsallis(alpha), x, axis, where, implementation)
 
 
-def entmax_value(
-    x: ArrayLike, axis: Axis = -1, *, alpha: Parameter = 1.5, where: ArrayLike | None = None, gamma: Parameter = 1.0
-) -> jax.Array:
-    r"""The regularized max of Tsallis' negative entropy.
-
-    $$\max_{y \in \triangle} \langle x, y \rangle - \gamma \frac{\sum_i y_i^\alpha - 1}{\alpha (\alpha - 1)}$$
-
-    Its gradient in `x` is `entmax`.
-
-    Args:
-      x: scores.
-      axis: the axis or axes of the distribution.
-      alpha: at least 1: softmax at 1, sparsemax at 2, sparser beyond.
-      where: boolean mask that broadcasts to `x`; False deletes a position.
-      gamma: strength of the regularizer, positive; greater is denser.
-
-    Returns:
-      Values in the dtype of `x`, of its shape without `axis`.
-
-    Raises:
-      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
-        lies outside its range (one that is traced gives NaN).
-      TypeError: `x` is complex or boolean, or `where` is not boolean.
-
-    Example:
-      >>> import jax.numpy as jnp, smoothmax as sm
-      >>> print(f'{sm.entmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}')
-      1.342
-
-    Reference:
-      Peters, Niculae and Martins, "Sparse Sequence-to-Sequence Models", 2019.
-    """
-    return conjugate(gamma * Tsallis(alpha)).max(x, axis, where=where)
-
-
+@mapping
 def pnormmax(
-    x: ArrayLike, axis: Axis = -1, *, p: Parameter = 1.5, where: ArrayLike | None = None, gamma: Parameter = 1.0
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    p: Parameter = 1.5,
+    where: ArrayLike | None = None,
+    gamma: Parameter = 1.0,
+    implementation: str | None = None,
 ) -> jax.Array:
     r"""The gradient mapping of the squared p-norm: sparse, and smoother than sparsemax.
 
@@ -234,14 +160,10 @@ def pnormmax(
       p: greater than 1, at most 2 (sparsemax).
       where: boolean mask that broadcasts to `x`; False deletes a position.
       gamma: strength of the regularizer, positive; greater is denser.
+      implementation: None | "xla" | "native" | "pallas".
 
     Returns:
       Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
-
-    Raises:
-      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
-        lies outside its range (one that is traced gives NaN).
-      TypeError: `x` is complex or boolean, or `where` is not boolean.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -252,46 +174,18 @@ def pnormmax(
     Reference:
       Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
-    return conjugate(gamma * SquaredPNorm(p)).argmax(x, axis, where=where)
+    return _weights(gamma * SquaredPNorm(p), x, axis, where, implementation)
 
 
-def pnormmax_value(
-    x: ArrayLike, axis: Axis = -1, *, p: Parameter = 1.5, where: ArrayLike | None = None, gamma: Parameter = 1.0
-) -> jax.Array:
-    r"""The regularized max of the squared p-norm.
-
-    $$\max_{y \in \triangle} \langle x, y \rangle - \frac{\gamma}{2} \lVert y \rVert_p^2$$
-
-    Its gradient in `x` is `pnormmax`.
-
-    Args:
-      x: scores.
-      axis: the axis or axes of the distribution.
-      p: greater than 1, at most 2 (sparsemax).
-      where: boolean mask that broadcasts to `x`; False deletes a position.
-      gamma: strength of the regularizer, positive; greater is denser.
-
-    Returns:
-      Values in the dtype of `x`, of its shape without `axis`.
-
-    Raises:
-      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
-        lies outside its range (one that is traced gives NaN).
-      TypeError: `x` is complex or boolean, or `where` is not boolean.
-
-    Example:
-      >>> import jax.numpy as jnp, smoothmax as sm
-      >>> print(f'{sm.pnormmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}')
-      0.639
-
-    Reference:
-      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
-    """
-    return conjugate(gamma * SquaredPNorm(p)).max(x, axis, where=where)
-
-
+@mapping
 def fusedmax(
-    x: ArrayLike, axis: Axis = -1, *, lam: Parameter = 0.1, where: ArrayLike | None = None, gamma: Parameter = 1.0
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    lam: Parameter = 0.1,
+    where: ArrayLike | None = None,
+    gamma: Parameter = 1.0,
+    implementation: str | None = None,
 ) -> jax.Array:
     r"""Fusedmax: sparse weights, equal within contiguous segments.
 
@@ -306,14 +200,10 @@ def fusedmax(
       lam: strength of the total variation, zero (sparsemax) or positive.
       where: boolean mask that broadcasts to `x`; False deletes a position.
       gamma: strength of the regularizer, positive; it scales both terms.
+      implementation: None | "xla" | "native" | "pallas".
 
     Returns:
       Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
-
-    Raises:
-      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
-        lies outside its range (one that is traced gives NaN).
-      TypeError: `x` is complex or boolean, or `where` is not boolean.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -324,47 +214,18 @@ def fusedmax(
     Reference:
       Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
-    return conjugate(gamma * (SquaredL2() + lam * TotalVariation())).argmax(x, axis, where=where)
+    return _weights(gamma * (SquaredL2() + lam * TotalVariation()), x, axis, where, implementation)
 
 
-def fusedmax_value(
-    x: ArrayLike, axis: Axis = -1, *, lam: Parameter = 0.1, where: ArrayLike | None = None, gamma: Parameter = 1.0
-) -> jax.Array:
-    r"""The regularized max of the squared norm with total variation.
-
-    $$\max_{y \in \triangle} \langle x, y \rangle
-      - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_i \lvert y_{i+1} - y_i \rvert \Bigr)$$
-
-    Its gradient in `x` is `fusedmax`.
-
-    Args:
-      x: scores.
-      axis: the axis or axes of the distribution.
-      lam: strength of the total variation, zero (sparsemax) or positive.
-      where: boolean mask that broadcasts to `x`; False deletes a position.
-      gamma: strength of the regularizer, positive; it scales both terms.
-
-    Returns:
-      Values in the dtype of `x`, of its shape without `axis`.
-
-    Raises:
-      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
-        lies outside its range (one that is traced gives NaN).
-      TypeError: `x` is complex or boolean, or `where` is not boolean.
-
-    Example:
-      >>> import jax.numpy as jnp, smoothmax as sm
-      >>> print(f'{sm.fusedmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}')
-      0.650
-
-    Reference:
-      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
-    """
-    return conjugate(gamma * (SquaredL2() + lam * TotalVariation())).max(x, axis, where=where)
-
-
+@mapping
 def oscarmax(
-    x: ArrayLike, axis: Axis = -1, *, lam: Parameter = 0.01, where: ArrayLike | None = None, gamma: Parameter = 1.0
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    lam: Parameter = 0.01,
+    where: ArrayLike | None = None,
+    gamma: Parameter = 1.0,
+    implementation: str | None = None,
 ) -> jax.Array:
     r"""Oscarmax: sparse weights, equal within groups of positions wherever they stand.
 
@@ -377,14 +238,10 @@ def oscarmax(
       lam: strength of the pairwise maxima, zero (sparsemax) or positive.
       where: boolean mask that broadcasts to `x`; False deletes a position.
       gamma: strength of the regularizer, positive; it scales both terms.
+      implementation: None | "xla" | "native" | "pallas".
 
     Returns:
       Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
-
-    Raises:
-      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
-        lies outside its range (one that is traced gives NaN).
-      TypeError: `x` is complex or boolean, or `where` is not boolean.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -395,40 +252,4 @@ def oscarmax(
     Reference:
       Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
-    return conjugate(gamma * (SquaredL2() + lam * Oscar())).argmax(x, axis, where=where)
-
-
-def oscarmax_value(
-    x: ArrayLike, axis: Axis = -1, *, lam: Parameter = 0.01, where: ArrayLike | None = None, gamma: Parameter = 1.0
-) -> jax.Array:
-    r"""The regularized max of the squared norm with pairwise maxima.
-
-    $$\max_{y \in \triangle} \langle x, y \rangle
-      - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_{i<j} \max(y_i, y_j) \Bigr)$$
-
-    Its gradient in `x` is `oscarmax`.
-
-    Args:
-      x: scores.
-      axis: the axis or axes of the distribution.
-      lam: strength of the pairwise maxima, zero (sparsemax) or positive.
-      where: boolean mask that broadcasts to `x`; False deletes a position.
-      gamma: strength of the regularizer, positive; it scales both terms.
-
-    Returns:
-      Values in the dtype of `x`, of its shape without `axis`.
-
-    Raises:
-      ValueError: `axis` is out of range or empty, `where` does not broadcast, or a hyper-parameter whose value is known
-        lies outside its range (one that is traced gives NaN).
-      TypeError: `x` is complex or boolean, or `where` is not boolean.
-
-    Example:
-      >>> import jax.numpy as jnp, smoothmax as sm
-      >>> print(f'{sm.oscarmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}')
-      0.687
-
-    Reference:
-      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
-    """
-    return conjugate(gamma * (SquaredL2() + lam * Oscar())).max(x, axis, where=where)
+    return _weights(gamma * (SquaredL2() + lam * Oscar()), x, axis, where, implementation)

@@ -12,21 +12,15 @@ import dataclasses
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from ._arrays import varying_like
+from ._parameters import Parametrized, Spec, guarded
+
 Axis = int | tuple[int, ...] | None
-Extent = Callable[[int], int]  # length of a slice -> number of values of a hyper-parameter along it
-
-
-class Parametrized(Protocol):
-    """Anything whose hyper-parameters can be rewritten one by one, given name, value and extent."""
-
-    def map_parameters(self, visit: Callable[[str, Any, Extent | None], Any], /) -> Any: ...
-
-
 P = TypeVar("P", bound=Parametrized)
 
 
@@ -59,6 +53,9 @@ class Layout:
     def slices(self, array: jax.Array) -> jax.Array:
         """Brings an array that broadcasts to `shape` into the form `(*batch, d)`; its axes of size 1 stay so."""
         array = array.reshape((1,) * (len(self.shape) - array.ndim) + array.shape)
+        if any(array.shape[a] != 1 for a in self.axes):  # along the slice: then along all of it
+            whole = tuple(n if i in self.axes else array.shape[i] for i, n in enumerate(self.shape))
+            array = jnp.broadcast_to(array, whole)
         array = array.transpose(self._order)
         split = len(self.shape) - len(self.axes)
         return self.squeezed(array.reshape(*array.shape[:split], math.prod(array.shape[split:])))
@@ -75,19 +72,20 @@ class Layout:
 
 
 def to_slices(
-    x: jax.typing.ArrayLike, axis: Axis, where: jax.typing.ArrayLike | None, omega: P
-) -> tuple[jax.Array, P, Layout]:
+    x: jax.typing.ArrayLike, axis: Axis, where: jax.typing.ArrayLike | None, *terms: P
+) -> tuple[jax.Array, tuple[P, ...], Layout]:
     """Brings scores, mask and hyper-parameters into the solvers' form.
 
     Args:
       x: scores of any real dtype.
       axis: the slices: an int, a tuple (flattened in the array's own order) or None (all axes).
       where: boolean mask that broadcasts to `x`, or None.
-      omega: the regularizer; hyper-parameters that are arrays broadcast with `x` and have size 1 along `axis`.
+      *terms: the regularizer, the domain; hyper-parameters that are arrays broadcast with `x` and have size 1 along
+        `axis`, unless they are declared to run along it.
 
     Returns:
-      The slices `(*batch, d)` without batch axes of size 1, the regularizer with its hyper-parameters shaped to match,
-      and the layout.
+      The slices `(*batch, d)` without batch axes of size 1, the terms with their hyper-parameters shaped to match (NaN
+      where out of range), and the layout.
     """
     x = jnp.asarray(x)
     dtype, compute = dtypes(x)
@@ -98,49 +96,51 @@ def to_slices(
 
     # Counted from the end, so that leading axes gained from the hyper-parameters do not shift them.
     from_end = tuple(a - x.ndim for a in axes)
-    shape = _joint_shape(x.shape, from_end, omega)
+    shape = _joint_shape(x.shape, from_end, terms)
     x = jnp.broadcast_to(x, shape)
     layout = Layout(tuple(a + len(shape) for a in from_end), shape, dtype)
 
-    def place(name: str, value: Any, extent: Extent | None) -> jax.Array:
-        value = jnp.asarray(value).astype(compute)
+    def place(name: str, value: Any, spec: Spec) -> jax.Array:
+        value = guarded(jnp.asarray(value).astype(compute), spec.range)
         if value.ndim == 0:
             return value
-        if extent is not None:  # already laid out with the slice last
+        if spec.extent is not None:  # already laid out with the slice last
             return layout.squeezed(value)
         return layout.slices(value)
 
-    return _varying(layout.slices(x), omega), omega.map_parameters(place), layout
+    # Weights that belong to different hyper-parameters are not shared by the devices of a mesh.
+    slices = varying_like(layout.slices(x), *map(jnp.asarray, jax.tree.leaves(terms)))
+    return slices, tuple(term.map_parameters(place) for term in terms), layout
 
 
-def _varying(x: jax.Array, omega: Any) -> jax.Array:
-    """Scores that, inside `jax.shard_map`, vary over the devices wherever a hyper-parameter does.
-
-    A derivative with respect to what devices share is a sum over them; the weights that belong to different
-    hyper-parameters are not shared. The comparison says so to JAX in every version, and the compiler removes it.
-    """
-    if jax.sharding.get_abstract_mesh().manual_axes:
-        for leaf in map(jnp.asarray, jax.tree.leaves(omega)):
-            first = leaf.reshape(-1)[:1]
-            x = jnp.where(first == first, x, x) if leaf.size else x
-    return x
+def along_last(x: jax.Array, axis: Axis, dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """The slices of `x` in the form `(*batch, d)`, and the way back into its shape and a dtype."""
+    layout = Layout(normal_axes(axis, x), x.shape, dtype)
+    return layout.slices(x), layout.weights
 
 
 def dtypes(x: jax.Array) -> tuple[Any, Any]:
     """The dtype of the results, and the one to compute in."""
     if x.dtype == bool or jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"x must hold real scores, got dtype {x.dtype}: convert it, for example with x.astype(float)")
-    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float)
-    return dtype, jnp.float64 if dtype == jnp.float64 else jnp.float32
+    dtype = jax.eval_shape(jnp.exp, jax.ShapeDtypeStruct((), x.dtype)).dtype  # integers become floats as JAX has it
+    return dtype, jnp.dtype(jnp.float64) if dtype == jnp.float64 else jnp.dtype(jnp.float32)
 
 
 def normal_axes(axis: Axis, x: jax.Array) -> tuple[int, ...]:
-    """The axes in order, counted from 0, or a ValueError that says what is wrong with them."""
+    """The axes in order, counted from 0, or an error that says what is wrong with them."""
     if x.ndim == 0:
         raise ValueError("x must have at least one axis, got a scalar: wrap it, for example with x[None]")
-    axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     normal = []
-    for a in map(operator.index, axes):
+    for a in range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,):
+        try:
+            if isinstance(a, bool):
+                raise TypeError
+            a = operator.index(a)
+        except TypeError:
+            raise TypeError(
+                f"axis must be an integer, a tuple of integers or None, got {axis!r}: write axis=(0, 1) for two axes"
+            ) from None
         if not -x.ndim <= a < x.ndim:
             raise ValueError(
                 f"axis={axis} is out of range for x of shape {x.shape}: use -{x.ndim} to {x.ndim - 1}, or None for all"
@@ -150,7 +150,7 @@ def normal_axes(axis: Axis, x: jax.Array) -> tuple[int, ...]:
         raise ValueError(
             f"axis={axis} must name at least one axis of x and none of them twice: use None for all of them"
         )
-    if math.prod(x.shape[a] for a in normal) == 0:
+    if any(x.shape[a] == 0 for a in normal):
         raise ValueError(
             f"x of shape {x.shape} is empty along axis={axis}: there is no distribution over nothing; "
             "drop such slices or pad them and mask the padding with `where`"
@@ -159,6 +159,7 @@ def normal_axes(axis: Axis, x: jax.Array) -> tuple[int, ...]:
 
 
 def mask(where: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
+    """The mask in the shape of `x`."""
     where = jnp.asarray(where)
     if where.dtype != bool:
         raise TypeError(
@@ -174,24 +175,24 @@ def mask(where: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
         ) from None
 
 
-def _joint_shape(shape: tuple[int, ...], axes: tuple[int, ...], omega: Parametrized) -> tuple[int, ...]:
+def _joint_shape(shape: tuple[int, ...], axes: tuple[int, ...], terms: tuple[Parametrized, ...]) -> tuple[int, ...]:
     """The shape of `x` broadcast with all hyper-parameters; `axes` count from the end."""
     joint = shape
     length = math.prod(shape[a] for a in axes)
     batch = len(shape) - len(axes)
 
-    def visit(name: str, value: Any, extent: Extent | None) -> Any:
+    def visit(name: str, value: Any, spec: Spec) -> Any:
         nonlocal joint
         found = jnp.shape(value)
-        if extent is not None:
-            expected = extent(length)
+        if spec.extent is not None:
+            expected = spec.extent(length)
             if not found or found[-1] != expected or len(found) > 1 + batch:
                 raise ValueError(
                     f"{name} of shape {found} does not fit slices of length {length}: give its last axis the size "
                     f"{expected}, and axes before it that broadcast with the {batch} batch axes of x"
                 )
             return value
-        if any(-a <= len(found) and found[a] != 1 for a in axes):
+        if not spec.by_position and any(-a <= len(found) and found[a] != 1 for a in axes):
             raise ValueError(
                 f"{name} of shape {found} must have size 1 along the axis of the slices (x has shape {shape}): "
                 "there is one value for each slice, for example alpha[..., None] for axis=-1"
@@ -205,5 +206,10 @@ def _joint_shape(shape: tuple[int, ...], axes: tuple[int, ...], omega: Parametri
             ) from None
         return value
 
-    omega.map_parameters(visit)
+    for term in terms:
+        term.map_parameters(visit)
+    if any(joint[a] != shape[a] for a in axes):
+        raise ValueError(
+            f"hyper-parameters of more positions than the slices of x, shape {shape}: broadcast x to them first"
+        )
     return joint

@@ -1,9 +1,9 @@
-"""The bases that one threshold solves: Shannon, SquaredL2, Tsallis and SquaredPNorm.
+"""The bases that one threshold solves: Shannon, SquaredL2, Tsallis, FermiDirac and SquaredPNorm.
 
-For each, `y_i = increasing(x_i - tau)` with tau such that the weights add up to one. The Jacobian on the support is
-`J = diag(s) - s s' / sum(s)` for a curvature `s`, except for the squared p-norm, whose inverse Hessian has one more
-rank. Only the support matters to a derivative: off it `y` is replaced by 1 before a logarithm or a negative power
-sees it, so that no 0 * inf arises in any order of differentiation.
+For each, `y_i = increasing(x_i - tau)` with tau such that the weights add up to one. The Jacobian over the simplex is
+`J = diag(s) - s s' / sum(s)` on the support for a curvature `s`, except for the squared p-norm, whose inverse Hessian
+has one more rank. Only the support matters to a derivative: off it `y` is replaced by 1 before a logarithm or a
+negative power sees it, so that no 0 * inf arises in any order of differentiation.
 """
 
 from __future__ import annotations
@@ -11,24 +11,28 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from .._arrays import eps, safe_ratio, total
+from .._parameters import Parameter, Range, parameter, tree_class
 from .._solvers import (
-    diagonal_product,
     on_support,
     p_norm_weights,
     softmax_weights,
     sparsemax_weights,
     support_power,
+    threshold_product,
     tsallis_weights,
 )
-from ._regularizer import Base, Domain, Parameter, guarded, parameter, regularizer
+from ._regularizer import Base, Entropy
 
-AT_LEAST_ONE = Domain(lambda v: (v >= 1) & (v < jnp.inf), "at least 1 and finite")
-ONE_TO_TWO = Domain(lambda v: (v > 1) & (v <= 2), "greater than 1 and at most 2")
+AT_LEAST_ONE = Range(lambda v: (v >= 1) & (v < jnp.inf), "at least 1 and finite")
+ONE_TO_TWO = Range(lambda v: (v > 1) & (v <= 2), "greater than 1 and at most 2")
 
 
-@regularizer
-class Shannon(Base):
+@tree_class
+class Shannon(Entropy):
     r"""Shannon's negative entropy, $\Omega(y) = \sum_i y_i \log y_i$: the gradient mapping is softmax.
+
+    Over a box it is exp(x - 1), cut off at the bounds.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -41,22 +45,32 @@ class Shannon(Base):
       Shannon, "A Mathematical Theory of Communication", 1948.
     """
 
+    kernel_alpha = 1.0
+
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
-        return _total(y * jnp.log(on_support(y)))
+        return total(y * jnp.log(on_support(y)))
 
-    def solve(self, z: jax.Array) -> jax.Array:
-        return softmax_weights(z)
+    def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
+        return softmax_weights(x, gamma, implementation=implementation)
 
-    def gradient(self, y: jax.Array) -> jax.Array:
-        return jnp.log(on_support(y))
+    def product(self, y: jax.Array, v: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
+        return threshold_product(y, v, jnp.ones((), y.dtype), 1 / gamma, implementation=implementation)
 
-    def product(self, y: jax.Array, v: jax.Array) -> jax.Array:
-        return diagonal_product(y, v)
+    def inverse(self, u: jax.Array) -> jax.Array:
+        return jnp.exp(u - 1)
+
+    def slope(self, y: jax.Array) -> jax.Array:
+        return jnp.log(on_support(y)) + 1
+
+    def inverse_curvature(self, y: jax.Array) -> jax.Array:
+        return y
 
 
-@regularizer
-class SquaredL2(Base):
+@tree_class
+class SquaredL2(Entropy):
     r"""Half the squared Euclidean norm, $\Omega(y) = \frac12 \sum_i y_i^2$: the gradient mapping is sparsemax.
+
+    Over any domain it is the Euclidean projection of the scores.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -69,24 +83,36 @@ class SquaredL2(Base):
       Martins and Astudillo, "From Softmax to Sparsemax", 2016.
     """
 
+    kernel_alpha = 2.0
+
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
-        return _total(y * y) / 2
+        return total(y * y) / 2
 
-    def solve(self, z: jax.Array) -> jax.Array:
-        return sparsemax_weights(z)
+    def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
+        return sparsemax_weights(x, gamma, implementation=implementation)
 
-    def gradient(self, y: jax.Array) -> jax.Array:
+    def product(self, y: jax.Array, v: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
+        return threshold_product(y, v, jnp.full((), 2, y.dtype), 1 / gamma, implementation=implementation)
+
+    def inverse(self, u: jax.Array) -> jax.Array:
+        return u
+
+    def slope(self, y: jax.Array) -> jax.Array:
         return y
 
-    def product(self, y: jax.Array, v: jax.Array) -> jax.Array:
-        return diagonal_product(jnp.sign(y), v)
+    def inverse_curvature(self, y: jax.Array) -> jax.Array:
+        return jnp.ones_like(y)
 
 
-@regularizer
-class Tsallis(Base):
-    r"""Tsallis' negative entropy, $\Omega(y) = \frac{\sum_i y_i^\alpha - 1}{\alpha(\alpha - 1)}$: entmax.
+@tree_class
+class Tsallis(Entropy):
+    r"""Tsallis' negative entropy: entmax.
 
-    `Tsallis(1)` is `Shannon`, its limit; `Tsallis(2)` is `SquaredL2` less 1/2.
+    $$\Omega(y) = \frac{\sum_i (y_i^\alpha - y_i)}{\alpha (\alpha - 1)}, \qquad
+      \text{which is} \; \frac{\sum_i y_i^\alpha - 1}{\alpha (\alpha - 1)} \; \text{where} \; \sum_i y_i = 1$$
+
+    `Tsallis(1)` is `Shannon`, its limit; `Tsallis(2)` is `SquaredL2` less half the sum of `y`. Over a box it is
+    `(1 + (alpha - 1)(x - 1 / alpha))^(1 / (alpha - 1))`, cut off at the bounds.
 
     Attributes:
       alpha: at least 1; greater is sparser. An array has size 1 along the axis of the slices.
@@ -107,26 +133,71 @@ class Tsallis(Base):
     alpha: Parameter = parameter(AT_LEAST_ONE)
 
     # y^(alpha - 1) is written through the deformed logarithm (y^(alpha - 1) - 1) / (alpha - 1), which is log y at
-    # alpha = 1. On the simplex sum y^alpha - 1 = sum y (y^(alpha - 1) - 1), so the value has that form too.
+    # alpha = 1: phi(y) = y deformed_log(y) / alpha and phi'(y) = deformed_log(y) + 1 / alpha.
+
+    @property
+    def kernel_alpha(self) -> Parameter:
+        return self.alpha
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
-        alpha = guarded(self.alpha, AT_LEAST_ONE)
-        return _total(y * _deformed_log(on_support(y), alpha)) / alpha
+        return total(y * _deformed_log(on_support(y), self.alpha)) / self.alpha
 
-    def solve(self, z: jax.Array) -> jax.Array:
-        return tsallis_weights(z, guarded(self.alpha, AT_LEAST_ONE))
+    def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
+        return tsallis_weights(x, gamma, self.alpha, implementation=implementation)
 
-    def gradient(self, y: jax.Array) -> jax.Array:
-        return _deformed_log(on_support(y), guarded(self.alpha, AT_LEAST_ONE))
+    def product(self, y: jax.Array, v: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
+        return threshold_product(y, v, self.alpha, 1 / gamma, implementation=implementation)
 
-    def product(self, y: jax.Array, v: jax.Array) -> jax.Array:
-        alpha = guarded(self.alpha, AT_LEAST_ONE)
-        return diagonal_product(support_power(y, 2 - alpha), v)
+    def inverse(self, u: jax.Array) -> jax.Array:
+        return _deformed_exp(u - 1 / self.alpha, self.alpha)
+
+    def slope(self, y: jax.Array) -> jax.Array:
+        return _deformed_log(on_support(y), self.alpha) + 1 / self.alpha
+
+    def inverse_curvature(self, y: jax.Array) -> jax.Array:
+        return support_power(y, 2 - self.alpha)
 
 
-@regularizer
+@tree_class
+class FermiDirac(Entropy):
+    r"""The entropy of independent choices, $\Omega(y) = \sum_i y_i \log y_i + (1 - y_i) \log (1 - y_i)$.
+
+    Over a box from 0 to 1 the gradient mapping is the sigmoid; over `CappedSimplex(k)` it is a smooth top-k, in which
+    no position is ever quite in or quite out. Weights lie between 0 and 1.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> x = jnp.array([2.0, 0.0, -1.0])
+      >>> with jnp.printoptions(precision=3):
+      ...     print(sm.conjugate(sm.FermiDirac(), over=sm.Box())(x))
+      ...     print(sm.conjugate(sm.FermiDirac(), over=sm.CappedSimplex(2))(x))
+      [0.881 0.5   0.269]
+      [0.935 0.662 0.403]
+
+    Reference:
+      Blondel, Martins and Niculae, "Learning with Fenchel-Young Losses", 2020.
+    """
+
+    kernel_alpha = 0.0  # the number by which kernels know it
+
+    def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
+        rest = 1 - y
+        return total(y * jnp.log(on_support(y)) + rest * jnp.log(on_support(rest)))
+
+    def inverse(self, u: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(u)
+
+    def slope(self, y: jax.Array) -> jax.Array:
+        inside = jnp.where((y > 0) & (y < 1), y, 0.5)
+        return jnp.log(inside) - jnp.log1p(-inside)
+
+    def inverse_curvature(self, y: jax.Array) -> jax.Array:
+        return y * (1 - y)
+
+
+@tree_class
 class SquaredPNorm(Base):
-    r"""Half the squared p-norm, $\Omega(y) = \frac12 \lVert y \rVert_p^2$.
+    r"""Half the squared p-norm, $\Omega(y) = \frac12 \lVert y \rVert_p^2$; over the simplex only.
 
     Attributes:
       p: greater than 1 and at most 2, where it is `SquaredL2`. An array has size 1 along the axis of the slices.
@@ -144,44 +215,46 @@ class SquaredPNorm(Base):
     p: Parameter = parameter(ONE_TO_TWO)
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
-        norm = self._norm(y, guarded(self.p, ONE_TO_TWO))
-        return jnp.where(jnp.any(y != 0, axis=-1, keepdims=True), norm**2 / 2, 0)
+        return jnp.where(jnp.any(y != 0, axis=-1, keepdims=True), self._norm(y) ** 2 / 2, 0)
 
-    def solve(self, z: jax.Array) -> jax.Array:
-        return p_norm_weights(z, guarded(self.p, ONE_TO_TWO))
+    def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
+        return p_norm_weights(x, gamma, self.p, implementation=implementation)
 
     def gradient(self, y: jax.Array) -> jax.Array:
-        p = guarded(self.p, ONE_TO_TWO)
-        return self._norm(y, p) ** (2 - p) * support_power(y, p - 1)
+        return self._norm(y) ** (2 - self.p) * support_power(y, self.p - 1)
 
-    def product(self, y: jax.Array, v: jax.Array) -> jax.Array:
+    def product(self, y: jax.Array, v: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
         # With n = norm_p(y), the inverse of the Hessian on the support is
         #     K = (n^(p-2) diag(y^(2-p)) - (2-p) n^-2 y y') / (p - 1),
         # and J = K - K 1 1' K / (1' K 1) keeps the weights on the simplex.
-        p = guarded(self.p, ONE_TO_TWO)
-        n = self._norm(y, p)
+        p, n = self.p, self._norm(y)
         s = n ** (p - 2) * support_power(y, 2 - p)
         rank_one = (2 - p) / n**2 * y
-        k_v = s * v - rank_one * _total(y * v)
-        k_1 = s - rank_one * _total(y)
-        total = _total(k_1)
-        return (k_v - k_1 * (_total(k_v) / jnp.where(total == 0, 1, total))) / (p - 1)
+        k_v = s * v - rank_one * total(y * v)
+        k_1 = s - rank_one * total(y)
+        return (k_v - k_1 * safe_ratio(total(k_v), total(k_1))) / ((p - 1) * gamma)
 
-    @staticmethod
-    def _norm(y: jax.Array, p: jax.Array) -> jax.Array:
+    def _norm(self, y: jax.Array) -> jax.Array:
         # A slice without an allowed position has norm 0, which the negative powers above must not see.
-        total = _total(support_power(y, p))
-        return jnp.where(total == 0, 1, total) ** (1 / p)
-
-
-def _total(v: jax.Array) -> jax.Array:
-    return jnp.sum(v, axis=-1, keepdims=True)
+        power = total(support_power(y, self.p))
+        return jnp.where(power == 0, 1, power) ** (1 / self.p)
 
 
 def _deformed_log(y: jax.Array, alpha: jax.Array) -> jax.Array:
     """(y^(alpha - 1) - 1) / (alpha - 1), smooth through alpha = 1 with all its derivatives."""
     log = jnp.log(y)
     return log * _relative_expm1((alpha - 1) * log)
+
+
+def _deformed_exp(u: jax.Array, alpha: jax.Array) -> jax.Array:
+    """The inverse of `_deformed_log`, (1 + (alpha - 1) u)^(1 / (alpha - 1)), exp(u) at alpha = 1; 0 below its range."""
+    t = (alpha - 1) * u
+    inside = t > -1
+    t, u = jnp.where(inside, t, 0), jnp.where(inside, u, 0)
+    # log1p(t) / t is 1 - t / 2 next to 0, to rounding.
+    near = jnp.abs(t) < eps(u) ** 0.5
+    ratio = jnp.where(near, 1 - t / 2, jnp.log1p(t) / jnp.where(near, 1, t))
+    return jnp.where(inside, jnp.exp(u * ratio), 0)
 
 
 def _relative_expm1(u: jax.Array) -> jax.Array:

@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._parameters import tree_class
 from .._solvers import conjugate_gradients, diagonal_product, interior_point, separable_weights
-from ._regularizer import Base, regularizer
+from ._regularizer import Base, Entropy
 
 
-@regularizer
+@tree_class
 class Function(Base):
     """A function of one distribution `(d,)`, made by `conjugate`; a deleted position has weight 0 in it."""
 
@@ -37,13 +38,15 @@ class Function(Base):
         some = jnp.any(allowed, axis=-1, keepdims=True)
         return jnp.where(some, self._values(y), 0)
 
-    def solve(self, z: jax.Array) -> jax.Array:
+    def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
+        top = jnp.max(x, axis=-1, keepdims=True)
+        z = (x - jnp.where(jnp.isinf(top), 0, top)) / gamma
         return interior_point(self._values, self._gradient(z), z)
 
     def gradient(self, y: jax.Array) -> jax.Array:
         return jnp.where(y == 0, 0, self._gradient(y)(y))
 
-    def product(self, y: jax.Array, v: jax.Array) -> jax.Array:
+    def product(self, y: jax.Array, v: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
         # u = J v and a multiplier t solve  H u + t 1 = v, sum u = 0  on the support, and u = 0 off it: a symmetric
         # system in (u, t), kept in one array because JAX can only transpose the solution of a system as a whole.
         # Its last right-hand side is 0, here and in all derivatives.
@@ -64,7 +67,7 @@ class Function(Base):
             return jnp.where(solved, jnp.concatenate([u, t], axis=-1), jnp.nan)
 
         rhs = jnp.concatenate([jnp.where(face, v, 0), jnp.zeros_like(y[..., :1])], axis=-1)
-        return jax.lax.custom_linear_solve(system, rhs, solve, symmetric=True)[..., :-1]
+        return jax.lax.custom_linear_solve(system, rhs, solve, symmetric=True)[..., :-1] / gamma
 
     def _of_one(self, like: jax.Array) -> Callable[[jax.Array], jax.Array]:
         return _checked("fun", self.fun, self.params, "one distribution", like.dtype)
@@ -77,8 +80,8 @@ class Function(Base):
         return lambda y: gradient(_inside(y))
 
 
-@regularizer
-class Separable(Base):
+@tree_class
+class Separable(Entropy):
     r"""The sum of one function over the coordinates, $\Omega(y) = \sum_i \phi(y_i)$; made by `separable`."""
 
     phi: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
@@ -93,14 +96,19 @@ class Separable(Base):
         values = _over_batch(self._of_one(y), y.ndim)(jnp.where(allowed, _off_ends(y), 0.5))
         return jnp.sum(jnp.where(allowed, values, 0), axis=-1, keepdims=True)
 
-    def solve(self, z: jax.Array) -> jax.Array:
+    def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
+        top = jnp.max(x, axis=-1, keepdims=True)
+        z = (x - jnp.where(jnp.isinf(top), 0, top)) / gamma
         return separable_weights(lambda t: (self._slope(t), self._curvature(t)), z)
 
     def gradient(self, y: jax.Array) -> jax.Array:
         return jnp.where(y == 0, 0, self._slope(_off_ends(y)))
 
-    def product(self, y: jax.Array, v: jax.Array) -> jax.Array:
-        return diagonal_product(jnp.where(y == 0, 0, 1 / self._curvature(_off_ends(y))), v)
+    def product(self, y: jax.Array, v: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
+        return diagonal_product(jnp.where(y == 0, 0, 1 / self._curvature(_off_ends(y))), v) / gamma
+
+    def with_params(self, params: Any) -> Separable:
+        return Separable(self.phi, params)
 
     def _of_one(self, like: jax.Array) -> Callable[[jax.Array], jax.Array]:
         # phi sees one coordinate: so it cannot tell them apart, without which penalties would not compose.

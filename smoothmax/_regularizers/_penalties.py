@@ -7,64 +7,68 @@ their weight on each rank.
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from ._regularizer import Domain, Parameter, Penalty, guarded, parameter, regularizer
+from .._arrays import total
+from .._parameters import Parameter, Range, parameter, tree_class
+from .._solvers import chain_prox, put_back, ranked, segment_mean, sorted_prox, take, variation
+from ._regularizer import Penalty, Terms
 
 # Weights along the slice make one problem: one bad weight spoils all of them.
-NON_NEGATIVE_WEIGHTS = Domain(
+NON_NEGATIVE_WEIGHTS = Range(
     lambda v: ((v >= 0) & (v < jnp.inf)).all(axis=-1, keepdims=True), "zero or positive, and finite"
 )
-NON_INCREASING = Domain(
+NON_INCREASING = Range(
     lambda v: (v[..., 1:] <= v[..., :-1]).all(axis=-1, keepdims=True) & (abs(v) < jnp.inf).all(axis=-1, keepdims=True),
     "finite and non-increasing along the last axis (the largest coordinate comes first)",
 )
 
 
+# --- Chains ------------------------------------------------------------------------------------------------
+
+
 class ChainPenalty(Penalty):
-    """A sum over the borders between neighbours."""
+    """A sum over the borders between neighbours. Found: int8 `(..., d)`, the jumps of `chain_prox`."""
+
+    order = 0
 
     def border_weights(self) -> Parameter:
         """The weight of |y_{i+1} - y_i|: a scalar, or an array `(..., d - 1)`."""
         raise NotImplementedError
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
-        # The neighbours of deleted positions become neighbours; their border has the smallest weight between them.
-        d = y.shape[-1]
-        weights = jnp.broadcast_to(self.border_weights(), (*y.shape[:-1], d - 1)).astype(y.dtype)
-        weights = jnp.concatenate([weights, jnp.full_like(y[..., :1], jnp.inf)], axis=-1)
+        return variation(y, allowed, jnp.asarray(self.border_weights()))
 
-        def step(carry: tuple[jax.Array, ...], now: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], jax.Array]:
-            last, weight, started = carry
-            here, here_allowed, border = now
-            jump = jnp.where(here_allowed & started, weight * jnp.abs(here - last), 0)
-            last = jnp.where(here_allowed, here, last)
-            weight = jnp.minimum(jnp.where(here_allowed, jnp.inf, weight), border)
-            return (last, weight, started | here_allowed), jump
+    @classmethod
+    def prox(cls, terms: Terms, x: jax.Array, implementation: str | None) -> tuple[jax.Array, jax.Array]:
+        weights = _border_weights(terms)
+        return chain_prox(_spoiled(x, weights), weights, weights, implementation=implementation)
 
-        positions = tuple(jnp.moveaxis(a, -1, 0) for a in (y, allowed, weights))
-        start = (jnp.zeros_like(y[..., 0]), jnp.zeros_like(y[..., 0]), jnp.zeros_like(allowed[..., 0]))
-        _, jumps = lax.scan(step, start, positions)
-        return jnp.sum(jumps, axis=0)[..., None]
+    @classmethod
+    def subgradient(cls, terms: Terms, found: jax.Array, y: jax.Array) -> jax.Array:
+        # Where the chain steps up from i to i+1, e_i (y_{i+1} - y_i) adds to the slope at i+1 and takes from it at i.
+        slope = _border_weights(terms) * found[..., :-1].astype(y.dtype)
+        none = jnp.zeros_like(y[..., :1])
+        return jnp.concatenate([none, slope], axis=-1) - jnp.concatenate([slope, none], axis=-1)
 
-
-class RankPenalty(Penalty):
-    """A weighted sum of the coordinates in decreasing order."""
-
-    def rank_weights(self, kept: jax.Array, d: int, dtype: jnp.dtype) -> jax.Array:
-        """The weights `(..., d)` of the ranks when `kept` positions `(..., 1)` are allowed; 0 past them."""
-        raise NotImplementedError
-
-    def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
-        kept = jnp.sum(allowed, axis=-1, keepdims=True, dtype=jnp.int32)
-        ranked = -jnp.sort(-jnp.where(allowed, y, -jnp.inf), axis=-1)
-        ranked = jnp.where(ranked == -jnp.inf, 0, ranked)
-        return jnp.sum(self.rank_weights(kept, y.shape[-1], y.dtype) * ranked, axis=-1, keepdims=True)
+    @classmethod
+    def average(cls, found: jax.Array, active: jax.Array, v: jax.Array, implementation: str | None) -> jax.Array:
+        return segment_mean(v, found, active.astype(v.dtype), implementation=implementation)
 
 
-@regularizer
+ChainPenalty.kind = ChainPenalty
+
+
+def _border_weights(terms: Terms) -> jax.Array:
+    weights = (jnp.asarray(strength * penalty.border_weights()) for strength, penalty in terms)  # pyright: ignore[reportAttributeAccessIssue]
+    return functools.reduce(jnp.add, weights)
+
+
+@tree_class
 class TotalVariation(ChainPenalty):
     r"""Total variation, $R(y) = \sum_i w_i \lvert y_{i+1} - y_i \rvert$: neighbours fuse into segments.
 
@@ -89,10 +93,69 @@ class TotalVariation(ChainPenalty):
     weights: jax.Array | None = parameter(NON_NEGATIVE_WEIGHTS, extent=lambda d: d - 1, default=None)
 
     def border_weights(self) -> Parameter:
-        return 1.0 if self.weights is None else guarded(self.weights, NON_NEGATIVE_WEIGHTS)
+        return 1.0 if self.weights is None else self.weights
 
 
-@regularizer
+# --- Ranks -------------------------------------------------------------------------------------------------
+
+
+class Groups(NamedTuple):
+    """What the prox of a rank penalty finds.
+
+    Attributes:
+      order: int32 `(..., d)`: the positions by decreasing score.
+      ties: int8 `(..., d)`: nonzero where the value falls behind a rank, 0 within a group.
+      kept: int32 `(..., 1)`: the number of positions that are not deleted.
+    """
+
+    order: jax.Array
+    ties: jax.Array
+    kept: jax.Array
+
+
+class RankPenalty(Penalty):
+    """A weighted sum of the coordinates in decreasing order. Found: `Groups`."""
+
+    order = 1  # this prox keeps the order of the coordinates and only adds ties
+
+    def rank_weights(self, kept: jax.Array, d: int, dtype: jnp.dtype) -> jax.Array:
+        """The weights `(..., d)` of the ranks when `kept` positions `(..., 1)` are allowed; 0 past them."""
+        raise NotImplementedError
+
+    def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
+        kept = jnp.sum(allowed, axis=-1, keepdims=True, dtype=jnp.int32)
+        return total(self.rank_weights(kept, y.shape[-1], y.dtype) * ranked(y, allowed))
+
+    @classmethod
+    def prox(cls, terms: Terms, x: jax.Array, implementation: str | None) -> tuple[jax.Array, Groups]:
+        kept = jnp.sum(x > -jnp.inf, axis=-1, keepdims=True, dtype=jnp.int32)
+        weights = _rank_weights(terms, kept, x)
+        t, order, ties = sorted_prox(_spoiled(x, weights), weights, implementation=implementation)
+        return t, Groups(order, ties, kept)
+
+    @classmethod
+    def subgradient(cls, terms: Terms, found: Groups, y: jax.Array) -> jax.Array:
+        return put_back(jnp.broadcast_to(_rank_weights(terms, found.kept, y), y.shape), found.order)
+
+    @classmethod
+    def average(cls, found: Groups, active: jax.Array, v: jax.Array, implementation: str | None) -> jax.Array:
+        # The weights of the ranks stand at allowed positions only, so deleted ones neither give nor take.
+        count = active.astype(v.dtype)
+        sums, counts = take(v * count, found.order), take(count, found.order)
+        mean = segment_mean(sums, found.ties, counts, implementation=implementation)
+        return put_back(mean, found.order) * count
+
+
+RankPenalty.kind = RankPenalty
+
+
+def _rank_weights(terms: Terms, kept: jax.Array, like: jax.Array) -> jax.Array:
+    d, dtype = like.shape[-1], like.dtype
+    weights = (strength * penalty.rank_weights(kept, d, dtype) for strength, penalty in terms)  # pyright: ignore[reportAttributeAccessIssue]
+    return functools.reduce(jnp.add, weights)
+
+
+@tree_class
 class Oscar(RankPenalty):
     r"""Pairwise maxima, $R(y) = \sum_{i<j} \max(y_i, y_j)$: coordinates fuse into groups, wherever they stand.
 
@@ -111,10 +174,10 @@ class Oscar(RankPenalty):
 
     def rank_weights(self, kept: jax.Array, d: int, dtype: jnp.dtype) -> jax.Array:
         # In decreasing order, the coordinate of rank k (from 0) is the greater one of kept - 1 - k pairs.
-        return jnp.maximum(kept - 1 - _ranks(kept, d), 0).astype(dtype)
+        return jnp.maximum(kept - 1 - ranks(kept, d), 0).astype(dtype)
 
 
-@regularizer
+@tree_class
 class OWL(RankPenalty):
     r"""Ordered weights, $R(y) = \sum_k w_k y_{(k)}$ with $y_{(1)} \ge y_{(2)} \ge \dots$.
 
@@ -136,8 +199,16 @@ class OWL(RankPenalty):
     weights: jax.Array = parameter(NON_INCREASING, extent=lambda d: d)
 
     def rank_weights(self, kept: jax.Array, d: int, dtype: jnp.dtype) -> jax.Array:
-        return jnp.where(_ranks(kept, d) < kept, guarded(self.weights, NON_INCREASING), 0).astype(dtype)
+        # A weight that is NaN, out of range, must spoil the slice even where it serves no rank.
+        return jnp.where((ranks(kept, d) < kept) | jnp.isnan(self.weights), self.weights, 0).astype(dtype)
 
 
-def _ranks(kept: jax.Array, d: int) -> jax.Array:
+def ranks(kept: jax.Array, d: int) -> jax.Array:
+    """0, 1, ..., d - 1 along the slice, in the rank of `kept`."""
     return jnp.arange(d, dtype=kept.dtype).reshape((1,) * (kept.ndim - 1) + (d,))
+
+
+def _spoiled(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Scores that are NaN where a weight is: a prox only compares with its weights, which would hide it."""
+    bad = jnp.isnan(weights)
+    return jnp.where(bad.any(axis=-1, keepdims=True) if bad.ndim else bad, jnp.nan, x)

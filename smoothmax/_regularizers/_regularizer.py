@@ -2,104 +2,38 @@
 
     gamma * (base + lam * penalty)
 
-A *base* makes the problem strictly convex and can be solved alone. A *penalty* shapes the solution and is only
-ever added to a base. Expressions are kept as they were written (`Scaled`, `Sum`), so that their leaves are the
-hyper-parameters that the user knows; `Regularizer.terms` multiplies them out.
+A *base* makes the problem strictly convex and can be solved alone; an *entropy* is a base that sums one function over
+the coordinates, which makes it solvable over every domain. A *penalty* shapes the solution and is only ever added to a
+base. Expressions are kept as they were written (`Scaled`, `Sum`), so that their leaves are the hyper-parameters that
+the user knows; `Regularizer.terms` multiplies them out.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Self, TypeVar, dataclass_transform
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
-from .._slices import Axis, Extent, to_slices
-
-Parameter = float | jax.Array
-NUMERIC = (int, float, np.ndarray, np.generic, jax.Array)  # what a hyper-parameter may be; tracers are arrays
-
-
-# --- Hyper-parameters --------------------------------------------------------------------------------------
-
-
-class Domain(NamedTuple):
-    """The values that a hyper-parameter may take, as a test and in words."""
-
-    contains: Callable[[Any], Any]
-    words: str
-
-
-POSITIVE = Domain(lambda v: (v > 0) & (v < np.inf), "positive and finite")
-NON_NEGATIVE = Domain(lambda v: (v >= 0) & (v < np.inf), "zero or positive, and finite")
+from .._parameters import (
+    NON_NEGATIVE,
+    NUMERIC,
+    POSITIVE,
+    Parameter,
+    Parametrized,
+    Range,
+    Spec,
+    Visit,
+    build,
+    check,
+    tree_class,
+)
+from .._slices import Axis, to_slices
+from .._solvers import capped_weights, diagonal_product
 
 
-def parameter(domain: Domain, *, extent: Extent | None = None, **default: Any) -> Any:
-    """Declares a hyper-parameter of a regularizer.
-
-    Args:
-      domain: the values allowed.
-      extent: None for one value a slice; otherwise the number of values that run along a slice of length d.
-      **default: `default=...`, as for a dataclass field.
-    """
-    return dataclasses.field(metadata={"domain": domain, "extent": extent}, **default)
-
-
-def check(name: str, value: Any, domain: Domain) -> None:
-    """Raises if a hyper-parameter whose value is known lies outside its domain."""
-    if isinstance(value, Tracer) or not isinstance(value, NUMERIC):
-        return
-    if not np.all(domain.contains(np.asarray(value, dtype=np.float64))):
-        raise ValueError(f"{name} must be {domain.words}, got {value}: choose a value in that range")
-
-
-def guarded(value: Any, domain: Domain) -> jax.Array:
-    """NaN where a value lies outside its domain: a traced value cannot be refused, but must not look right."""
-    value = jnp.asarray(value)
-    return jnp.where(domain.contains(value), value, jnp.nan)
-
-
-T = TypeVar("T")
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(parameter, dataclasses.field))
-def regularizer(cls: type[T]) -> type[T]:
-    """Makes a class a frozen dataclass and a pytree; fields with metadata `static` are part of its structure.
-
-    Unflattening does not run `__init__`: JAX also builds trees of tracers, shapes and placeholders, and the values
-    were checked when the user made the object.
-    """
-    made: Any = dataclasses.dataclass(frozen=True, repr=False)(cls)
-    static = [f.name for f in dataclasses.fields(made) if f.metadata.get("static")]
-    leaves = [f.name for f in dataclasses.fields(made) if f.name not in static]
-
-    def flatten(self: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in leaves]
-        return children, tuple(getattr(self, name) for name in static)
-
-    def unflatten(aux: tuple[Any, ...], children: Any) -> Any:
-        return _build(made, dict(zip((*leaves, *static), (*children, *aux), strict=True)))
-
-    jax.tree_util.register_pytree_with_keys(made, flatten, unflatten)
-    return made
-
-
-def _build(cls: type[T], fields: dict[str, Any]) -> T:
-    """An instance with these fields, without the checks of `__init__`."""
-    self = object.__new__(cls)
-    for name, value in fields.items():
-        object.__setattr__(self, name, value)
-    return self
-
-
-# --- The algebra -------------------------------------------------------------------------------------------
-
-
-class Regularizer:
+class Regularizer(Parametrized):
     """A convex function of a distribution: combine with `+` and `*`, call for its value, give to `conjugate`.
 
     Regularizers are frozen dataclasses and pytrees whose leaves are the hyper-parameters. They cross `jax.jit` as
@@ -117,28 +51,11 @@ class Regularizer:
       Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
 
-    # Lets a NumPy array on the left of `*` be the strength, instead of multiplying element by element.
-    __array_ufunc__ = None
-
-    def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
-            name, value = f"{f.name} of {type(self).__name__}", getattr(self, f.name)
-            if "domain" not in f.metadata or value is None:
-                continue
-            if isinstance(value, (list, tuple)):
-                value = np.asarray(value, dtype=float)
-                object.__setattr__(self, f.name, value)
-            if f.metadata["extent"] is not None and np.ndim(value) == 0:
-                raise ValueError(
-                    f"{name} must be an array that runs along the slice, got {value}: multiply by a scalar"
-                )
-            check(name, value, f.metadata["domain"])
-
     def __call__(
         self, y: jax.typing.ArrayLike, axis: Axis = -1, *, where: jax.typing.ArrayLike | None = None
     ) -> jax.Array:
-        """The value at each distribution `y` along `axis`; positions with `where=False` are left out."""
-        slices, omega, layout = to_slices(y, axis, where, self)
+        """The value at each point `y` along `axis`; positions with `where=False` are left out."""
+        slices, (omega,), layout = to_slices(y, axis, where, self)
         allowed = slices > -jnp.inf
         slices = jnp.where(allowed, slices, 0)
         value = sum(strength * atom.value(slices, allowed) for strength, atom in omega.terms())
@@ -156,18 +73,12 @@ class Regularizer:
         """The value on slices `(*batch, d)`, as `(*batch, 1)`; `y` is 0 where not `allowed`."""
         raise NotImplementedError
 
-    def map_parameters(self, visit: Callable[[str, Any, Extent | None], Any]) -> Self:
-        """The same expression with `visit(name, value, extent)` in place of each hyper-parameter."""
-
-        def rewrite(f: dataclasses.Field[Any], value: Any) -> Any:
-            if isinstance(value, Regularizer):
-                return value.map_parameters(visit)
-            if value is None or "domain" not in f.metadata:
-                return value
-            return visit(f.name, value, f.metadata["extent"])
-
-        children = {f.name: rewrite(f, getattr(self, f.name)) for f in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
-        return _build(type(self), children)
+    def with_params(self, params: Any) -> Regularizer:
+        """The same regularizer with the `params=` given to `conjugate`, for one that wraps the user's function."""
+        raise ValueError(
+            f"params belong to a plain function, got params={params!r} with {self!r}, whose hyper-parameters are its "
+            "own fields: set them there"
+        )
 
     def __add__(self, other: Regularizer) -> Sum:
         if not isinstance(other, Regularizer):
@@ -181,39 +92,110 @@ class Regularizer:
 
     __rmul__ = __mul__
 
-    def __repr__(self) -> str:
-        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
-        shown = (f"{f.name}={getattr(self, f.name)!r}" for f in fields if getattr(self, f.name) is not None)
-        return f"{type(self).__name__}({', '.join(shown)})"
-
 
 class Base(Regularizer):
     """A strictly convex regularizer, which can be solved alone. Every method works on slices `(*batch, d)`."""
 
-    composes = True
+    composes: ClassVar[bool] = True
     """Whether `Pi_{base + penalty}(x) = Pi_base(prox(x))`: one increasing map turns every score into its weight."""
 
-    counts_zeros = False
+    counts_zeros: ClassVar[bool] = False
     """Whether `value` depends on which of the positions of weight 0 are allowed, as where phi(0) is not 0."""
 
-    def solve(self, z: jax.Array) -> jax.Array:
-        """The weights at strength 1, for scores `z` with -inf at deleted positions."""
+    def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
+        """The weights over the simplex at strength `gamma`, for scores `x` with -inf at deleted positions."""
         raise NotImplementedError
 
     def gradient(self, y: jax.Array) -> jax.Array:
-        """grad Omega(y) on the support, up to a constant; 0 off the support."""
+        """The gradient at `y`; anything finite where the slope is infinite or a position has no weight."""
         raise NotImplementedError
 
-    def product(self, y: jax.Array, v: jax.Array) -> jax.Array:
-        """J v at strength 1, where J is the Jacobian of `solve` at the solution `y`."""
+    def product(self, y: jax.Array, v: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
+        """J v, where J is the Jacobian of `solve` in `x` at the solution `y`."""
         raise NotImplementedError
+
+
+class Entropy(Base):
+    r"""A base that sums one function over the coordinates, $\Omega(y) = \sum_i \phi(y_i)$.
+
+    Every domain can serve it, since its solutions are `y_i = psi(x_i - tau)` up to bounds, psi the inverse of phi'. The
+    defaults below need `value`, `slope`, `inverse` and `inverse_curvature` alone; an entropy with a solver of its own
+    overrides them.
+    """
+
+    kernel_alpha: Any = None
+    """The alpha under which the kernels for capped thresholds know this entropy, or None if they do not."""
+
+    def inverse(self, u: jax.Array) -> jax.Array:
+        """psi(u), the point whose slope is `u`, position by position; 0 below the slope at 0."""
+        raise NotImplementedError
+
+    def slope(self, y: jax.Array) -> jax.Array:
+        """phi'(y), position by position; anything finite where it is infinite."""
+        raise NotImplementedError
+
+    def inverse_curvature(self, y: jax.Array) -> jax.Array:
+        """1 / phi''(y), position by position; 0 where phi'' is infinite."""
+        raise NotImplementedError
+
+    def gradient(self, y: jax.Array) -> jax.Array:
+        return self.slope(y)
+
+    def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
+        one = jnp.ones((), x.dtype)
+        return self.solve_capped(x, gamma, one, one, implementation)
+
+    def product(self, y: jax.Array, v: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
+        s = jnp.where(y == 0, 0, self.inverse_curvature(y))
+        return diagonal_product(s, v, implementation=implementation) / gamma
+
+    def solve_capped(
+        self, x: jax.Array, gamma: jax.Array, size: jax.Array, upper: jax.Array, implementation: str | None
+    ) -> jax.Array:
+        """The weights between 0 and `upper` of sum `size`."""
+        return capped_weights(self, x, gamma, size, upper, implementation=implementation)
+
+    def solve_box(self, u: jax.Array, lower: jax.Array, upper: jax.Array) -> jax.Array:
+        """psi(u) between the bounds, position by position, for allowed positions."""
+        return jnp.clip(self.inverse(u), lower, upper)
 
 
 class Penalty(Regularizer):
-    """A convex function that depends on the order and the ties of the coordinates, and scales with them."""
+    """A convex function that depends on the order and the ties of the coordinates, and scales with them.
+
+    Penalties of one *kind* (the class that holds these methods) are solved together: each method gets the `terms` of
+    its kind, `(strength, penalty)` pairs. What a prox finds, the segments or groups, is a pytree of integers.
+    """
+
+    order: ClassVar[int]
+    """Kinds of lower order have their prox taken first: one may add ties to what came before, never undo it."""
+
+    kind: ClassVar[type[Penalty]]
+
+    @classmethod
+    def prox(cls, terms: Terms, x: jax.Array, implementation: str | None) -> tuple[jax.Array, Any]:
+        """argmin over t of |t - x|^2 / 2 + R(t), with -inf at deleted positions of both; and what was found."""
+        raise NotImplementedError
+
+    @classmethod
+    def subgradient(cls, terms: Terms, found: Any, y: jax.Array) -> jax.Array:
+        """A subgradient of R at `y`, given the order and the ties that were found; linear in the strengths."""
+        raise NotImplementedError
+
+    @classmethod
+    def average(cls, found: Any, active: jax.Array, v: jax.Array, implementation: str | None) -> jax.Array:
+        """The means of `v` over the `active` positions of what was tied: the Jacobian of the prox, times `v`.
+
+        What a subgradient puts beside deleted positions has to be reached there, too: so the mean of a segment also
+        stands at its deleted positions.
+        """
+        raise NotImplementedError
 
 
-@regularizer
+Terms = tuple[tuple[Parameter, Penalty], ...]
+
+
+@tree_class
 class Scaled(Regularizer):
     """`strength * inner`."""
 
@@ -221,7 +203,7 @@ class Scaled(Regularizer):
     inner: Regularizer
 
     def __post_init__(self) -> None:
-        check(self._name, self.strength, self._domain)
+        check(self._name, self.strength, self._range)
 
     @property
     def _scales_base(self) -> bool:
@@ -232,27 +214,29 @@ class Scaled(Regularizer):
         return "gamma" if self._scales_base else "lam"
 
     @property
-    def _domain(self) -> Domain:
+    def _range(self) -> Range:
         return POSITIVE if self._scales_base else NON_NEGATIVE
 
     def atoms(self) -> Iterator[Regularizer]:
         return self.inner.atoms()
 
     def terms(self) -> Iterator[tuple[Parameter, Regularizer]]:
-        outer = guarded(self.strength, self._domain)
         for strength, atom in self.inner.terms():
-            yield outer * strength, atom
+            yield self.strength * strength, atom
 
-    def map_parameters(self, visit: Callable[[str, Any, Extent | None], Any]) -> Scaled:
-        fields = {"strength": visit(self._name, self.strength, None), "inner": self.inner.map_parameters(visit)}
-        return _build(Scaled, fields)
+    def map_parameters(self, visit: Visit) -> Scaled:
+        strength = visit(self._name, self.strength, Spec(self._range))
+        return build(Scaled, {"strength": strength, "inner": self.inner.map_parameters(visit)})
+
+    def with_params(self, params: Any) -> Regularizer:
+        return Scaled(self.strength, self.inner.with_params(params))
 
     def __repr__(self) -> str:
         inner = f"({self.inner!r})" if isinstance(self.inner, Sum) else repr(self.inner)
         return f"{self.strength!r} * {inner}"
 
 
-@regularizer
+@tree_class
 class Sum(Regularizer):
     """One base plus penalties, or penalties alone that wait for a base."""
 
@@ -279,9 +263,6 @@ class Sum(Regularizer):
     def terms(self) -> Iterator[tuple[Parameter, Regularizer]]:
         for summand in self.summands:
             yield from summand.terms()
-
-    def map_parameters(self, visit: Callable[[str, Any, Extent | None], Any]) -> Sum:
-        return _build(Sum, {"summands": tuple(summand.map_parameters(visit) for summand in self.summands)})
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.summands))

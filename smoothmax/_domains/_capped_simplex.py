@@ -1,0 +1,120 @@
+"""The capped simplex: which k of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._arrays import safe_ratio, total
+from .._parameters import NON_NEGATIVE, Parameter, Range, known, parameter, tree_class
+from .._regularizers import Base, Regularizer
+from ._domain import Domain, refuse_base, refuse_unequal
+
+BOUND = Range(lambda v: v >= 0, "zero or positive")
+
+
+class Edges(NamedTuple):
+    """Who would move first at a vertex, where no position is free. int32 `(..., 1)`, or -1 where there is none.
+
+    Attributes:
+      first_out: the greatest score of weight 0.
+      last_in: the least score at its bound.
+    """
+
+    first_out: jax.Array
+    last_in: jax.Array
+
+
+@tree_class
+class CappedSimplex(Domain):
+    r"""The capped simplex, $\{0 \le y_i \le u_i, \sum_i y_i = k\}$: a budget `k`, at most `u` a position.
+
+    With the bounds at one, its vertices are the choices of `k` positions: over it, `SquaredL2` gives a sparse, exact
+    soft top-k, `FermiDirac` a smooth one, and with `TotalVariation` the `k` positions come in few segments. `k = 1` is
+    the simplex.
+
+    Attributes:
+      total: the sum `k` of the weights, at least 0; one value a slice (size 1 along the axis).
+      upper: the bounds, at least 0; one value a slice, or one a position (broadcasting with the scores), which then
+        excludes penalties: the composition theorem needs equal bounds.
+
+    Raises:
+      ValueError: a value is out of range, or `total` is above the sum of the bounds (when known; NaN when traced).
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> top2 = sm.conjugate(sm.SquaredL2(), over=sm.CappedSimplex(2))
+      >>> with jnp.printoptions(precision=3, suppress=True):
+      ...     print(top2(jnp.array([3.0, 0.3, -1.0, 0.5])))
+      [1.  0.4 0.  0.6]
+
+    Reference:
+      Malaviya, Ferreira and Martins, "Sparse and Constrained Attention for Neural Machine Translation", 2018.
+    """
+
+    total: Parameter = parameter(NON_NEGATIVE)
+    upper: Parameter = parameter(BOUND, by_position=True, default=1.0)
+
+    def check_base(self, omega: Regularizer) -> None:
+        refuse_base(self, omega)
+
+    def check_length(self, d: int) -> None:
+        if not (known(self.total) and known(self.upper)) or not isinstance(d, int):
+            return
+        upper = np.asarray(self.upper, np.float64)
+        room = upper * d if upper.ndim == 0 or upper.shape[-1] == 1 else upper.sum(-1, keepdims=True)
+        if np.any(np.asarray(self.total, np.float64) > room * (1 + 1e-6)):
+            raise ValueError(
+                f"total={self.total} is above the sum of the bounds upper={self.upper} over slices of length {d}: "
+                "lower total (the k of a top-k), or raise upper"
+            )
+
+    def check_placed(self, has_penalties: bool) -> None:
+        if has_penalties:
+            refuse_unequal("upper", self.upper)
+
+    def solve(self, base: Base, x: jax.Array, gamma: jax.Array, implementation: str | None) -> tuple[jax.Array, Edges]:
+        size, upper = jnp.asarray(self.total, x.dtype), jnp.asarray(self.upper, x.dtype)
+        y = self._entropy(base).solve_capped(x, gamma, size, upper, implementation)
+        allowed, full = x > -jnp.inf, (y == upper) & (y > 0)
+        return y, Edges(_position(jnp.where(allowed & (y == 0), x, -jnp.inf)), _position(jnp.where(full, -x, -jnp.inf)))
+
+    def product(
+        self, base: Base, y: jax.Array, found: Edges, v: jax.Array, gamma: jax.Array, implementation: str | None
+    ) -> jax.Array:
+        s = self._rates(base, y)
+        return s * (v - safe_ratio(total(s * v), total(s))) / gamma
+
+    def respond(self, base: Base, y: jax.Array, found: Edges) -> jax.Array:
+        # The free positions take up what the sum or a bound changes, in proportion to their rates. At a vertex the two
+        # sides differ, and this is their mean.
+        s = self._rates(base, y)
+        free = total(s)
+        share = jnp.where(free > 0, safe_ratio(s, free), _halves(found, y))
+        bound = jnp.where(self._full(y), self.upper, y)
+        # Empty slices are all zeros and stay so.
+        lack = jnp.where(jnp.any(y != 0, axis=-1, keepdims=True) | (self.total == 0), self.total - total(bound), 0)
+        return bound + share * (lack - jax.lax.stop_gradient(lack))
+
+    def _full(self, y: jax.Array) -> jax.Array:
+        return (y == self.upper) & (y > 0)
+
+    def _rates(self, base: Base, y: jax.Array) -> jax.Array:
+        """How fast each weight follows its score: 0 at the bounds."""
+        return jnp.where((y == 0) | self._full(y), 0, self._entropy(base).inverse_curvature(y))
+
+
+def _position(scores: jax.Array) -> jax.Array:
+    """The position of the greatest score, or -1 where all are -inf."""
+    best = jnp.argmax(scores, axis=-1, keepdims=True).astype(jnp.int32)
+    return jnp.where(jnp.max(scores, axis=-1, keepdims=True) == -jnp.inf, -1, best)
+
+
+def _halves(found: Edges, y: jax.Array) -> jax.Array:
+    """A unit of weight on the edges of a vertex: half on each, or all on the only one."""
+    position = jnp.arange(y.shape[-1], dtype=jnp.int32).reshape((1,) * (y.ndim - 1) + (-1,))
+    weight = sum((position == edge).astype(y.dtype) for edge in found)
+    return safe_ratio(weight, total(weight))

@@ -1,0 +1,154 @@
+"""Which of them, and in which order: soft top-k, soft ranks and soft sorting.
+
+Each is an operator over a domain other than the simplex: `soft_topk(x, k, gamma=g)` is
+`conjugate(g * SquaredL2(), over=CappedSimplex(k)).argmax(x)`, `soft_rank` is the projection of the scores onto the
+permutahedron of 1, ..., d, and `soft_sort` that of 1, ..., d onto the permutahedron of the scores. Small gamma gives
+the hard answer, exactly once it is small enough; greater gamma softens it. What the head of `_operators.py` says of
+dtypes, axes, masks, hyper-parameters and errors holds here too.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from ._conjugate import conjugate, mapping
+from ._domains import CappedSimplex, Ranks, Sorted
+from ._parameters import Parameter
+from ._regularizers import SquaredL2
+from ._slices import Axis, along_last, dtypes, mask
+
+
+@mapping
+def soft_topk(
+    x: ArrayLike,
+    k: Parameter,
+    axis: Axis = -1,
+    *,
+    where: ArrayLike | None = None,
+    gamma: Parameter = 1.0,
+    implementation: str | None = None,
+) -> jax.Array:
+    r"""A sparse, differentiable choice of `k` positions: the projection of `x / gamma` onto the capped simplex.
+
+    $$\arg\max_{0 \le y \le 1, \, \sum_i y_i = k} \langle x, y \rangle - \frac{\gamma}{2} \sum_i y_i^2$$
+
+    No sort is made. `k` need not be an integer, may be traced, and has a gradient.
+
+    Args:
+      x: scores.
+      k: the sum of the weights, from 0 to the number of positions; one value a slice.
+      axis: the axis or axes of the choice.
+      where: boolean mask that broadcasts to `x`; False deletes a position. A slice with fewer than `k` positions left
+        gives NaN.
+      gamma: strength of the regularizer, positive; greater is softer.
+      implementation: None | "xla" | "native" | "pallas".
+
+    Returns:
+      Weights in the shape and dtype of `x`: from 0 to 1, of sum `k` along `axis`.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> x = jnp.array([3.0, 0.3, -1.0, 0.5])
+      >>> with jnp.printoptions(precision=3, suppress=True):
+      ...     print(sm.soft_topk(x, 2), sm.soft_topk(x, 2, gamma=0.1))
+      [1.  0.4 0.  0.6] [1. 0. 0. 1.]
+
+    Reference:
+      Malaviya, Ferreira and Martins, "Sparse and Constrained Attention for Neural Machine Translation", 2018.
+    """
+    op = conjugate(gamma * SquaredL2(), CappedSimplex(k), implementation=implementation)
+    return op.argmax(x, axis, where=where)
+
+
+@mapping
+def soft_rank(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    where: ArrayLike | None = None,
+    gamma: Parameter = 1.0,
+    descending: bool = False,
+    implementation: str | None = None,
+) -> jax.Array:
+    r"""Differentiable ranks, 1 for the smallest: the projection of `x / gamma` onto the permutahedron of 1, ..., d.
+
+    $$\arg\max_{y \in \mathcal{P}(1, \dots, d)} \langle x, y \rangle - \frac{\gamma}{2} \sum_i y_i^2$$
+
+    Args:
+      x: scores.
+      axis: the axis or axes along which to rank.
+      where: boolean mask that broadcasts to `x`; a position at False has rank 0 and is not counted.
+      gamma: strength of the regularizer, positive; greater moves the ranks of close scores together.
+      descending: 1 for the largest instead.
+      implementation: None | "xla" | "native" | "pallas".
+
+    Returns:
+      Ranks in the shape and dtype of `x`.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> x = jnp.array([2.0, -1.0, 0.1])
+      >>> with jnp.printoptions(precision=3, suppress=True):
+      ...     print(sm.soft_rank(x, gamma=0.5), sm.soft_rank(x, gamma=4.0), sm.soft_rank(x, gamma=0.5, descending=True))
+      [3. 1. 2.] [2.408 1.658 1.933] [1. 3. 2.]
+
+    Reference:
+      Blondel, Teboul, Berthet and Djolonga, "Fast Differentiable Sorting and Ranking", 2020.
+    """
+    sign = _sign(descending)
+    x = jnp.asarray(x)
+    op = conjugate(gamma * SquaredL2(), Ranks(), implementation=implementation)
+    return op.argmax(sign * x.astype(dtypes(x)[0]), axis, where=where)
+
+
+@mapping
+def soft_sort(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    where: ArrayLike | None = None,
+    gamma: Parameter = 1.0,
+    descending: bool = False,
+    implementation: str | None = None,
+) -> jax.Array:
+    r"""Differentiable sorting, ascending: the projection of `(1, ..., d) / gamma` onto the permutahedron of the scores.
+
+    $$\arg\max_{y \in \mathcal{P}(x)} \langle (1, \dots, d), y \rangle - \frac{\gamma}{2} \sum_i y_i^2$$
+
+    Args:
+      x: scores.
+      axis: the axis or axes along which to sort.
+      where: boolean mask that broadcasts to `x`; a position at False holds 0, and the others what is allowed, sorted.
+      gamma: strength of the regularizer, positive; greater moves neighbours together.
+      descending: the largest first instead.
+      implementation: None | "xla" | "native" | "pallas".
+
+    Returns:
+      Sorted values in the shape and dtype of `x`.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> x = jnp.array([2.0, -1.0, 0.1])
+      >>> with jnp.printoptions(precision=3, suppress=True):
+      ...     print(sm.soft_sort(x, gamma=0.1), sm.soft_sort(x, gamma=1.0))
+      [-1.   0.1  2. ] [-0.633  0.367  1.367]
+
+    Reference:
+      Blondel, Teboul, Berthet and Djolonga, "Fast Differentiable Sorting and Ranking", 2020.
+    """
+    sign = _sign(descending)
+    x = jnp.asarray(x)
+    dtype, compute = dtypes(x)
+    allowed = x != -jnp.inf if where is None else mask(where, x) & (x != -jnp.inf)
+    slices, back = along_last(jnp.where(allowed, sign * x.astype(compute), -jnp.inf), axis, dtype)
+    places = jnp.broadcast_to(jnp.arange(1, slices.shape[-1] + 1, dtype=compute), slices.shape)
+    op = conjugate(gamma * SquaredL2(), Sorted(slices), implementation=implementation)
+    return sign * back(op.argmax(places, where=slices != -jnp.inf))
+
+
+def _sign(descending: bool) -> int:
+    if not isinstance(descending, bool):
+        raise TypeError(f"descending must be True or False, got {descending!r}: it is part of the program, not traced")
+    return -1 if descending else 1

@@ -1,0 +1,194 @@
+"""The max operators whose gradients the named mappings are: `sparsemax_value` is the value, `sparsemax` its gradient.
+
+Arguments, shapes, dtypes and errors are those of the mappings: see the head of `_operators.py`.
+"""
+
+from __future__ import annotations
+
+import jax
+from jax.typing import ArrayLike
+
+from ._conjugate import conjugate, mapping
+from ._parameters import Parameter
+from ._regularizers import Oscar, Regularizer, Shannon, SquaredL2, SquaredPNorm, TotalVariation, Tsallis
+from ._slices import Axis
+
+
+def _value(
+    omega: Regularizer, x: ArrayLike, axis: Axis, where: ArrayLike | None, implementation: str | None
+) -> jax.Array:
+    return conjugate(omega, implementation=implementation).max(x, axis, where=where)
+
+
+@mapping
+def softmax_value(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    where: ArrayLike | None = None,
+    gamma: Parameter = 1.0,
+    implementation: str | None = None,
+) -> jax.Array:
+    r"""The regularized max of Shannon's negative entropy: `gamma * logsumexp(x / gamma)`.
+
+    $$\max_{y \in \triangle} \langle x, y \rangle - \gamma \sum_i y_i \log y_i$$
+
+    Its gradient in `x` is `softmax`.
+
+    Args: as `softmax`.
+
+    Returns:
+      Values in the dtype of `x`, of its shape without `axis`.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> print(f"{sm.softmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}")
+      1.713
+    """
+    return _value(gamma * Shannon(), x, axis, where, implementation)
+
+
+@mapping
+def sparsemax_value(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    where: ArrayLike | None = None,
+    gamma: Parameter = 1.0,
+    implementation: str | None = None,
+) -> jax.Array:
+    r"""The regularized max of the squared Euclidean norm.
+
+    $$\max_{y \in \triangle} \langle x, y \rangle - \frac{\gamma}{2} \sum_i y_i^2$$
+
+    Its gradient in `x` is `sparsemax`.
+
+    Args: as `sparsemax`.
+
+    Returns:
+      Values in the dtype of `x`, of its shape without `axis`.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> print(f"{sm.sparsemax_value(jnp.array([1.0, 0.9, -1.0])):.3f}")
+      0.702
+    """
+    return _value(gamma * SquaredL2(), x, axis, where, implementation)
+
+
+@mapping
+def entmax_value(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    alpha: Parameter = 1.5,
+    where: ArrayLike | None = None,
+    gamma: Parameter = 1.0,
+    implementation: str | None = None,
+) -> jax.Array:
+    r"""The regularized max of Tsallis' negative entropy.
+
+    $$\max_{y \in \triangle} \langle x, y \rangle - \gamma \frac{\sum_i y_i^\alpha - 1}{\alpha (\alpha - 1)}$$
+
+    Its gradient in `x` is `entmax`.
+
+    Args: as `entmax`.
+
+    Returns:
+      Values in the dtype of `x`, of its shape without `axis`.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> print(f"{sm.entmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}")
+      1.342
+    """
+    return _value(gamma * Tsallis(alpha), x, axis, where, implementation)
+
+
+@mapping
+def pnormmax_value(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    p: Parameter = 1.5,
+    where: ArrayLike | None = None,
+    gamma: Parameter = 1.0,
+    implementation: str | None = None,
+) -> jax.Array:
+    r"""The regularized max of the squared p-norm.
+
+    $$\max_{y \in \triangle} \langle x, y \rangle - \frac{\gamma}{2} \lVert y \rVert_p^2$$
+
+    Its gradient in `x` is `pnormmax`.
+
+    Args: as `pnormmax`.
+
+    Returns:
+      Values in the dtype of `x`, of its shape without `axis`.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> print(f"{sm.pnormmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}")
+      0.639
+    """
+    return _value(gamma * SquaredPNorm(p), x, axis, where, implementation)
+
+
+@mapping
+def fusedmax_value(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    lam: Parameter = 0.1,
+    where: ArrayLike | None = None,
+    gamma: Parameter = 1.0,
+    implementation: str | None = None,
+) -> jax.Array:
+    r"""The regularized max of the squared norm with total variation.
+
+    $$\max_{y \in \triangle} \langle x, y \rangle
+      - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_i \lvert y_{i+1} - y_i \rvert \Bigr)$$
+
+    Its gradient in `x` is `fusedmax`.
+
+    Args: as `fusedmax`.
+
+    Returns:
+      Values in the dtype of `x`, of its shape without `axis`.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> print(f"{sm.fusedmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}")
+      0.650
+    """
+    return _value(gamma * (SquaredL2() + lam * TotalVariation()), x, axis, where, implementation)
+
+
+@mapping
+def oscarmax_value(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    lam: Parameter = 0.01,
+    where: ArrayLike | None = None,
+    gamma: Parameter = 1.0,
+    implementation: str | None = None,
+) -> jax.Array:
+    r"""The regularized max of the squared norm with pairwise maxima.
+
+    $$\max_{y \in \triangle} \langle x, y \rangle
+      - \gamma \Bigl( \frac12 \sum_i y_i^2 + \lambda \sum_{i<j} \max(y_i, y_j) \Bigr)$$
+
+    Its gradient in `x` is `oscarmax`.
+
+    Args: as `oscarmax`.
+
+    Returns:
+      Values in the dtype of `x`, of its shape without `axis`.
+
+    Example:
+      >>> import jax.numpy as jnp, smoothmax as sm
+      >>> print(f"{sm.oscarmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}")
+      0.687
+    """
+    return _value(gamma * (SquaredL2() + lam * Oscar()), x, axis, where, implementation)
