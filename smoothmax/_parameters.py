@@ -135,11 +135,11 @@ class Parametrized:
             if isinstance(value, (list, tuple)):
                 value = np.asarray(value, dtype=float)
                 object.__setattr__(self, f.name, value)
-            check(name, value, spec.range)
-            if spec.extent is not None and np.ndim(value) == 0:
+            if spec.extent is not None and isinstance(value, NUMERIC) and np.ndim(value) == 0:
                 raise ValueError(
                     f"{name} must be an array that runs along the slice, got {value}: multiply by a scalar"
                 )
+            check(name, value, spec.range)
 
     def map_parameters(self, visit: Visit) -> Self:
         """The same object with `visit(name, value, spec)` in place of each hyper-parameter."""
