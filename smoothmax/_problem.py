@@ -89,7 +89,10 @@ class Problem:
     def gradient(self, y: jax.Array, found: Found) -> jax.Array:
         """A subgradient of Omega at a solution; anything finite where a position has no weight."""
         g = self.gamma * self.base.gradient(y)
-        return g + self._subgradient(found, y) if self.penalties else g
+        if not self.penalties:
+            return g
+        # Deleted positions hold the penalties' share alone: a product that meets it is not 0 there.
+        return jnp.where(self.domain.active(y, found.domain), g, 0) + self._subgradient(found, y)
 
     # The product with J, in reverse mode and, its transpose, in forward mode.
 
