@@ -1,8 +1,9 @@
 """A mixture-of-experts layer whose router is a soft top-k: `python -m examples.experts`.
 
-Each token goes to the experts that `soft_topk` gives a weight: exactly zero for most of them, a sum of k, and a gradient
-for the scores, the temperature and k itself. A hard top-k has no gradient for its choice, and a softmax sends every token
-to every expert. The task has a known answer: tokens come from a few groups, and each group has a linear map of its own.
+Each token goes to the experts that `soft_topk` gives a weight: exactly zero for most of them, a sum of k, and a
+gradient for the scores, the temperature and k itself. A hard top-k has no gradient for its choice, and a softmax sends
+every token to every expert. The task has a known answer: tokens come from a few groups, and each group has a linear map
+of its own.
 """
 
 from __future__ import annotations

@@ -57,6 +57,7 @@ def capped_weights(entropy, x, gamma, total, upper, *, implementation=None):
     allowed = x != -jnp.inf
     z = jnp.where(allowed, _z(x, gamma), -1e30)
     weights = lambda tau: jnp.where(allowed, jnp.clip(entropy.inverse(z - tau), 0, upper), 0)
+
     def halve(_, bracket):
         lo, hi = bracket
         mid = (lo + hi) / 2
