@@ -44,9 +44,13 @@ def coupled(y, params):
     return params["gamma"] * square / 2 + params["beta"] * square**2
 
 
+def cubic_rise(v):
+    """The t at which the derivative t + t^2 of `cubic` is v."""
+    return 2 * v / (1 + np.sqrt(1 + 4 * v))
+
+
 def cubic_argmax(x, gamma):
-    gamma = oracles.LD(gamma)
-    return oracles.separable(x, lambda t: gamma * (t + t**2))
+    return oracles.separable(x, lambda v: cubic_rise(v / oracles.LD(gamma)))
 
 
 def coupled_argmax(x, gamma, beta):

@@ -145,7 +145,7 @@ def test_slope_in_lam_at_zero():
 
 @cases.each(cases.REPRESENTATIVES)
 def test_descent_in_every_hyper_parameter_reaches_the_teacher(case):
-    """Gradients are good for something: ten Newton-like steps on the value bring a shifted hyper-parameter back."""
+    """Gradients are good for something: Gauss-Newton steps on the values bring a shifted hyper-parameter back."""
     x, _ = point(case)
     truth = case.params()
     target = cases.run(case, x).value
