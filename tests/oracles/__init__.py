@@ -24,99 +24,76 @@ conditions are functions of this package too (`*_residual`): a certificate. Mask
 | `_conic` | the same problems by a conic solver, straight from their definitions |
 """
 
-from ._conic import conic as conic
-from ._conic import conic_maximum as conic_maximum
-from ._conic import quadratic as quadratic
+from ._conic import conic, conic_maximum, quadratic
 from ._entropies import (
-    base_gradient as base_gradient,
+    base_gradient,
+    base_value,
+    box,
+    capped,
+    coupled,
+    entropy_residual,
+    separable,
+    shannon,
+    squared_l2,
+    squared_pnorm,
+    tsallis,
 )
-from ._entropies import (
-    base_value as base_value,
-)
-from ._entropies import (
-    box as box,
-)
-from ._entropies import (
-    capped as capped,
-)
-from ._entropies import (
-    entropy_residual as entropy_residual,
-)
-from ._entropies import (
-    separable as separable,
-)
-from ._entropies import (
-    shannon as shannon,
-)
-from ._entropies import (
-    squared_l2 as squared_l2,
-)
-from ._entropies import (
-    squared_pnorm as squared_pnorm,
-)
-from ._entropies import (
-    tsallis as tsallis,
-)
-from ._penalties import (
-    isotonic as isotonic,
-)
-from ._penalties import (
-    oscar_weights as oscar_weights,
-)
-from ._penalties import (
-    owl_prox as owl_prox,
-)
-from ._penalties import (
-    owl_residual as owl_residual,
-)
-from ._penalties import (
-    total_variation_prox as total_variation_prox,
-)
-from ._penalties import (
-    total_variation_residual as total_variation_residual,
-)
-from ._permutahedron import (
-    permutahedron as permutahedron,
-)
-from ._permutahedron import (
-    permutahedron_residual as permutahedron_residual,
-)
-from ._permutahedron import (
-    soft_rank as soft_rank,
-)
-from ._permutahedron import (
-    soft_sort as soft_sort,
-)
+from ._penalties import isotonic, oscar_weights, owl_prox, owl_residual, total_variation_prox, total_variation_residual
+from ._permutahedron import permutahedron, permutahedron_residual, soft_rank, soft_sort
 from ._problems import (
-    argmax as argmax,
+    DOMAIN,
+    PENALTIES,
+    argmax,
+    delete,
+    differences,
+    infeasible,
+    masked_argmax,
+    masked_value,
+    omega,
+    residual,
+    rows,
+    value,
 )
-from ._problems import (
-    delete as delete,
-)
-from ._problems import (
-    differences as differences,
-)
-from ._problems import (
-    infeasible as infeasible,
-)
-from ._problems import (
-    masked_argmax as masked_argmax,
-)
-from ._problems import (
-    masked_value as masked_value,
-)
-from ._problems import (
-    omega as omega,
-)
-from ._problems import (
-    residual as residual,
-)
-from ._problems import (
-    rows as rows,
-)
-from ._problems import (
-    value as value,
-)
-from ._roots import LD as LD
-from ._roots import bisect as bisect
-from ._roots import derivative as derivative
+from ._roots import LD, bisect, derivative
+
+__all__ = [
+    "DOMAIN",
+    "LD",
+    "PENALTIES",
+    "argmax",
+    "base_gradient",
+    "base_value",
+    "bisect",
+    "box",
+    "capped",
+    "conic",
+    "conic_maximum",
+    "coupled",
+    "delete",
+    "derivative",
+    "differences",
+    "entropy_residual",
+    "infeasible",
+    "isotonic",
+    "masked_argmax",
+    "masked_value",
+    "omega",
+    "oscar_weights",
+    "owl_prox",
+    "owl_residual",
+    "permutahedron",
+    "permutahedron_residual",
+    "quadratic",
+    "residual",
+    "rows",
+    "separable",
+    "shannon",
+    "soft_rank",
+    "soft_sort",
+    "squared_l2",
+    "squared_pnorm",
+    "total_variation_prox",
+    "total_variation_residual",
+    "tsallis",
+    "value",
+]

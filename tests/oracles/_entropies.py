@@ -59,6 +59,13 @@ def squared_pnorm(x, p, gamma=1.0):
     return checked(r / r.sum(), 1)
 
 
+def coupled(x, gamma, beta):
+    """Omega = gamma / 2 |y|^2 + beta |y|^4, not separable. Given s = |y|^2 its solution is sparsemax at the strength
+    gamma + 4 beta s, and the sum of its squares decreases in s."""
+    solve = lambda s: squared_l2(x, LD(gamma) + 4 * LD(beta) * s)
+    return solve(bisect(lambda s: (solve(s) ** 2).sum() - s, 0, 1))
+
+
 def separable(x, rise, *, kink=True):
     """argmax of <x, y> - sum phi(y_i): `rise` solves phi'(t) = phi'(0) + v for t, or is the inverse of phi' itself
     where phi'(0) is infinite (`kink=False`)."""
@@ -95,7 +102,7 @@ def box(x, *, base, lower=0.0, upper=1.0, gamma=1.0, alpha=None):
     else:
         # rise starts where phi' does: at phi'(0) = -1 / (alpha (alpha - 1)), and log t + 1 is log t from 1 on
         rise, kink = _rise(base, alpha)
-        start = -1 / (LD(alpha) * (LD(alpha) - 1)) if kink else LD(base != "fermi")
+        start = -1 / (LD(alpha) * (LD(alpha) - 1)) if base == "tsallis" and kink else LD(not kink and base != "fermi")
         with np.errstate(over="ignore"):  # a weight that large is at its bound
             inverse = rise(np.maximum(z - start, 0) if kink else z - start)
     return np.clip(inverse, lower, upper)
@@ -112,6 +119,8 @@ def _rise(base, alpha=None):
     if base == "tsallis":
         a = LD(alpha) - 1
         return lambda v: (a * v) ** (1 / a), True
+    if base == "cubic":
+        return lambda v: 2 * v / (1 + np.sqrt(1 + 4 * v)), True
     raise ValueError(f"base={base} has no weight of one score")
 
 
@@ -159,6 +168,8 @@ def base_value(y, *, base, alpha=None, p=None):
         return (on * np.log(on)).sum()
     if base == "l2":
         return (y * y).sum() / 2
+    if base == "cubic":
+        return (y * y / 2 + y**3 / 3).sum()
     if base == "tsallis":
         a = LD(alpha)
         # sum (y^a - y) / (a (a-1)), without cancellation. Written with the 1 of the definition in place of
@@ -182,6 +193,8 @@ def base_gradient(y, *, base, alpha=None, p=None):
         return np.log(np.maximum(y, TINY)) - np.log(np.maximum(1 - y, EPS / 2))
     if base == "l2":
         return y
+    if base == "cubic":
+        return y + y * y
     if base == "tsallis":
         a = LD(alpha) - 1
         return y**a / a - 1 / (a * LD(alpha))

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from ._entropies import base_value, box, capped, entropy_residual, shannon, squared_l2, squared_pnorm
+from ._entropies import base_value, box, capped, coupled, entropy_residual, shannon, squared_l2, squared_pnorm
 from ._penalties import oscar_weights, owl_prox, total_variation_prox
 from ._permutahedron import permutahedron, permutahedron_residual
 from ._roots import LD, derivative
@@ -27,8 +27,8 @@ def proxed(x, *, gamma=1.0, tv=None, edges=None, oscar=None, owl=None, weights=N
     return owl_prox(x, gamma * sorted_weights) if sorted_weights.any() else x
 
 
-def argmax(x, *, base, gamma=1.0, alpha=None, p=None, over="simplex", total=1.0, lower=0.0, upper=1.0, vertex=None,
-           **penalties):  # fmt: skip
+def argmax(x, *, base, gamma=1.0, alpha=None, p=None, beta=None, over="simplex", total=1.0, lower=0.0, upper=1.0,
+           vertex=None, **penalties):  # fmt: skip
     """The gradient mapping of one slice, in long double; NaN where the domain is empty."""
     x = proxed(x, gamma=gamma, **penalties)
     if over == "permutahedron":
@@ -46,13 +46,19 @@ def argmax(x, *, base, gamma=1.0, alpha=None, p=None, over="simplex", total=1.0,
         return squared_l2(x, gamma)
     if base == "pnorm":
         return squared_pnorm(x, p, gamma)
+    if base == "coupled":
+        return coupled(x, gamma, beta)
     return capped(x, base=base, alpha=alpha, gamma=gamma, total=1)
 
 
-def omega(y, *, base, gamma=1.0, alpha=None, p=None, tv=None, edges=None, oscar=None, owl=None, weights=None, **domain):
+def omega(y, *, base, gamma=1.0, alpha=None, p=None, beta=None, tv=None, edges=None, oscar=None, owl=None,
+          weights=None, **domain):  # fmt: skip
     """Omega(y), from the definitions; Oscar by its double loop. It does not depend on the domain."""
     assert set(domain) <= set(DOMAIN), domain
     y = np.asarray(y, LD)
+    if base == "coupled":
+        square = (y**2).sum()
+        return LD(gamma) * square / 2 + LD(beta) * square**2
     total = base_value(y, base=base, alpha=alpha, p=p)
     if tv is not None or edges is not None:
         strength = LD(1 if tv is None else tv) * np.asarray(1 if edges is None else edges, LD)
