@@ -24,7 +24,7 @@ from ._list import (
     each_named,
 )
 from ._parts import BASES, DOMAINS, HYPER, PENALTIES, coupled, cubic, cubic_rise, edges, owl
-from ._run import B, D, Result, everything, forward, holes, jacobians, run, scores
+from ._run import B, D, Result, everything, forward, holes, jacobians, run, scores, spread_params
 
 __all__ = [
     "BASES",
@@ -55,4 +55,5 @@ __all__ = [
     "owl",
     "run",
     "scores",
+    "spread_params",
 ]

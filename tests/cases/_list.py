@@ -16,7 +16,7 @@ import pytest
 import smoothmax as sm
 from smoothmax import _kernels
 
-from ._parts import BASES, DOMAINS, PENALTIES, Base, Domain, Params, Values
+from ._parts import BASES, DOMAINS, HYPER, PENALTIES, Base, Domain, Params, Values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,6 @@ NAMED = {
     ("l2", (), "capped", ("gamma", "total")): Named("soft_topk", {"total": "k"}, {}),
     ("l2", (), "ranks", ("gamma",)): Named("soft_rank", {}, {}),
 }
-NAMED = {key: named for key, named in NAMED.items() if hasattr(sm, named.name)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +82,8 @@ class Family:
     def op(self, params: Params, d: int) -> sm.Operator:
         """The operator for slices of length d."""
         domain = DOMAINS[self.domain].make(params, d)
-        options = {} if domain is None else {"over": domain}
-        options |= {} if self.implementation == "xla" else {"implementation": self.implementation}
-        options |= {} if self.rowwise else {"params": params}
-        return sm.conjugate(self.omega(params), **options)
+        options = {} if self.rowwise else {"params": params}
+        return sm.conjugate(self.omega(params), domain, implementation=self.implementation, **options)
 
     def weights(self, x, params, axis=-1, where=None):
         return self._call("", "argmax", x, params, axis, where)
@@ -99,8 +96,8 @@ class Family:
             axes = range(np.ndim(x)) if axis is None else np.atleast_1d(axis)
             d = math.prod(np.shape(x)[a] for a in axes)
             return getattr(self.op(params, d), method)(x, axis, where=where)
-        options = {} if self.implementation == "xla" else {"implementation": self.implementation}
-        return self.named(x, axis=axis, where=where, suffix=suffix, **params, **options)
+        options = {"axis": axis, "where": where, "suffix": suffix, "implementation": self.implementation}
+        return self.named(x, **options, **params)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,6 +118,10 @@ class Case:
     def static(self, d: int = 8) -> dict[str, Any]:
         """Those that are no hyper-parameters."""
         return {"base": self.family.base} | DOMAINS[self.family.domain].problem(d)
+
+    def drawn(self, rng: np.random.Generator, n: int, d: int = 8) -> Params:
+        """Any hyper-parameters in their ranges, one a row."""
+        return {k: np.array([HYPER[k].draw(rng, np.shape(v)) for _ in range(n)]) for k, v in self.params(d).items()}
 
     # What holds for it, from its parts.
 
@@ -211,6 +212,10 @@ RANKED = tuple(name for name, penalty in PENALTIES.items() if not penalty.chain)
 BOTH = (CHAINS[0], RANKED[0])
 
 
+def _served(domain):
+    return [name for name, part in BASES.items() if domain in part.domains]
+
+
 def _cases():
     """Every setting of every base; every penalty alone; every base with a chain and a rank penalty; every base over
     every domain that it serves; every setting of every domain; every penalty over every domain, with bases in turn."""
@@ -225,15 +230,14 @@ def _cases():
     for domain, over in DOMAINS.items():
         if domain == "simplex":
             continue
-        served = [name for name, part in BASES.items() if domain in part.domains]
-        for base in served:
+        for base in _served(domain):
             yield _case(base, (), domain)
         for setting in list(over.values)[1:]:
             yield _case("l2", (), domain, setting)
         if over.penalties:
-            for base, penalty in zip(itertools.cycle(served), PENALTIES, strict=False):
+            for base, penalty in zip(itertools.cycle(_served(domain)), PENALTIES, strict=False):
                 yield _case(base, (penalty,), domain)
-            yield _case(served[-1], BOTH, domain)
+            yield _case(_served(domain)[-1], BOTH, domain)
 
 
 def _representatives():
@@ -248,14 +252,7 @@ def _representatives():
         if domain not in ("simplex", "ranks"):
             yield f"l2@{domain}"
             if over.penalties:
-                yield "+".join(("fermi", *BOTH)) + f"@{domain}"
-
-
-def _exists(case: Case) -> bool:
-    """Whether smoothmax has its parts yet."""
-    new = {"fermi": "FermiDirac", "capped": "CappedSimplex", "box": "Box", "permutahedron": "Permutahedron"}
-    new["ranks"] = "Permutahedron"
-    return all(hasattr(sm, new[part]) for part in (case.family.base, case.family.domain) if part in new)
+                yield "+".join((_served(domain)[-1], *BOTH)) + f"@{domain}"
 
 
 def _serves(case: Case) -> bool:
@@ -277,10 +274,10 @@ def _elsewhere(case: Case):
             yield other
 
 
-_XLA = {case.id: case for case in _cases() if _exists(case)}
+_XLA = {case.id: case for case in _cases()}
 
 # For the dearest laws, and for every other implementation.
-REPRESENTATIVES = tuple(_XLA[id] for id in _representatives() if id in _XLA)
+REPRESENTATIVES = tuple(_XLA[id] for id in _representatives())
 
 CASES = (*_XLA.values(), *(other for case in REPRESENTATIVES for other in _elsewhere(case)))
 BY_ID = {case.id: case for case in CASES}

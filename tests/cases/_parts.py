@@ -134,10 +134,10 @@ BASES = {
         domains=("simplex",),
         structured={"gamma": 0.5},
     ),
+    "cubic": Base(lambda p: sm.separable(cubic), {"separable-cubic": {"gamma": 0.7}}),
     "fermi": Base(
         lambda p: sm.FermiDirac(), {"fermi": {"gamma": 1.0}}, domains=("capped", "box", "simplex"), sparse=False
     ),
-    "cubic": Base(lambda p: sm.separable(cubic), {"separable-cubic": {"gamma": 0.7}}, domains=("simplex",)),
     "coupled": Base(
         lambda p: coupled,
         {"function-coupled": {"gamma": 0.6, "beta": 0.2}},
