@@ -203,7 +203,7 @@ def _case(base, penalties=(), domain="simplex", setting=None, id=None):
     for extra in (*(PENALTIES[p].values for p in penalties), over.values[setting]):
         values = values | extra
     if id is None:
-        id = "+".join((base, *penalties)) + ("" if domain == "simplex" else f"@{domain}{setting}")
+        id = "+".join((base, *penalties)) + ("" if domain == "simplex" else f"/{domain}{setting}")
     return Case(id, Family(base, penalties, domain, tuple(values)), values)
 
 
@@ -244,15 +244,15 @@ def _representatives():
     """One case for each piece of code: every base at home, every penalty alone, both kinds of penalty together, every
     domain without and with penalties."""
     for base, part in BASES.items():
-        yield next(iter(part.values)) if part.domains[0] == "simplex" else f"{base}@{part.domains[0]}"
+        yield next(iter(part.values)) if part.domains[0] == "simplex" else f"{base}/{part.domains[0]}"
     for name, penalty in PENALTIES.items():
         yield f"{penalty.base}+{name}"
     yield "+".join(("shannon", *BOTH))
     for domain, over in DOMAINS.items():
         if domain not in ("simplex", "ranks"):
-            yield f"l2@{domain}"
+            yield f"l2/{domain}"
             if over.penalties:
-                yield "+".join((_served(domain)[-1], *BOTH)) + f"@{domain}"
+                yield "+".join((_served(domain)[-1], *BOTH)) + f"/{domain}"
 
 
 def _serves(case: Case) -> bool:
