@@ -1,5 +1,6 @@
 """The numerics, on slices `(*batch, d)` in float32 or float64; they know nothing of regularizers."""
 
+from ._conjugate_gradients import conjugate_gradients as conjugate_gradients
 from ._fronts import capped_weights as capped_weights
 from ._fronts import chain_prox as chain_prox
 from ._fronts import diagonal_product as diagonal_product
@@ -11,7 +12,6 @@ from ._fronts import sorted_prox as sorted_prox
 from ._fronts import sparsemax_weights as sparsemax_weights
 from ._fronts import threshold_product as threshold_product
 from ._fronts import tsallis_weights as tsallis_weights
-from ._interior_point import conjugate_gradients as conjugate_gradients
 from ._interior_point import interior_point as interior_point
 from ._power import on_support as on_support
 from ._power import support_power as support_power

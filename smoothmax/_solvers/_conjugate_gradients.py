@@ -1,0 +1,119 @@
+"""Linear systems with the Hessian of a function on a face of the simplex, given by its products only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .._arrays import eps, safe_ratio, tiny, total, varying_like
+
+Product = Callable[[jax.Array], jax.Array]
+
+# Exact arithmetic needs d steps. Rounding needs more, and what 500 do not solve is not going to be solved.
+_STEPS_A_COORDINATE, _STEPS_BESIDE, _MOST_STEPS = 2, 8, 500
+# The residual asked for, relative to the right-hand side: Newton's method needs 40 % of the digits.
+_TOLERANCE = 0.4  # as a power of eps
+# A residual that is smaller than half of the digits of the right-hand side still counts as solved.
+_ACCEPTED = 0.5  # as a power of eps
+# The right-hand side is itself rounded in its last place, or the last but one.
+_ROUNDED = 2
+# Curvature below zero, relative to the preconditioner, that rounding, or differences in place of products, can feign.
+_FEIGNED = 1 / 3  # as a power of eps
+# Two vectors of signs estimate a diagonal, of which no entry is taken below a tenth of the products' size there.
+_PROBES, _LEAST_SHARE = 2, 0.1
+
+
+class Solution(NamedTuple):
+    """What `conjugate_gradients` found.
+
+    Attributes:
+      u: the solution `(*batch, d)`, 0 off the face.
+      nu: the multiplier of sum u = 0, `(*batch, 1)`.
+      solved: whether u and nu solve the system, `(*batch, 1)`.
+      convex: whether no direction of negative curvature of H came up, `(*batch, 1)`.
+    """
+
+    u: jax.Array
+    nu: jax.Array
+    solved: jax.Array
+    convex: jax.Array
+
+
+class _State(NamedTuple):
+    steps: jax.Array  # taken so far
+    u: jax.Array  # the solution so far
+    r: jax.Array  # its residual, without its part along 1
+    p: jax.Array  # the next direction
+    rho: jax.Array  # <r, M^-1 r>, the square of the residual's size; M is the preconditioner
+    convex: jax.Array  # no direction so far had negative curvature
+    live: jax.Array  # slices that are still being solved
+
+
+def conjugate_gradients(
+    product: Product, b: jax.Array, face: jax.Array, extra: jax.Array | float = 0.0, tolerance: float | None = None
+) -> Solution:
+    """Solves (H + diag(extra)) u + nu 1 = b on the face, sum_i u_i = 0, by preconditioned conjugate gradients.
+
+    Args:
+      product: v -> H v, symmetric; v and its result are 0 off the face.
+      b: right-hand side `(*batch, d)`, 0 off the face.
+      face: boolean `(*batch, d)`, the coordinates that take part.
+      extra: `(*batch, d)`, not negative.
+      tolerance: of the residual, relative to b, in the norm of the preconditioner.
+    """
+    eps_ = eps(b)
+    metric = jnp.where(face, _diagonal(product, face, b) + extra, 0)
+    inverse = jnp.where(face, 1 / jnp.where(face, metric, 1), 0)
+
+    def multiplier(r: jax.Array) -> jax.Array:
+        return safe_ratio(total(inverse * r), total(inverse))
+
+    def level(r: jax.Array) -> jax.Array:
+        """Takes nu out of the residual: at its full size it would drown what remains."""
+        for _ in range(2):  # twice: next to a flat coordinate nu is nearly its residual, and cancels
+            r = jnp.where(face, r - multiplier(r), 0)
+        return r
+
+    r = level(b)
+    first = total(r * inverse * r)
+    # Below the rounding of b there is nothing left to solve.
+    tolerance = eps_**_TOLERANCE if tolerance is None else tolerance
+    enough = jnp.maximum(tolerance**2 * first, (_ROUNDED * eps_) ** 2 * total(inverse * b * b))
+
+    def step(s: _State) -> _State:
+        hp = product(s.p)
+        bent = total(s.p * hp)
+        convex = s.convex & ~(s.live & (bent < -(eps_**_FEIGNED) * total(s.p * metric * s.p)))
+        curvature = bent + total(s.p * extra * s.p)
+        live = s.live & (curvature > 0)
+        length = jnp.where(live, s.rho / jnp.where(live, curvature, 1), 0)
+        u, r = s.u + length * s.p, level(s.r - length * (hp + extra * s.p))
+        rho = jnp.where(live, total(r * inverse * r), s.rho)
+        p = jnp.where(live, inverse * r + safe_ratio(rho, s.rho) * s.p, s.p)
+        return _State(s.steps + 1, u, r, p, rho, convex, live & (rho > enough))
+
+    zeros = varying_like(jnp.zeros_like(b), first)
+    start = _State(jnp.int32(0), zeros, r, inverse * r, first, first == first, first > enough)
+    bound = min(_STEPS_A_COORDINATE * b.shape[-1] + _STEPS_BESIDE, _MOST_STEPS)
+    end = lax.while_loop(lambda s: (s.steps < bound) & jnp.any(s.live), step, start)
+    nu = multiplier(b - product(end.u) - extra * end.u)
+    return Solution(end.u, nu, end.rho <= jnp.maximum(enough, eps_ ** (2 * _ACCEPTED) * first), end.convex)
+
+
+def _diagonal(product: Product, face: jax.Array, like: jax.Array) -> jax.Array:
+    """A positive estimate of the diagonal of H by products with fixed random signs; exact if H is diagonal."""
+    signs = random_signs(1, _PROBES, like) * face[None]
+    products = jax.vmap(product)(signs)
+    floor = _LEAST_SHARE * jnp.sqrt(jnp.mean(products**2, 0))
+    return jnp.maximum(jnp.maximum(jnp.mean(signs * products, 0), floor), tiny(like))
+
+
+def random_signs(seed: int, count: int, like: jax.Array) -> jax.Array:
+    """Fixed vectors of signs `(count, *1s, d)` for slices in the shape of `like`."""
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(count, like.shape[-1]))
+    return jnp.asarray(signs, like.dtype).reshape(count, *(1,) * (like.ndim - 1), like.shape[-1])
