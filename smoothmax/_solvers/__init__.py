@@ -15,6 +15,8 @@ from ._fronts import tsallis_weights as tsallis_weights
 from ._interior_point import interior_point as interior_point
 from ._power import on_support as on_support
 from ._power import support_power as support_power
+from ._separable import least as least
+from ._separable import separable_inverse as separable_inverse
 from ._separable import separable_weights as separable_weights
 from ._sorting import put_back as put_back
 from ._sorting import sort_descending as sort_descending

@@ -67,7 +67,7 @@ class Problem(NamedTuple):
     def _difference(self, y: jax.Array, v: jax.Array) -> jax.Array:
         width = jnp.max(jnp.abs(v), -1, keepdims=True)
         h = eps(y) ** _DIFFERENCE * safe_ratio(jnp.max(y, -1, keepdims=True), width)
-        ahead, behind = jax.vmap(self.slopes)(jnp.maximum(y + jnp.stack([h * v, -h * v]), y / 2))
+        ahead, behind = jax.vmap(self.slopes)(jnp.maximum(jnp.stack([y + h * v, y - h * v]), y[None] / 2))
         return safe_ratio(ahead - behind, 2 * h)
 
 
@@ -95,9 +95,9 @@ def _optimal(problem: Problem, y: jax.Array, raised: jax.Array, c: jax.Array, c_
     gap = jnp.max(jnp.where(problem.allowed, -c_raised, -jnp.inf), -1, keepdims=True) + total(c * y)
     size = jnp.max(jnp.where(y > 0, jnp.abs(c), 0), -1, keepdims=True)
     # No y does better than its own rounding, which a steep Omega shows as differences between the slopes.
-    _, product = problem.linearized(raised)
-    felt = jax.vmap(product)(_directions(y) * y[None])
-    rounding = eps(y) * jnp.max(jnp.abs(felt), (0, -1))[..., None]
+    h = eps(y) ** _DIFFERENCE
+    moved = jax.vmap(problem.slopes)(raised[None] * (1 + h * _directions(y)))
+    rounding = eps(y) / h * jnp.max(jnp.abs(moved - c_raised[None]), (0, -1))[..., None]
     allowance = eps(y) ** _GAP * problem.scale + _ROUNDING * (eps(y) * size + rounding)
     return (gap <= allowance) & jnp.isfinite(allowance)
 

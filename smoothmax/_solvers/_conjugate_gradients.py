@@ -47,7 +47,8 @@ class Solution(NamedTuple):
 class _State(NamedTuple):
     steps: jax.Array  # taken so far
     u: jax.Array  # the solution so far
-    r: jax.Array  # its residual, without its part along 1
+    nu: jax.Array  # the multiplier so far
+    r: jax.Array  # what remains of b, without its part along 1
     p: jax.Array  # the next direction
     rho: jax.Array  # <r, M^-1 r>, the square of the residual's size; M is the preconditioner
     convex: jax.Array  # no direction so far had negative curvature
@@ -70,16 +71,14 @@ def conjugate_gradients(
     metric = jnp.where(face, _diagonal(product, face, b) + extra, 0)
     inverse = jnp.where(face, 1 / jnp.where(face, metric, 1), 0)
 
-    def multiplier(r: jax.Array) -> jax.Array:
-        return safe_ratio(total(inverse * r), total(inverse))
+    def level(r: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Moves the part of a residual along 1 to nu: at its full size it would drown what remains."""
+        for _ in range(2):  # twice: beside a flat coordinate that part is nearly its residual, and they cancel
+            along = safe_ratio(total(inverse * r), total(inverse))
+            r, nu = jnp.where(face, r - along, 0), nu + along
+        return r, nu
 
-    def level(r: jax.Array) -> jax.Array:
-        """Takes nu out of the residual: at its full size it would drown what remains."""
-        for _ in range(2):  # twice: next to a flat coordinate nu is nearly its residual, and cancels
-            r = jnp.where(face, r - multiplier(r), 0)
-        return r
-
-    r = level(b)
+    r, nu = level(b, jnp.zeros_like(b[..., :1]))
     first = total(r * inverse * r)
     # Below the rounding of b there is nothing left to solve.
     tolerance = eps_**_TOLERANCE if tolerance is None else tolerance
@@ -92,23 +91,23 @@ def conjugate_gradients(
         curvature = bent + total(s.p * extra * s.p)
         live = s.live & (curvature > 0)
         length = jnp.where(live, s.rho / jnp.where(live, curvature, 1), 0)
-        u, r = s.u + length * s.p, level(s.r - length * (hp + extra * s.p))
+        u = s.u + length * s.p
+        r, nu = level(s.r - length * (hp + extra * s.p), s.nu)
         rho = jnp.where(live, total(r * inverse * r), s.rho)
         p = jnp.where(live, inverse * r + safe_ratio(rho, s.rho) * s.p, s.p)
-        return _State(s.steps + 1, u, r, p, rho, convex, live & (rho > enough))
+        return _State(s.steps + 1, u, nu, r, p, rho, convex, live & (rho > enough))
 
     zeros = varying_like(jnp.zeros_like(b), first)
-    start = _State(jnp.int32(0), zeros, r, inverse * r, first, first == first, first > enough)
+    start = _State(jnp.int32(0), zeros, nu, r, inverse * r, first, first == first, first > enough)
     bound = min(_STEPS_A_COORDINATE * b.shape[-1] + _STEPS_BESIDE, _MOST_STEPS)
     end = lax.while_loop(lambda s: (s.steps < bound) & jnp.any(s.live), step, start)
-    nu = multiplier(b - product(end.u) - extra * end.u)
-    return Solution(end.u, nu, end.rho <= jnp.maximum(enough, eps_ ** (2 * _ACCEPTED) * first), end.convex)
+    return Solution(end.u, end.nu, end.rho <= jnp.maximum(enough, eps_ ** (2 * _ACCEPTED) * first), end.convex)
 
 
 def _diagonal(product: Product, face: jax.Array, like: jax.Array) -> jax.Array:
     """A positive estimate of the diagonal of H by products with fixed random signs; exact if H is diagonal."""
-    signs = random_signs(1, _PROBES, like) * face[None]
-    products = jax.vmap(product)(signs)
+    signs = jnp.where(face[None], random_signs(1, _PROBES, like), 0)
+    products = lax.map(product, signs)  # under vmap, both sides of a condition in the product would run
     floor = _LEAST_SHARE * jnp.sqrt(jnp.mean(products**2, 0))
     return jnp.maximum(jnp.maximum(jnp.mean(signs * products, 0), floor), tiny(like))
 

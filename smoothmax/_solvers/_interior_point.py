@@ -100,7 +100,7 @@ def _begin(value, gradient, x, gamma) -> tuple[Problem, _State]:
     kept = allowed.astype(x.dtype)
     count = jnp.maximum(total(kept), 1)
     centre = kept / count
-    greatest = kept * (z == 0)
+    greatest = jnp.where(allowed & (z == 0), kept, 0)
     edge = _ON_THE_BEST * safe_ratio(greatest, total(greatest)) + (1 - _ON_THE_BEST) * centre
     problem = Problem(value, gradient, z, allowed, centre, edge, jnp.ones_like(count))
 
