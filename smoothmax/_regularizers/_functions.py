@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._arrays import eps, total
+from .._cache import SameFunction
 from .._parameters import tree_class
 from .._solvers import (
     conjugate_gradients,
+    hessian_product,
     interior_point,
     least,
     separable_inverse,
@@ -41,7 +43,7 @@ class Function(Base):
     counts_zeros = True
 
     def __post_init__(self) -> None:
-        _check_hashable("fun", self.fun)
+        object.__setattr__(self, "fun", _comparable("fun", self.fun))
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         some = jnp.any(allowed, axis=-1, keepdims=True)
@@ -58,7 +60,7 @@ class Function(Base):
         # system in (u, t), kept in one array because JAX can only transpose the solution of a system as a whole.
         # Its last right-hand side is 0, here and in all derivatives.
         face = y != 0
-        _, hessian = jax.linearize(self._gradient(y), y)
+        _, hessian = hessian_product(self._gradient(y), y)
 
         def on_face(u: jax.Array) -> jax.Array:
             return jnp.where(face, hessian(jnp.where(face, u, 0)), 0)
@@ -96,7 +98,7 @@ class Separable(Entropy):
     counts_zeros = True
 
     def __post_init__(self) -> None:
-        _check_hashable("phi", self.phi)
+        object.__setattr__(self, "phi", _comparable("phi", self.phi))
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         values = _over_batch(self._of_one(y), y.ndim)(jnp.where(allowed, _off_ends(y), 0.5))
@@ -207,7 +209,7 @@ def _checked(
     return call
 
 
-def _check_hashable(name: str, function: Any) -> None:
+def _comparable(name: str, function: Any) -> SameFunction:
     try:
         hash(function)
     except TypeError:
@@ -215,6 +217,7 @@ def _check_hashable(name: str, function: Any) -> None:
             f"{name}={function!r} cannot be hashed, so JAX cannot compile for it: wrap it in a function and pass what "
             "it holds as params"
         ) from None
+    return function if isinstance(function, SameFunction) else SameFunction(function)
 
 
 def _check_result(name: str, function: Any, result: Any, task: str, argument: jax.Array) -> None:

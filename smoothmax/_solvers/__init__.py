@@ -1,6 +1,7 @@
 """The numerics, on slices `(*batch, d)` in float32 or float64; they know nothing of regularizers."""
 
 from ._conjugate_gradients import conjugate_gradients as conjugate_gradients
+from ._conjugate_gradients import hessian_product as hessian_product
 from ._fronts import capped_weights as capped_weights
 from ._fronts import chain_prox as chain_prox
 from ._fronts import diagonal_product as diagonal_product

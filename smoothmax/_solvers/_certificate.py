@@ -12,10 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from .._arrays import eps, safe_ratio, total
-from ._conjugate_gradients import Product, random_signs
+from ._conjugate_gradients import DIFFERENCE, random_signs
 
 # The gap allowed: a power of eps, relative to the spread of the slopes, since a flat function leaves the weights open.
 _GAP = 0.75
@@ -27,8 +26,6 @@ _RAISED = 16
 _DIRECTIONS = 4
 # Points drawn inside the simplex, uneven enough to lie near its faces.
 _DRAWN, _UNEVEN = 2, 2
-# The step of a difference quotient, relative to the weights: a power of eps that balances rounding and curvature.
-_DIFFERENCE = 1 / 3
 
 
 class Problem(NamedTuple):
@@ -48,27 +45,6 @@ class Problem(NamedTuple):
     def slopes(self, y: jax.Array) -> jax.Array:
         """The gradient of the objective."""
         return jnp.where(self.allowed, self.gradient(y) - self.x, 0)
-
-    def linearized(self, y: jax.Array) -> tuple[jax.Array, Product]:
-        """The slopes at y, and the products with the Hessian there.
-
-        A second derivative may overflow on the way where its value does not, as that of a p-norm for large p. The
-        difference of two gradients stands in for such a product.
-        """
-        c, tangent = jax.linearize(self.slopes, y)
-
-        def product(v: jax.Array) -> jax.Array:
-            exact = tangent(v)
-            good = jnp.all(jnp.isfinite(exact), -1, keepdims=True)
-            return lax.cond(jnp.all(good), lambda: exact, lambda: jnp.where(good, exact, self._difference(y, v)))
-
-        return c, product
-
-    def _difference(self, y: jax.Array, v: jax.Array) -> jax.Array:
-        width = jnp.max(jnp.abs(v), -1, keepdims=True)
-        h = eps(y) ** _DIFFERENCE * safe_ratio(jnp.max(y, -1, keepdims=True), width)
-        ahead, behind = jax.vmap(self.slopes)(jnp.maximum(jnp.stack([y + h * v, y - h * v]), y[None] / 2))
-        return safe_ratio(ahead - behind, 2 * h)
 
 
 def certified(problem: Problem, y: jax.Array) -> jax.Array:
@@ -95,7 +71,7 @@ def _optimal(problem: Problem, y: jax.Array, raised: jax.Array, c: jax.Array, c_
     gap = jnp.max(jnp.where(problem.allowed, -c_raised, -jnp.inf), -1, keepdims=True) + total(c * y)
     size = jnp.max(jnp.where(y > 0, jnp.abs(c), 0), -1, keepdims=True)
     # No y does better than its own rounding, which a steep Omega shows as differences between the slopes.
-    h = eps(y) ** _DIFFERENCE
+    h = eps(y) ** DIFFERENCE
     moved = jax.vmap(problem.slopes)(raised[None] * (1 + h * _directions(y)))
     rounding = eps(y) / h * jnp.max(jnp.abs(moved - c_raised[None]), (0, -1))[..., None]
     allowance = eps(y) ** _GAP * problem.scale + _ROUNDING * (eps(y) * size + rounding)

@@ -14,6 +14,9 @@ from .._arrays import eps, safe_ratio, tiny, total, varying_like
 
 Product = Callable[[jax.Array], jax.Array]
 
+# The step of a difference quotient, relative to the weights: a power of eps that balances rounding and curvature.
+DIFFERENCE = 1 / 3
+
 # Exact arithmetic needs d steps. Rounding needs more, and what 500 do not solve is not going to be solved.
 _STEPS_A_COORDINATE, _STEPS_BESIDE, _MOST_STEPS = 2, 8, 500
 # The residual asked for, relative to the right-hand side: Newton's method needs 40 % of the digits.
@@ -26,6 +29,28 @@ _ROUNDED = 2
 _FEIGNED = 1 / 3  # as a power of eps
 # Two vectors of signs estimate a diagonal, of which no entry is taken below a tenth of the products' size there.
 _PROBES, _LEAST_SHARE = 2, 0.1
+
+
+def hessian_product(gradient: Product, y: jax.Array) -> tuple[jax.Array, Product]:
+    """The gradient at y `(*batch, d)`, and the product v -> H v there.
+
+    A second derivative may overflow on the way where its value does not, as that of a p-norm for large p. A difference
+    of two gradients stands in for such a product.
+    """
+    slope, tangent = jax.linearize(gradient, y)
+
+    def difference(v: jax.Array) -> jax.Array:
+        width = jnp.max(jnp.abs(v), -1, keepdims=True)
+        h = eps(y) ** DIFFERENCE * safe_ratio(jnp.max(y, -1, keepdims=True), width)
+        ahead, behind = jax.vmap(gradient)(jnp.maximum(jnp.stack([y + h * v, y - h * v]), y[None] / 2))
+        return safe_ratio(ahead - behind, 2 * h)
+
+    def product(v: jax.Array) -> jax.Array:
+        exact = tangent(v)
+        good = jnp.all(jnp.isfinite(exact), -1, keepdims=True)
+        return lax.cond(jnp.all(good), lambda: exact, lambda: jnp.where(good, exact, difference(v)))
+
+    return slope, product
 
 
 class Solution(NamedTuple):

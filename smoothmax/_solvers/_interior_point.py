@@ -30,7 +30,7 @@ from jax import lax
 
 from .._arrays import eps, safe_ratio, tiny, total, varying_like
 from ._certificate import Problem, certified
-from ._conjugate_gradients import conjugate_gradients
+from ._conjugate_gradients import conjugate_gradients, hessian_product
 
 # Newton's steps. 10 to 25 are usual.
 _STEPS = 80
@@ -123,7 +123,7 @@ def _newton(problem: Problem, s: _State) -> _State:
     """One step of Newton's method."""
     allowed, scale = problem.allowed, problem.scale
     inside = jnp.where(allowed, s.y, 1)
-    c, product = problem.linearized(s.y)
+    c, product = hessian_product(problem.slopes, s.y)
     # The aim falls after each step that was nearly whole, from where y and z really are.
     reached = jnp.max(s.y * s.z, -1, keepdims=True)
     fall = jnp.minimum(_FALL, jnp.sqrt(reached / scale))
