@@ -4,12 +4,15 @@ from ._capped import capped_weights as capped_weights
 from ._chain import chain_prox as chain_prox
 from ._chain import isotonic as isotonic
 from ._chain import segment_mean as segment_mean
-from ._interior_point import conjugate_gradients as conjugate_gradients
+from ._conjugate_gradients import conjugate_gradients as conjugate_gradients
+from ._conjugate_gradients import hessian_product as hessian_product
 from ._interior_point import interior_point as interior_point
 from ._power import on_support as on_support
 from ._power import support_power as support_power
 from ._products import diagonal_product as diagonal_product
 from ._products import threshold_product as threshold_product
+from ._separable import least as least
+from ._separable import separable_inverse as separable_inverse
 from ._separable import separable_weights as separable_weights
 from ._sorting import put_back as put_back
 from ._sorting import sort_descending as sort_descending
