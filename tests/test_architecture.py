@@ -10,15 +10,16 @@ ROOT = pathlib.Path(__file__).parent.parent / "smoothmax"
 # Each room may import itself and what is listed; "" is smoothmax/__init__.py, which only gathers names.
 ALLOWED = {
     "_arrays": set(),
+    "_cache": set(),
     "_kernels": {"_arrays"},
     "_parameters": set(),
     "_parametrize": set(),
     "_slices": {"_arrays", "_parameters"},
     "_solvers": {"_arrays", "_kernels"},
-    "_regularizers": {"_arrays", "_parameters", "_slices", "_solvers"},
+    "_regularizers": {"_arrays", "_cache", "_parameters", "_slices", "_solvers"},
     "_domains": {"_arrays", "_parameters", "_regularizers", "_solvers"},
     "_problem": {"_arrays", "_parameters", "_regularizers", "_domains"},
-    "_conjugate": {"_kernels", "_parameters", "_regularizers", "_domains", "_problem", "_slices"},
+    "_conjugate": {"_cache", "_kernels", "_parameters", "_regularizers", "_domains", "_problem", "_slices"},
     "_operators": {"_conjugate", "_parameters", "_regularizers", "_slices"},
     "_values": {"_conjugate", "_parameters", "_regularizers", "_slices"},
     "_selections": {"_conjugate", "_parameters", "_regularizers", "_domains", "_slices"},
