@@ -1,0 +1,111 @@
+"""Which keys each query may see: a mask, and rules on positions that need no matrix."""
+
+from __future__ import annotations
+
+import operator
+from functools import reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+
+class Visibility(NamedTuple):
+    """Which keys each query may see. Only `mask` is stored as a matrix; the rest are rules."""
+
+    mask: jax.Array | None = None  # boolean, four axes, each of size 1 or that of the scores (B, N, T, S)
+    is_causal: bool = False  # query t sees the keys s <= t
+    window: tuple[int, int] | None = None  # (left, right): query t sees the keys t - left <= s <= t + right
+    query_lengths: jax.Array | None = None  # (B,): the queries from there on are padding
+    key_lengths: jax.Array | None = None  # (B,): the keys from there on are padding
+
+    def block(self, first_row: ArrayLike, rows: int, first_column: ArrayLike, columns: int) -> jax.Array | None:
+        """The mask of one block of the score matrix, or None where everything is visible."""
+        t = (first_row + jnp.arange(rows, dtype=jnp.int32))[None, None, :, None]
+        s = (first_column + jnp.arange(columns, dtype=jnp.int32))[None, None, None, :]
+        parts = []
+        if self.mask is not None:
+            mask = slice_unless_broadcast(self.mask, 2, first_row, rows)
+            parts.append(slice_unless_broadcast(mask, 3, first_column, columns))
+        if self.is_causal:
+            parts.append(s <= t)
+        if self.window is not None:
+            left, right = self.window
+            parts.append((t - left <= s) & (s <= t + right))
+        if self.query_lengths is not None:
+            parts.append(t < self.query_lengths[:, None, None, None])
+        if self.key_lengths is not None:
+            parts.append(s < self.key_lengths[:, None, None, None])
+        return reduce(jnp.logical_and, parts) if parts else None
+
+
+def clear_padding(
+    query: jax.Array, key: jax.Array, value: jax.Array, visibility: Visibility
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Writes zeros over positions that no one may look at.
+
+    The mapping gives them weight zero already, but zero times a NaN left in a padded buffer is NaN, in the output and
+    in the gradients. Clearing the padding costs nothing next to the scores.
+    """
+    rows, columns = query.shape[1], key.shape[1]
+    if visibility.query_lengths is not None:
+        t = jnp.arange(rows, dtype=jnp.int32)[None, :]
+        query = _where_real(t < visibility.query_lengths[:, None], query)
+    if visibility.key_lengths is not None:
+        s = jnp.arange(columns, dtype=jnp.int32)[None, :]
+        real = s < visibility.key_lengths[:, None]
+        key, value = _where_real(real, key), _where_real(real, value)
+    mask = visibility.mask
+    if mask is not None and mask.shape[1:3] == (1, 1):  # the same keys are out for every query
+        key, value = _where_real(mask[:, 0, 0, :], key), _where_real(mask[:, 0, 0, :], value)
+    return query, key, value
+
+
+def _where_real(real: jax.Array, array: jax.Array) -> jax.Array:
+    """Zeros in `(B, length, heads, size)` where `(B, length)` is False."""
+    return jnp.where(real[:, :, None, None], array, jnp.zeros((), array.dtype))
+
+
+def slice_unless_broadcast(array: jax.Array, axis: int, start: ArrayLike, size: int) -> jax.Array:
+    """`array[start : start + size]` along an axis, or the array where the axis broadcasts."""
+    length = array.shape[axis]
+    if length == 1 or (length == size and isinstance(start, int)):
+        return array
+    return jax.lax.dynamic_slice_in_dim(array, start, size, axis)
+
+
+# --- Checks of the rules -----------------------------------------------------------------------------------
+
+
+def check_lengths(name: str, lengths: ArrayLike | None, batch: tuple[int, ...]) -> jax.Array | None:
+    """The lengths as int32, one for each batch element; `batch` is the batch axis of the query, if it has one."""
+    if lengths is None:
+        return None
+    lengths = jnp.asarray(lengths)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"{name} must hold integers, got dtype {lengths.dtype}: cast it")
+    expected = batch or (1,)
+    if lengths.shape != expected:
+        why = f"the batch size is {batch[0]}" if batch else "query has no batch axis"
+        raise ValueError(
+            f"{name} must have shape {expected}, since {why}, got shape {lengths.shape}: give one length for each "
+            "batch element"
+        )
+    return lengths.astype(jnp.int32)
+
+
+def check_window(window: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """The window as two integers."""
+    if window is None:
+        return None
+    try:
+        if isinstance(window, bool):
+            raise TypeError
+        left, right = window if isinstance(window, tuple | list) else (window, window)
+        return operator.index(left), operator.index(right)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"local_window_size must be an integer or a pair of integers (left, right), got {window!r}: give numbers "
+            "that are known when the function is traced"
+        ) from None
