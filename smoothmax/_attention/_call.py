@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from .._operators import softmax
 from ._blocks import attend_in_blocks, check_block_size
 from ._core import Mapping, Products, attend, query_key_products, weighted_values, with_implementation
-from ._visibility import Visibility, check_lengths, check_window, clear_padding
+from ._visibility import Visibility, check_lengths, check_window, clear, clearing
 
 
 @overload
@@ -182,6 +182,8 @@ def dot_product_attention(
 
 
 _NO_RULES = Visibility()
+# For up to so many queries a product with the keys or values is bound by reading them, beyond by arithmetic.
+_FEW_QUERIES = 8
 
 
 def attend_batched(
@@ -226,7 +228,6 @@ def attend_batched(
     visibility = rules._replace(mask=_flat_scores("mask", mask, scores_shape))
     block_size = check_block_size(block_size, query, key, visibility)
     query, key, value = (a.reshape(math.prod(leading), *a.shape[-3:]) for a in (query, key, value))
-    query, key, value = clear_padding(query, key, value, visibility)
 
     def change_flat(weights: jax.Array) -> jax.Array:
         assert change_weights is not None
@@ -234,6 +235,11 @@ def attend_batched(
 
     if products is None:
         products = partial(query_key_products, precision=precision), partial(weighted_values, precision=precision)
+    query, real_keys = clear(query, visibility.real_queries(rows)), visibility.real_keys(columns)
+    if block_size is None and rows <= _FEW_QUERIES:
+        products = clearing(products[0], real_keys), clearing(products[1], real_keys)
+    else:
+        key, value = clear(key, real_keys), clear(value, real_keys)
     core = partial(
         attend,
         mapping=_check_mapping(mapping),

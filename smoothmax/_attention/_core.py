@@ -14,10 +14,11 @@ from jax.typing import ArrayLike
 
 from .._conjugate import Operator
 from .._scaling import LengthScaled
+from ._visibility import Product
 
 Mapping = Callable[..., jax.Array]
 # Products of queries and keys, and sums of values with weights.
-Products = tuple[Callable[[jax.Array, jax.Array], jax.Array], Callable[[jax.Array, jax.Array], jax.Array]]
+Products = tuple[Product, Product]
 
 
 def attend(

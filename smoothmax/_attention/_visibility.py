@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from functools import reduce
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Visibility(NamedTuple):
@@ -39,32 +42,58 @@ class Visibility(NamedTuple):
             parts.append(s < self.key_lengths[:, None, None, None])
         return reduce(jnp.logical_and, parts) if parts else None
 
+    def real_queries(self, rows: int) -> jax.Array | None:
+        """`(B, T)`, False at padding; None where there is none."""
+        if self.query_lengths is None:
+            return None
+        return jnp.arange(rows, dtype=jnp.int32)[None, :] < self.query_lengths[:, None]
 
-def clear_padding(
-    query: jax.Array, key: jax.Array, value: jax.Array, visibility: Visibility
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Writes zeros over positions that no one may look at.
-
-    The mapping gives them weight zero already, but zero times a NaN left in a padded buffer is NaN, in the output and
-    in the gradients. Clearing the padding costs nothing next to the scores.
-    """
-    rows, columns = query.shape[1], key.shape[1]
-    if visibility.query_lengths is not None:
-        t = jnp.arange(rows, dtype=jnp.int32)[None, :]
-        query = _where_real(t < visibility.query_lengths[:, None], query)
-    if visibility.key_lengths is not None:
-        s = jnp.arange(columns, dtype=jnp.int32)[None, :]
-        real = s < visibility.key_lengths[:, None]
-        key, value = _where_real(real, key), _where_real(real, value)
-    mask = visibility.mask
-    if mask is not None and mask.shape[1:3] == (1, 1):  # the same keys are out for every query
-        key, value = _where_real(mask[:, 0, 0, :], key), _where_real(mask[:, 0, 0, :], value)
-    return query, key, value
+    def real_keys(self, columns: int) -> jax.Array | None:
+        """`(B, S)` or `(1, S)`, False at keys that are known to be out for every query; None where there are none."""
+        parts = []
+        if self.key_lengths is not None:
+            parts.append(jnp.arange(columns, dtype=jnp.int32)[None, :] < self.key_lengths[:, None])
+        if self.mask is not None and self.mask.shape[1:3] == (1, 1):
+            parts.append(self.mask[:, 0, 0, :])
+        return reduce(jnp.logical_and, parts) if parts else None
 
 
-def _where_real(real: jax.Array, array: jax.Array) -> jax.Array:
+# Padding. The mapping gives it weight zero already, but zero times a NaN left in a padded buffer is NaN, in the output
+# and in the gradients.
+
+
+def clear(array: jax.Array, real: jax.Array | None) -> jax.Array:
     """Zeros in `(B, length, heads, size)` where `(B, length)` is False."""
-    return jnp.where(real[:, :, None, None], array, jnp.zeros((), array.dtype))
+    return array if real is None else jnp.where(real[:, :, None, None], array, jnp.zeros((), array.dtype))
+
+
+def clearing(product: Product, real: jax.Array | None) -> Product:
+    """A product of two arrays after the second was cleared, without reading it twice where it holds numbers only.
+
+    With few queries, as in decoding, clearing the keys and values would take longer than the product. Every number of
+    them enters the product, so that one that is not finite shows there: only then are they cleared. Derivatives take
+    the cleared array, since a product that comes out finite has the same derivative.
+    """
+    if real is None:
+        return product
+
+    def cleared(a: jax.Array, b: jax.Array) -> jax.Array:
+        return product(a, clear(b, real))
+
+    def checked(a: jax.Array, b: jax.Array) -> jax.Array:
+        result = product(a, b)
+        return jax.lax.cond(jnp.all(jnp.isfinite(result)), lambda a, b: result, cleared, a, b)
+
+    @jax.custom_jvp
+    def call(a: jax.Array, b: jax.Array) -> jax.Array:
+        # Other compilers clear while they read, and a condition would stall them.
+        return jax.lax.platform_dependent(a, b, cpu=checked, default=cleared)
+
+    @call.defjvp
+    def _(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return call(*primals), jax.jvp(cleared, primals, tangents)[1]
+
+    return call
 
 
 def slice_unless_broadcast(array: jax.Array, axis: int, start: ArrayLike, size: int) -> jax.Array:
