@@ -24,7 +24,7 @@ ALLOWED = {
     "_values": {"_conjugate", "_parameters", "_regularizers", "_slices"},
     "_selections": {"_conjugate", "_parameters", "_regularizers", "_domains", "_slices"},
     "_losses": {"_arrays", "_conjugate", "_domains", "_parameters", "_regularizers", "_slices"},
-    "_scaling": {"_conjugate", "_slices"},
+    "_scaling": {"_parameters", "_slices"},
     "_attention": {"_conjugate", "_kernels", "_operators", "_scaling"},
     "interop": {"_attention", "_operators", "_conjugate"},
     "extend": {"_domains", "_kernels", "_parameters", "_regularizers"},
