@@ -1,0 +1,256 @@
+"""The loss of a linear layer over a large vocabulary, a few tokens at a time.
+
+The logits of all tokens are the largest array of a language model: 2,048 tokens by 32,768 words are 256 MB, and a loss
+with its gradient holds two or three such. Here a loop takes a chunk of tokens, multiplies, reduces to losses and forgets
+the logits. The backward pass multiplies again, one product in four, and adds up what the chunks say of the kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._arrays import varying_like
+from .._conjugate import Operator
+from .._slices import Extent, mask
+from ._fenchel_young import Omega, against_labels, check_labels, operator_for_labels
+
+# Logits held at a time where the caller does not say. Products of this size keep all cores busy, and 16 MB of float32
+# are small beside the parameters of any layer that needs chunks.
+_LOGITS_AT_A_TIME = 2**22
+
+
+def linear_fenchel_young_loss(
+    hidden: jax.typing.ArrayLike,
+    kernel: jax.typing.ArrayLike,
+    labels: jax.typing.ArrayLike,
+    omega: Omega,
+    *,
+    bias: jax.typing.ArrayLike | None = None,
+    where: jax.typing.ArrayLike | None = None,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    r"""The Fenchel-Young loss of a linear layer's logits, which are never held as a whole.
+
+    $$L_\Omega(x, e_k) = \max_\Omega(x) + \Omega(e_k) - x_k, \qquad x = W^\top h + b$$
+
+    It equals `fenchel_young_loss_with_integer_labels(hidden @ kernel + bias, labels, omega, where=where)`, value and
+    derivatives. Shapes are written with H features and V words; `...` stands for any batch axes, such as (B, T).
+
+    Args:
+      hidden: features `h`, `(..., H)`, of a floating dtype.
+      kernel: weights `W`, `(H, V)`, of a floating dtype. Products of half precision are accumulated in float32.
+      labels: integers from 0 to V - 1, of shape `(...)`.
+      omega: the regularizer, a function of y, or an operator made from either by `conjugate`, as in
+        `fenchel_young_loss_with_integer_labels`. Its hyper-parameters are the same for all tokens.
+      bias: `b`, `(V,)`, or None.
+      where: boolean mask that broadcasts to the logits `(..., V)`: `(V,)` takes words out of the problem, `(..., 1)`
+        whole tokens, whose loss is then zero.
+      chunk_size: tokens at a time; None for about four million logits at a time. Fewer cost less memory, and time where
+        the products get too small.
+
+    Returns:
+      Losses `(...)` in the dtype of `hidden @ kernel`. A label out of range gives NaN where it is traced.
+
+    Raises:
+      TypeError: an array has an unusable dtype, or `chunk_size` is no integer.
+      ValueError: shapes do not fit together, a label is out of range, or `chunk_size` is below 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, smoothmax as sm
+      >>> hidden, kernel = jax.random.normal(jax.random.key(0), (6, 4)), jax.random.normal(jax.random.key(1), (4, 9))
+      >>> labels = jnp.array([0, 3, 8, 2, 2, 5])
+      >>> loss = sm.linear_fenchel_young_loss(hidden, kernel, labels, sm.SquaredL2(), chunk_size=2)
+      >>> whole = sm.fenchel_young_loss_with_integer_labels(hidden @ kernel, labels, sm.SquaredL2())
+      >>> print(loss.shape, jnp.allclose(loss, whole, atol=1e-5))
+      (6,) True
+
+    Reference:
+      Blondel, Martins and Niculae, "Learning with Fenchel-Young Losses", 2020, for the losses; Wijmans et al., "Cut
+      Your Losses in Large-Vocabulary Language Models", 2025, for cross-entropy without the logits.
+    """
+    hidden, kernel, labels = _floating("hidden", hidden), _floating("kernel", kernel), check_labels(labels)
+    bias = None if bias is None else _floating("bias", bias)
+    _check_shapes(hidden, kernel, labels, bias)
+    tokens, words = math.prod(labels.shape), kernel.shape[1]
+    if where is not None:
+        where = jnp.asarray(where)
+        mask(where, jax.ShapeDtypeStruct((*labels.shape, words), hidden.dtype))
+    _check_range(labels, words, where)
+    op = _for_all_tokens(operator_for_labels(omega))
+    return _in_chunks(op, hidden, kernel, labels, bias, where, chunks=_chunks(tokens, words, chunk_size))
+
+
+# --- The arguments -------------------------------------------------------------------------------------------
+
+
+def _floating(name: str, array: jax.typing.ArrayLike) -> jax.Array:
+    array = jnp.asarray(array)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating, got dtype {array.dtype}: convert it, for example with .astype(float)")
+    return array
+
+
+def _check_shapes(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, bias: jax.Array | None) -> None:
+    if kernel.ndim != 2 or kernel.shape[1] == 0:
+        raise ValueError(f"kernel must have shape (H, V), V at least 1, got {kernel.shape}: one column for each word")
+    if hidden.ndim == 0 or hidden.shape[-1] != kernel.shape[0]:
+        raise ValueError(
+            f"hidden of shape {hidden.shape} does not fit kernel of shape {kernel.shape}: its last axis must have "
+            f"{kernel.shape[0]} features, the first axis of kernel; transpose a kernel that is (V, H)"
+        )
+    if labels.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"labels of shape {labels.shape} must have the shape of hidden {hidden.shape} without its last axis, "
+            f"{hidden.shape[:-1]}: one word for each token"
+        )
+    if bias is not None and bias.shape != kernel.shape[1:]:
+        raise ValueError(f"bias of shape {bias.shape} must have shape {kernel.shape[1:]}: one number for each word")
+
+
+def _check_range(labels: jax.Array, words: int, where: jax.Array | None) -> None:
+    """Labels whose values are known, those of tokens that are masked as a whole excepted."""
+    if any(isinstance(a, jax.core.Tracer) or not a.is_fully_addressable for a in (labels, where) if a is not None):
+        return
+    known = np.asarray(labels)
+    wrong = (known < 0) | (known >= words)
+    if wrong.any() and where is not None:
+        some = np.asarray(where).any(axis=-1) if where.ndim else np.asarray(where)
+        wrong &= np.broadcast_to(some, wrong.shape)
+    if wrong.any():
+        raise ValueError(
+            f"labels must be from 0 to {words - 1}, got {known[wrong][0]}: take padding out with "
+            "where=(labels >= 0)[..., None]"
+        )
+
+
+def _for_all_tokens(op: Operator) -> Operator:
+    """The operator with hyper-parameters that are scalars or run along the words, as they are the same for all tokens."""
+
+    def visit(name: str, value: Any, extent: Extent | None) -> Any:
+        shape = jnp.shape(value)
+        if any(n > 1 for n in shape[:-1]):
+            raise ValueError(
+                f"{name} of shape {shape} differs by token, got one value for all or one a word: map the loss over the "
+                "values with jax.vmap"
+            )
+        return jnp.reshape(value, shape[-1:]) if len(shape) > 1 else value
+
+    return dataclasses.replace(op, omega=op.omega.map_parameters(visit))
+
+
+def _chunks(tokens: int, words: int, chunk_size: int | None) -> int:
+    """The number of chunks: one that divides the tokens, unless it would be more than twice as many as needed."""
+    if chunk_size is None:
+        size = max(1, _LOGITS_AT_A_TIME // words)
+    elif isinstance(chunk_size, bool) or not hasattr(chunk_size, "__index__"):
+        raise TypeError(f"chunk_size must be an integer or None, got {chunk_size!r}: the number of tokens at a time")
+    else:
+        size = operator.index(chunk_size)
+        if size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {size}: leave it out for a size that suits")
+    least = max(1, -(-tokens // size))
+    return next((n for n in range(least, 2 * least) if tokens % n == 0), least)
+
+
+# --- The chunks ----------------------------------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnames="chunks")
+def _in_chunks(
+    op: Operator,
+    hidden: jax.Array,
+    kernel: jax.Array,
+    labels: jax.Array,
+    bias: jax.Array | None,
+    where: jax.Array | None,
+    *,
+    chunks: int,
+) -> jax.Array:
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.promote_types(hidden.dtype, kernel.dtype)
+        compute = jnp.promote_types(dtype, jnp.float32)
+
+    def shared(leaf: Any) -> jax.Array:
+        """What all chunks see. Its gradient is a sum over them: in float32 at least, and over the devices of a
+        `shard_map` only once, after the last chunk."""
+        leaf = jnp.asarray(leaf)
+        leaf = leaf.astype(compute) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        return varying_like(leaf, hidden, labels)
+
+    where, where_of_all = _by_token(where, labels.shape)
+    leaves, structure = jax.tree.flatten(jax.tree.map(shared, (op, kernel, bias, where_of_all)))
+    floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    others = [leaf for leaf in leaves if not jnp.issubdtype(leaf.dtype, jnp.floating)]
+    is_float = tuple(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
+
+    # A chunk takes its tokens at a stride, so that where tokens are sharded, each device has a share of every chunk.
+    size = -(-labels.size // chunks)
+    features = hidden.astype(dtype).reshape(labels.size, hidden.shape[-1])
+    features, words, where = jax.tree.map(lambda a: _strided(a, size, chunks), (features, labels.reshape(-1), where))
+    losses = partial(_losses, structure, is_float)
+    values = _map(losses, floats, others, features, (words, where))
+    return jnp.swapaxes(values, 0, 1).reshape(-1)[: labels.size].reshape(labels.shape).astype(dtype)
+
+
+def _losses(structure: Any, is_float: tuple[bool, ...], floats: list[jax.Array], others: list[jax.Array], h: jax.Array, tokens: Any) -> jax.Array:
+    """The losses of one chunk, `(C,)`, from its features `(C, H)` and its labels and mask."""
+    a, b = iter(floats), iter(others)
+    op, kernel, bias, where_of_all = jax.tree.unflatten(structure, [next(a if f else b) for f in is_float])
+    labels, where = tokens
+    x = jnp.dot(h, kernel.astype(h.dtype), preferred_element_type=kernel.dtype)
+    x = x if bias is None else x + jnp.broadcast_to(bias, x.shape)
+    return against_labels(op, x, labels, where_of_all if where is None else where, axis=-1)
+
+
+# `jax.checkpoint` over a `scan` would say the same, but it keeps for the backward loop whatever does not depend on the
+# chunk, such as the positions that labels are compared with: six arrays of the logits' size.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _map(losses: Any, floats: list[jax.Array], others: list[jax.Array], features: jax.Array, tokens: Any) -> jax.Array:
+    return jax.lax.map(lambda chunk: losses(floats, others, *chunk), (features, tokens))
+
+
+def _map_fwd(losses: Any, floats: list[jax.Array], others: list[jax.Array], features: jax.Array, tokens: Any) -> Any:
+    return _map(losses, floats, others, features, tokens), (floats, others, features, tokens)
+
+
+def _map_bwd(losses: Any, residuals: Any, cotangents: jax.Array) -> Any:
+    floats, others, features, tokens = residuals
+
+    def step(sums: list[jax.Array], chunk: Any) -> tuple[list[jax.Array], jax.Array]:
+        h, of_chunk, cotangent = chunk
+        _, pull = jax.vjp(lambda floats, h: losses(floats, others, h, of_chunk), floats, h)
+        by_floats, by_h = pull(cotangent)
+        return jax.tree.map(jnp.add, sums, by_floats), by_h
+
+    zeros = [varying_like(jnp.zeros_like(leaf), leaf, features, cotangents) for leaf in floats]
+    by_floats, by_features = jax.lax.scan(step, zeros, (features, tokens, cotangents))
+    return by_floats, None, by_features, None
+
+
+_map.defvjp(_map_fwd, _map_bwd)
+
+
+def _by_token(where: jax.Array | None, batch: tuple[int, ...]) -> tuple[jax.Array | None, jax.Array | None]:
+    """A mask that differs by token, `(tokens, 1 or V)`, or one that all share, `(1, 1 or V)`; the other is None."""
+    if where is None:
+        return None, None
+    where = where.reshape((1,) * (1 + len(batch) - where.ndim) + where.shape)
+    if all(n == 1 for n in where.shape[:-1]):
+        return None, where.reshape(1, -1)
+    return jnp.broadcast_to(where, (*batch, where.shape[-1])).reshape(math.prod(batch), -1), None
+
+
+def _strided(array: jax.Array, size: int, chunks: int) -> jax.Array:
+    """`(tokens, ...)` to `(chunks, size, ...)`, the last tokens filled up with zeros."""
+    array = jnp.pad(array, [(0, size * chunks - len(array))] + [(0, 0)] * (array.ndim - 1))
+    return jnp.swapaxes(array.reshape(size, chunks, *array.shape[1:]), 0, 1)
