@@ -15,6 +15,7 @@ every order, are those of the definition.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +25,8 @@ import jax
 import jax.numpy as jnp
 
 from .._conjugate import Operator, conjugate
+from .._domains import CappedSimplex, Permutahedron, Simplex
+from .._parameters import as_floats
 from .._regularizers import Base, Regularizer
 from .._slices import Axis, dtypes, mask, normal_axes
 
@@ -73,14 +76,15 @@ def fenchel_young_loss(
     Reference:
       Blondel, Martins and Niculae, "Learning with Fenchel-Young Losses", 2020.
     """
-    logits, targets = jnp.asarray(logits), jnp.asarray(targets)
+    logits, targets = _array(logits), _array(targets)
     if targets.shape != logits.shape:
         raise ValueError(
             f"targets of shape {targets.shape} must have the shape of logits, {logits.shape}: one number for each "
             "class; for labels use fenchel_young_loss_with_integer_labels"
         )
-    axes = normal_axes(axis, logits)
-    return _against_targets(conjugate(omega), logits, targets, where, axes=tuple(a - logits.ndim for a in axes))
+    axes, op = normal_axes(axis, logits), as_floats(conjugate(omega))
+    op.over.check_length(math.prod(logits.shape[a] for a in axes))
+    return _against_targets(op, logits, targets, where, axes=tuple(a - logits.ndim for a in axes))
 
 
 def fenchel_young_loss_with_integer_labels(
@@ -124,7 +128,7 @@ def fenchel_young_loss_with_integer_labels(
     Reference:
       Blondel, Martins and Niculae, "Learning with Fenchel-Young Losses", 2020.
     """
-    logits, labels = jnp.asarray(logits), check_labels(labels)
+    logits, labels = _array(logits), check_labels(labels)
     if isinstance(axis, bool) or not hasattr(axis, "__index__"):
         raise TypeError(f"axis must be one integer, got {axis!r}: a label counts along a single axis")
     [along] = normal_axes(operator.index(axis), logits)
@@ -146,7 +150,18 @@ def check_labels(labels: jax.typing.ArrayLike) -> jax.Array:
 
 def operator_for_labels(omega: Omega) -> Operator:
     """The operator, if its domain holds the one-hot vectors."""
-    return conjugate(omega)
+    op = as_floats(conjugate(omega))
+    if not op.over.has_vertices:
+        raise ValueError(
+            f"labels are points of the simplex or the box, got omega over {op.over!r}, which holds no one-hot vectors: "
+            "give targets of that domain to fenchel_young_loss"
+        )
+    return op
+
+
+def _array(x: Any) -> Any:
+    """Something with a shape and a dtype. An array is left alone: to convert it would look at what a mask hides."""
+    return x if hasattr(x, "shape") and hasattr(x, "dtype") else jnp.asarray(x)
 
 
 # --- The two forms: any target, and a vertex -----------------------------------------------------------------
@@ -214,8 +229,12 @@ def _like(y: jax.Array, array: jax.Array) -> jax.Array:
 
 
 def _offset(op: Operator, top: jax.Array) -> jax.Array:
-    """What may be taken from all scores of a slice, as y and t have the same sum: it spares <x, y - t> its rounding."""
-    return jnp.where(jnp.isfinite(top), top, 0)
+    """What may be taken from all scores of a slice where y and t have the same sum: it spares <x, y - t> its rounding.
+
+    Over another domain, such as the box, the scores count as they are.
+    """
+    same_sum = isinstance(op.over, (Simplex, CappedSimplex, Permutahedron))
+    return jnp.where(jnp.isfinite(top) & same_sum, top, 0)
 
 
 def _loss(value: jax.Array, definition: jax.Array, some: jax.Array) -> jax.Array:

@@ -19,7 +19,8 @@ import numpy as np
 
 from .._arrays import varying_like
 from .._conjugate import Operator
-from .._slices import Extent, mask
+from .._parameters import Spec
+from .._slices import mask
 from ._fenchel_young import Omega, against_labels, check_labels, operator_for_labels
 
 # Logits held at a time where the caller does not say. Products of this size keep all cores busy, and 16 MB of float32
@@ -94,7 +95,9 @@ def linear_fenchel_young_loss(
 def _floating(name: str, array: jax.typing.ArrayLike) -> jax.Array:
     array = jnp.asarray(array)
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name} must be floating, got dtype {array.dtype}: convert it, for example with .astype(float)")
+        raise TypeError(
+            f"{name} must be floating, got dtype {array.dtype}: convert it, for example with .astype(float)"
+        )
     return array
 
 
@@ -134,7 +137,7 @@ def _check_range(labels: jax.Array, words: int, where: jax.Array | None) -> None
 def _for_all_tokens(op: Operator) -> Operator:
     """The operator with hyper-parameters that are scalars or run along the words, as they are the same for all tokens."""
 
-    def visit(name: str, value: Any, extent: Extent | None) -> Any:
+    def visit(name: str, value: Any, spec: Spec) -> Any:
         shape = jnp.shape(value)
         if any(n > 1 for n in shape[:-1]):
             raise ValueError(
@@ -143,7 +146,7 @@ def _for_all_tokens(op: Operator) -> Operator:
             )
         return jnp.reshape(value, shape[-1:]) if len(shape) > 1 else value
 
-    return dataclasses.replace(op, omega=op.omega.map_parameters(visit))
+    return dataclasses.replace(op, omega=op.omega.map_parameters(visit), over=op.over.map_parameters(visit))
 
 
 def _chunks(tokens: int, words: int, chunk_size: int | None) -> int:
@@ -200,7 +203,14 @@ def _in_chunks(
     return jnp.swapaxes(values, 0, 1).reshape(-1)[: labels.size].reshape(labels.shape).astype(dtype)
 
 
-def _losses(structure: Any, is_float: tuple[bool, ...], floats: list[jax.Array], others: list[jax.Array], h: jax.Array, tokens: Any) -> jax.Array:
+def _losses(
+    structure: Any,
+    is_float: tuple[bool, ...],
+    floats: list[jax.Array],
+    others: list[jax.Array],
+    h: jax.Array,
+    tokens: Any,
+) -> jax.Array:
     """The losses of one chunk, `(C,)`, from its features `(C, H)` and its labels and mask."""
     a, b = iter(floats), iter(others)
     op, kernel, bias, where_of_all = jax.tree.unflatten(structure, [next(a if f else b) for f in is_float])
