@@ -1,8 +1,9 @@
 """The loss of a linear layer over a large vocabulary, a few tokens at a time.
 
 The logits of all tokens are the largest array of a language model: 2,048 tokens by 32,768 words are 256 MB, and a loss
-with its gradient holds two or three such. Here a loop takes a chunk of tokens, multiplies, reduces to losses and forgets
-the logits. The backward pass multiplies again, one product in four, and adds up what the chunks say of the kernel.
+with its gradient holds two or three such. Here a loop takes a chunk of tokens, multiplies, reduces to losses and
+forgets the logits. The backward pass multiplies again, one product in four, and adds up each chunk's share of the
+kernel's gradient.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import math
 import operator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def linear_fenchel_young_loss(
     tokens, words = math.prod(labels.shape), kernel.shape[1]
     if where is not None:
         where = jnp.asarray(where)
-        mask(where, jax.ShapeDtypeStruct((*labels.shape, words), hidden.dtype))
+        jax.eval_shape(mask, where, jax.ShapeDtypeStruct((*labels.shape, words), hidden.dtype))
     _check_range(labels, words, where)
     op = _for_all_tokens(operator_for_labels(omega))
     return _in_chunks(op, hidden, kernel, labels, bias, where, chunks=_chunks(tokens, words, chunk_size))
@@ -135,7 +136,7 @@ def _check_range(labels: jax.Array, words: int, where: jax.Array | None) -> None
 
 
 def _for_all_tokens(op: Operator) -> Operator:
-    """The operator with hyper-parameters that are scalars or run along the words, as they are the same for all tokens."""
+    """The operator with hyper-parameters that are scalars or run along the words: they are the same for all tokens."""
 
     def visit(name: str, value: Any, spec: Spec) -> Any:
         shape = jnp.shape(value)
@@ -166,6 +167,22 @@ def _chunks(tokens: int, words: int, chunk_size: int | None) -> int:
 # --- The chunks ----------------------------------------------------------------------------------------------
 
 
+class _Layer(NamedTuple):
+    """What is differentiated and the same for all tokens."""
+
+    op: Operator
+    kernel: jax.Array  # (H, V)
+    bias: jax.Array | None  # (V,)
+
+
+class _Tokens(NamedTuple):
+    """What differs by token: arrays of leading axes (chunks, C), or (C,) for one chunk."""
+
+    features: jax.Array  # (..., H)
+    labels: jax.Array  # (...)
+    where: jax.Array | None  # (..., 1 or V)
+
+
 @partial(jax.jit, static_argnames="chunks")
 def _in_chunks(
     op: Operator,
@@ -188,69 +205,17 @@ def _in_chunks(
         leaf = leaf.astype(compute) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
         return varying_like(leaf, hidden, labels)
 
-    where, where_of_all = _by_token(where, labels.shape)
-    leaves, structure = jax.tree.flatten(jax.tree.map(shared, (op, kernel, bias, where_of_all)))
-    floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    others = [leaf for leaf in leaves if not jnp.issubdtype(leaf.dtype, jnp.floating)]
-    is_float = tuple(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
-
     # A chunk takes its tokens at a stride, so that where tokens are sharded, each device has a share of every chunk.
     size = -(-labels.size // chunks)
+    of_tokens, of_words = _split_mask(where, labels.shape)
     features = hidden.astype(dtype).reshape(labels.size, hidden.shape[-1])
-    features, words, where = jax.tree.map(lambda a: _strided(a, size, chunks), (features, labels.reshape(-1), where))
-    losses = partial(_losses, structure, is_float)
-    values = _map(losses, floats, others, features, (words, where))
+    tokens = jax.tree.map(lambda a: _strided(a, size, chunks), _Tokens(features, labels.reshape(-1), of_tokens))
+    layer = jax.tree.map(shared, _Layer(op, kernel, bias))
+    values = _map(layer, of_words, tokens)
     return jnp.swapaxes(values, 0, 1).reshape(-1)[: labels.size].reshape(labels.shape).astype(dtype)
 
 
-def _losses(
-    structure: Any,
-    is_float: tuple[bool, ...],
-    floats: list[jax.Array],
-    others: list[jax.Array],
-    h: jax.Array,
-    tokens: Any,
-) -> jax.Array:
-    """The losses of one chunk, `(C,)`, from its features `(C, H)` and its labels and mask."""
-    a, b = iter(floats), iter(others)
-    op, kernel, bias, where_of_all = jax.tree.unflatten(structure, [next(a if f else b) for f in is_float])
-    labels, where = tokens
-    x = jnp.dot(h, kernel.astype(h.dtype), preferred_element_type=kernel.dtype)
-    x = x if bias is None else x + jnp.broadcast_to(bias, x.shape)
-    return against_labels(op, x, labels, where_of_all if where is None else where, axis=-1)
-
-
-# `jax.checkpoint` over a `scan` would say the same, but it keeps for the backward loop whatever does not depend on the
-# chunk, such as the positions that labels are compared with: six arrays of the logits' size.
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _map(losses: Any, floats: list[jax.Array], others: list[jax.Array], features: jax.Array, tokens: Any) -> jax.Array:
-    return jax.lax.map(lambda chunk: losses(floats, others, *chunk), (features, tokens))
-
-
-def _map_fwd(losses: Any, floats: list[jax.Array], others: list[jax.Array], features: jax.Array, tokens: Any) -> Any:
-    return _map(losses, floats, others, features, tokens), (floats, others, features, tokens)
-
-
-def _map_bwd(losses: Any, residuals: Any, cotangents: jax.Array) -> Any:
-    floats, others, features, tokens = residuals
-
-    def step(sums: list[jax.Array], chunk: Any) -> tuple[list[jax.Array], jax.Array]:
-        h, of_chunk, cotangent = chunk
-        _, pull = jax.vjp(lambda floats, h: losses(floats, others, h, of_chunk), floats, h)
-        by_floats, by_h = pull(cotangent)
-        return jax.tree.map(jnp.add, sums, by_floats), by_h
-
-    zeros = [varying_like(jnp.zeros_like(leaf), leaf, features, cotangents) for leaf in floats]
-    by_floats, by_features = jax.lax.scan(step, zeros, (features, tokens, cotangents))
-    return by_floats, None, by_features, None
-
-
-_map.defvjp(_map_fwd, _map_bwd)
-
-
-def _by_token(where: jax.Array | None, batch: tuple[int, ...]) -> tuple[jax.Array | None, jax.Array | None]:
+def _split_mask(where: jax.Array | None, batch: tuple[int, ...]) -> tuple[jax.Array | None, jax.Array | None]:
     """A mask that differs by token, `(tokens, 1 or V)`, or one that all share, `(1, 1 or V)`; the other is None."""
     if where is None:
         return None, None
@@ -264,3 +229,50 @@ def _strided(array: jax.Array, size: int, chunks: int) -> jax.Array:
     """`(tokens, ...)` to `(chunks, size, ...)`, the last tokens filled up with zeros."""
     array = jnp.pad(array, [(0, size * chunks - len(array))] + [(0, 0)] * (array.ndim - 1))
     return jnp.swapaxes(array.reshape(size, chunks, *array.shape[1:]), 0, 1)
+
+
+def _losses(layer: _Layer, of_words: jax.Array | None, tokens: _Tokens) -> jax.Array:
+    """The losses of one chunk of C tokens, `(C,)`."""
+    h, where = tokens.features, of_words if tokens.where is None else tokens.where
+    x = jnp.dot(h, layer.kernel.astype(h.dtype), preferred_element_type=layer.kernel.dtype)
+    x = x if layer.bias is None else x + jnp.broadcast_to(layer.bias, x.shape)
+    return against_labels(layer.op, x, tokens.labels, where, axis=-1)
+
+
+# `jax.checkpoint` inside a scan would say the same, but the transpose of a scan keeps whatever does not depend on the
+# chunk, such as the positions that labels are compared with: six arrays of the size of a chunk's logits.
+
+
+@jax.custom_vjp
+def _map(layer: _Layer, of_words: jax.Array | None, tokens: _Tokens) -> jax.Array:
+    """The losses of all chunks, `(chunks, C)`."""
+    return jax.lax.map(lambda chunk: _losses(layer, of_words, chunk), tokens)
+
+
+def _map_fwd(layer: _Layer, of_words: jax.Array | None, tokens: _Tokens) -> Any:
+    return _map(layer, of_words, tokens), (layer, of_words, tokens)
+
+
+def _map_bwd(residuals: Any, cotangents: jax.Array) -> Any:
+    layer, of_words, tokens = residuals
+
+    def step(sums: _Layer, chunk: tuple[_Tokens, jax.Array]) -> tuple[_Layer, jax.Array]:
+        tokens, cotangent = chunk
+        _, pull = jax.vjp(
+            lambda layer, h: _losses(layer, of_words, tokens._replace(features=h)), layer, tokens.features
+        )
+        by_layer, by_features = pull(cotangent)
+        return jax.tree.map(lambda a, b: a if b.dtype == jax.dtypes.float0 else a + b, sums, by_layer), by_features
+
+    zeros = jax.tree.map(lambda leaf: varying_like(jnp.zeros_like(leaf), leaf, tokens.features, cotangents), layer)
+    by_layer, by_features = jax.lax.scan(step, zeros, (tokens, cotangents))
+    return jax.tree.map(_cotangent, by_layer), None, _Tokens(by_features, *[None] * 2)
+
+
+def _cotangent(total: jax.Array) -> Any:
+    """Integers among the parameters of a user's function have no derivative."""
+    is_float = jnp.issubdtype(total.dtype, jnp.floating)
+    return total if is_float else np.zeros(total.shape, jax.dtypes.float0)
+
+
+_map.defvjp(_map_fwd, _map_bwd)
