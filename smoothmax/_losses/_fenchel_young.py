@@ -99,7 +99,7 @@ def fenchel_young_loss_with_integer_labels(
 
     $$L_\Omega(x, e_k) = \max_\Omega(x) + \Omega(e_k) - x_k$$
 
-    Beside the scores it holds one array of their size, the weights, which are also its gradient.
+    No array of one-hot vectors is made.
 
     Args:
       logits: scores `x`, of any real dtype.

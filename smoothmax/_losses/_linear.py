@@ -1,9 +1,8 @@
 """The loss of a linear layer over a large vocabulary, a few tokens at a time.
 
 The logits of all tokens are the largest array of a language model: 2,048 tokens by 32,768 words are 256 MB, and a loss
-with its gradient holds two or three such. Here a loop takes a chunk of tokens, multiplies, reduces to losses and
-forgets the logits. The backward pass multiplies again, one product in four, and adds up each chunk's share of the
-kernel's gradient.
+with its gradient holds two or three such. Here a loop takes a chunk of tokens, multiplies, reduces to losses and to
+gradients, and forgets the logits.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from .._parameters import Spec
 from .._slices import mask
 from ._fenchel_young import Omega, against_labels, check_labels, operator_for_labels
 
-# Logits held at a time where the caller does not say. Products of this size keep all cores busy, and 16 MB of float32
+# Logits held at a time where the caller does not say. Products of this size keep all cores busy, and 8 MB of float32
 # are small beside the parameters of any layer that needs chunks.
-_LOGITS_AT_A_TIME = 2**22
+_LOGITS_AT_A_TIME = 2**21
 
 
 def linear_fenchel_young_loss(
@@ -44,7 +43,8 @@ def linear_fenchel_young_loss(
     $$L_\Omega(x, e_k) = \max_\Omega(x) + \Omega(e_k) - x_k, \qquad x = W^\top h + b$$
 
     It equals `fenchel_young_loss_with_integer_labels(hidden @ kernel + bias, labels, omega, where=where)`, value and
-    derivatives. Shapes are written with H features and V words; `...` stands for any batch axes, such as (B, T).
+    derivatives. The gradient is quickest where all tokens have the same weight, as in a mean or a sum: so take padding
+    out by `where`, not by a factor. Shapes are written with H features and V words; `...` stands for any batch axes, such as (B, T).
 
     Args:
       hidden: features `h`, `(..., H)`, of a floating dtype.
@@ -55,7 +55,7 @@ def linear_fenchel_young_loss(
       bias: `b`, `(V,)`, or None.
       where: boolean mask that broadcasts to the logits `(..., V)`: `(V,)` takes words out of the problem, `(..., 1)`
         whole tokens, whose loss is then zero.
-      chunk_size: tokens at a time; None for about four million logits at a time. Fewer cost less memory, and time where
+      chunk_size: tokens at a time; None for about two million logits at a time. Fewer cost less memory, and time where
         the products get too small.
 
     Returns:
@@ -181,6 +181,7 @@ class _Tokens(NamedTuple):
     features: jax.Array  # (..., H)
     labels: jax.Array  # (...)
     where: jax.Array | None  # (..., 1 or V)
+    counts: jax.Array  # (...), False for what fills up the last chunk and for tokens that are masked as a whole
 
 
 @partial(jax.jit, static_argnames="chunks")
@@ -209,7 +210,9 @@ def _in_chunks(
     size = -(-labels.size // chunks)
     of_tokens, of_words = _split_mask(where, labels.shape)
     features = hidden.astype(dtype).reshape(labels.size, hidden.shape[-1])
-    tokens = jax.tree.map(lambda a: _strided(a, size, chunks), _Tokens(features, labels.reshape(-1), of_tokens))
+    counts = jnp.ones(labels.size, bool) if of_tokens is None else jnp.any(of_tokens, axis=-1)
+    tokens = _Tokens(features, labels.reshape(-1), of_tokens, varying_like(counts, hidden, labels))
+    tokens = jax.tree.map(lambda a: _strided(a, size, chunks), tokens)
     layer = jax.tree.map(shared, _Layer(op, kernel, bias))
     values = _map(layer, of_words, tokens)
     return jnp.swapaxes(values, 0, 1).reshape(-1)[: labels.size].reshape(labels.shape).astype(dtype)
@@ -239,8 +242,9 @@ def _losses(layer: _Layer, of_words: jax.Array | None, tokens: _Tokens) -> jax.A
     return against_labels(layer.op, x, tokens.labels, where, axis=-1)
 
 
-# `jax.checkpoint` inside a scan would say the same, but the transpose of a scan keeps whatever does not depend on the
-# chunk, such as the positions that labels are compared with: six arrays of the size of a chunk's logits.
+# The gradient of a sum over the tokens is made in the forward pass, while the logits are at hand: that of the features
+# token by token, that of the layer added up. If the cotangents of all tokens turn out to be the same, as under a mean,
+# it has only to be scaled; if they differ, the backward pass multiplies again.
 
 
 @jax.custom_vjp
@@ -250,23 +254,43 @@ def _map(layer: _Layer, of_words: jax.Array | None, tokens: _Tokens) -> jax.Arra
 
 
 def _map_fwd(layer: _Layer, of_words: jax.Array | None, tokens: _Tokens) -> Any:
-    return _map(layer, of_words, tokens), (layer, of_words, tokens)
+    def step(sums: _Layer, chunk: _Tokens) -> tuple[_Layer, Any]:
+        def call(layer: _Layer, h: jax.Array) -> jax.Array:
+            return _losses(layer, of_words, chunk._replace(features=h))
+
+        losses, pull = jax.vjp(call, layer, chunk.features)
+        by_layer, by_features = pull(chunk.counts.astype(losses.dtype))
+        return _add(sums, by_layer), (losses, by_features)
+
+    sums, (losses, by_features) = jax.lax.scan(step, _zeros(layer, tokens), tokens)
+    return losses, (layer, of_words, tokens, sums, by_features)
 
 
 def _map_bwd(residuals: Any, cotangents: jax.Array) -> Any:
-    layer, of_words, tokens = residuals
+    layer, of_words, tokens, sums, by_features = residuals
 
-    def step(sums: _Layer, chunk: tuple[_Tokens, jax.Array]) -> tuple[_Layer, jax.Array]:
-        tokens, cotangent = chunk
-        _, pull = jax.vjp(
-            lambda layer, h: _losses(layer, of_words, tokens._replace(features=h)), layer, tokens.features
-        )
-        by_layer, by_features = pull(cotangent)
-        return jax.tree.map(lambda a, b: a if b.dtype == jax.dtypes.float0 else a + b, sums, by_layer), by_features
+    def step(sums: _Layer, chunk: tuple[_Tokens, jax.Array]) -> tuple[_Layer, None]:
+        _, pull = jax.vjp(lambda layer: _losses(layer, of_words, chunk[0]), layer)
+        return _add(sums, *pull(chunk[1])), None
 
-    zeros = jax.tree.map(lambda leaf: varying_like(jnp.zeros_like(leaf), leaf, tokens.features, cotangents), layer)
-    by_layer, by_features = jax.lax.scan(step, zeros, (tokens, cotangents))
-    return jax.tree.map(_cotangent, by_layer), None, _Tokens(by_features, *[None] * 2)
+    def again() -> _Layer:
+        return jax.lax.scan(step, _zeros(layer, tokens), (tokens, jnp.where(tokens.counts, cotangents, 0)))[0]
+
+    least = jnp.min(cotangents, where=tokens.counts, initial=jnp.inf)
+    most = jnp.max(cotangents, where=tokens.counts, initial=-jnp.inf)
+    by_layer = jax.lax.cond(
+        least == most, lambda: jax.tree.map(lambda leaf: most.astype(leaf.dtype) * leaf, sums), again
+    )
+    by_features = cotangents[..., None].astype(by_features.dtype) * by_features
+    return jax.tree.map(_cotangent, by_layer), None, _Tokens(by_features, *[None] * 3)
+
+
+def _zeros(layer: _Layer, tokens: _Tokens) -> _Layer:
+    return jax.tree.map(lambda leaf: varying_like(jnp.zeros_like(leaf), leaf, tokens), layer)
+
+
+def _add(sums: _Layer, by_layer: _Layer) -> _Layer:
+    return jax.tree.map(lambda a, b: a if b.dtype == jax.dtypes.float0 else a + b, sums, by_layer)
 
 
 def _cotangent(total: jax.Array) -> Any:
