@@ -50,8 +50,8 @@ def table(runs: list[dict[str, Any]], measure: str) -> str:
     """Means over the seeds in per cent, with the least and the greatest."""
     lengths = [test["length"] for test in runs[0]["tests"]]
     lines = ["| task | mapping | seeds | " + " | ".join(map(str, lengths)) + " |", "|" + " --- |" * (3 + len(lengths))]
-    for task, name in dict.fromkeys((run["task"], run["name"]) for run in runs):
-        group = [r["tests"] for r in runs if (r["task"], r["name"]) == (task, name)]
+    for task, name in dict.fromkeys((one["task"], one["name"]) for one in runs):
+        group = [one["tests"] for one in runs if (one["task"], one["name"]) == (task, name)]
         values = 100 * np.array([[test[measure] for test in tests] for tests in group])
         cells = (f"{v.mean():.0f} ({v.min():.0f} to {v.max():.0f})" for v in values.T)
         lines.append(f"| {task} | {name} | {len(group)} | " + " | ".join(cells) + " |")
@@ -79,7 +79,7 @@ def write(out: pathlib.Path) -> None:
     words = {"exact": "All answers of a sequence right", "answers": "Right answers"}
     parts = (f"{title}, in per cent\n\n{table(runs, measure)}" for measure, title in words.items())
     (out / "table.md").write_text("\n".join(parts))
-    (out / "runs.json").write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
+    (out / "runs.json").write_text("[\n" + ",\n".join(json.dumps(one) for one in runs) + "\n]\n")
     for measure in words:
         save_curves(out / f"{measure}.png", runs, measure)
 

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 
 def save_attention(path: pathlib.Path, weights: np.ndarray, asked: np.ndarray) -> None:
@@ -31,7 +31,7 @@ def save_attention(path: pathlib.Path, weights: np.ndarray, asked: np.ndarray) -
 
 
 def save_curves(path: pathlib.Path, runs: list[dict[str, Any]], measure: str) -> None:
-    """Accuracy against length for each task and mapping: the mean over the seeds, and from the least to the greatest."""
+    """Accuracy against length, by task and mapping: the mean over the seeds, and from the least to the greatest."""
     names, found = (list(dict.fromkeys(run[key] for run in runs)) for key in ("task", "name"))
     figure, axes = plt.subplots(1, len(names), figsize=(1 + 4.2 * len(names), 3.8), squeeze=False, sharey=True)
     for axis, task in zip(axes[0], names, strict=True):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import pathlib
+import signal
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ class State(NamedTuple):
     params: Any
     optimizer: Any
     step: int
+    loss: float  # the last one looked at
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -45,12 +47,12 @@ def run(options: Options) -> dict[str, Any]:
         return json.loads((folder / METRICS).read_text())
     started = time.perf_counter()
     graph, params = nnx.split(Transformer(options))
-    state, losses = train(options, graph, _restored(folder, options, State(params, optimizer(options).init(params), 0)))
+    state = train(options, graph, _restored(options, State(params, optimizer(options).init(params), 0, float("nan"))))
     model = nnx.merge(graph, state.params)
     result = {
         "name": options.name,
         **options.decisive(),
-        "loss": losses[-1] if losses else None,
+        "loss": state.loss,
         "learned": learned(model),
         "tests": test(options, graph, state.params),
         "seconds": round(time.perf_counter() - started, 1),
@@ -69,7 +71,7 @@ def optimizer(options: Options) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
-def train(options: Options, graph: Any, state: State) -> tuple[State, list[float]]:
+def train(options: Options, graph: Any, state: State) -> State:
     def loss(params: Any, batch: tasks.Batch) -> jax.Array:
         model = nnx.merge(graph, params)
         # Tokens that are not asked are masked as a whole: no loss, no gradient.
@@ -84,38 +86,52 @@ def train(options: Options, graph: Any, state: State) -> tuple[State, list[float
         updates, moments = optimizer(options).update(gradient, moments, params)
         return optax.apply_updates(params, updates), moments, value
 
-    params, moments, first = state
-    shown, saved = [], time.monotonic()
-    bar = tqdm(range(first, options.steps), desc=f"{options.task} {options.name}", initial=first, total=options.steps)
-    number = first
-    try:
-        for number in bar:
-            rng = np.random.default_rng((options.seed, number))
+    last, saved = state.loss, time.monotonic()
+    with (
+        tqdm(desc=f"{options.task} {options.name}", initial=state.step, total=options.steps) as bar,
+        _stoppable() as stop,
+    ):
+        while state.step < options.steps and not stop:
+            rng = np.random.default_rng((options.seed, state.step))
             batch = tasks.draw(options.task, rng, options.batch, options.length, vary=True)
-            params, moments, value = step(params, moments, batch)
-            if number % 50 == 49 or number == options.steps - 1:  # waiting for each loss would hold up the next step
-                shown.append(float(value))
-                bar.set_postfix(loss=f"{shown[-1]:.3f}")
+            params, moments, value = step(state.params, state.optimizer, batch)
+            state = State(params, moments, state.step + 1, last)
+            if state.step % 50 == 0 or state.step == options.steps:  # to wait for each loss would hold up the next step
+                last = float(value)
+                state = state._replace(loss=last)
+                bar.set_postfix(loss=f"{last:.3f}")
+            bar.update()
             if time.monotonic() - saved > SAVE_EVERY:
-                _save(options.folder, options, State(params, moments, number + 1))
+                _save(options, state)
                 saved = time.monotonic()
-    except KeyboardInterrupt:
-        _save(options.folder, options, State(params, moments, number))
-        raise SystemExit(f"stopped at step {number}: the same command goes on") from None
-    state = State(params, moments, options.steps)
-    _save(options.folder, options, state)
-    return state, shown
+    _save(options, state)
+    if state.step < options.steps:
+        raise SystemExit(f"stopped at step {state.step}: the same command goes on")
+    return state
 
 
-def _save(folder: pathlib.Path, options: Options, state: State) -> None:
+@contextlib.contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """A list that is not empty once Ctrl-C was pressed: a step is finished and saved, never broken off."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _save(options: Options, state: State) -> None:
+    folder = options.folder
     leaves = jax.tree.leaves((state.params, state.optimizer))
-    header = {"options": json.dumps(options.decisive()), "step": str(state.step)}
+    header = {"options": json.dumps(options.decisive()), "step": str(state.step), "loss": str(state.loss)}
     safetensors.numpy.save_file({f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}, folder / "new", header)
     (folder / "new").replace(folder / CHECKPOINT)  # whole or not at all
 
 
-def _restored(folder: pathlib.Path, options: Options, fresh: State) -> State:
+def _restored(options: Options, fresh: State) -> State:
     """The checkpoint, if there is one, in the form of the fresh state."""
+    folder = options.folder
     if not (folder / CHECKPOINT).exists():
         return fresh
     with safetensors.safe_open(folder / CHECKPOINT, framework="numpy") as file:
@@ -125,7 +141,7 @@ def _restored(folder: pathlib.Path, options: Options, fresh: State) -> State:
         if was.get(name) != now[name]:
             raise SystemExit(f"{folder} was made with {name}={was.get(name)}, now {now[name]}: take another --out")
     params, moments = jax.tree.unflatten(jax.tree.structure((fresh.params, fresh.optimizer)), leaves)
-    return State(params, moments, int(header["step"]))
+    return State(params, moments, int(header["step"]), float(header["loss"]))
 
 
 # --- Tests -------------------------------------------------------------------------------------------------

@@ -44,7 +44,8 @@ def linear_fenchel_young_loss(
 
     It equals `fenchel_young_loss_with_integer_labels(hidden @ kernel + bias, labels, omega, where=where)`, value and
     derivatives. The gradient is quickest where all tokens have the same weight, as in a mean or a sum: so take padding
-    out by `where`, not by a factor. Shapes are written with H features and V words; `...` stands for any batch axes, such as (B, T).
+    out by `where`, not by a factor. Shapes are written with H features and V words; `...` stands for any batch axes,
+    such as (B, T).
 
     Args:
       hidden: features `h`, `(..., H)`, of a floating dtype.
