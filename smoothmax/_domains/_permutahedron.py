@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from .._parameters import Parameter, Range, parameter, tree_class
 from .._regularizers import Base, Regularizer, SquaredL2, ranks
-from .._solvers import chain_prox, put_back, segment_mean, sort_descending, take
+from .._solvers import group_mean, project_permutahedron, put_back, segment_mean, sort_descending, take
 from ._domain import Domain
 
 FINITE_WEIGHTS = Range(lambda v: (abs(v) < jnp.inf).all(axis=-1, keepdims=True), "finite")
@@ -21,15 +20,15 @@ class Pools(NamedTuple):
 
     Attributes:
       order: int32 `(..., d)`: the positions by decreasing score.
-      ties: int8 `(..., d)`: nonzero where a pool of the isotonic regression ends, in that order.
-      by_weight: int32 `(..., d)`: the positions of `weights`, from the largest.
-      kept: int32 `(..., 1)`: the number of positions that are not deleted.
+      ties: int8 `(..., d)`: nonzero where a pool ends, in that order.
+      by_weight: int32 `(..., d)`: the positions of `weights`, from the largest; None where no one asks for them.
+      allowed: bool `(..., d)`: the positions that are not deleted.
     """
 
     order: jax.Array
     ties: jax.Array
-    by_weight: jax.Array
-    kept: jax.Array
+    by_weight: jax.Array | None
+    allowed: jax.Array
 
 
 @tree_class
@@ -71,76 +70,48 @@ class Permutahedron(Domain):
 
     def solve(self, base: Base, x: jax.Array, gamma: jax.Array, implementation: str | None) -> tuple[jax.Array, Pools]:
         allowed = x != -jnp.inf
-        kept = jnp.sum(allowed, axis=-1, keepdims=True, dtype=jnp.int32)
-        scores, order = self._sorted_scores(x, kept)
-        sorted_weights, by_weight = self._sorted_weights(kept, x)
-        real = ranks(kept, x.shape[-1]) < kept
-        sorted_weights = jnp.where(real, sorted_weights, 0)
-        z, up = _runs(jnp.where(real, scores, -jnp.inf), sorted_weights, gamma)
-        t, ties = chain_prox(
-            jnp.where(real, z - sorted_weights, -jnp.inf), up, jnp.zeros((), x.dtype), implementation=implementation
-        )
-        found = Pools(order, ties, by_weight, kept)
-        # y = z - t, written so that a pool of one gets its weight exactly.
-        y = self._pooled(found, sorted_weights, implementation) + (z - self._pooled(found, z, implementation))
-        bad = jnp.isnan(t) | jnp.isnan(sorted_weights) | jnp.isnan(x) | (x == jnp.inf)
-        bad = jnp.any(bad, axis=-1, keepdims=True)
-        return put_back(jnp.where(real, jnp.where(bad, jnp.nan, y), 0), order), found
+        kept = _count(allowed)
+        weights, by_weight = self._sorted_weights(kept, x, implementation)
+        weights = jnp.where(ranks(kept, x.shape[-1]) < kept, weights, 0)
+        y, order, ties = project_permutahedron(x, gamma, weights, implementation=implementation)
+        return y, Pools(order, ties, by_weight, allowed)
 
     def active(self, y: jax.Array, found: Pools) -> jax.Array:
-        real = jnp.broadcast_to(ranks(found.kept, y.shape[-1]) < found.kept, y.shape)
-        return put_back(real.astype(y.dtype), found.order) != 0
+        return found.allowed
 
     def product(
         self, base: Base, y: jax.Array, found: Pools, v: jax.Array, gamma: jax.Array, implementation: str | None
     ) -> jax.Array:
-        v = take(v, found.order)
-        real = ranks(found.kept, y.shape[-1]) < found.kept
-        return put_back(jnp.where(real, v - self._pooled(found, v, implementation), 0), found.order) / gamma
+        allowed = found.allowed.astype(v.dtype)
+        mean = group_mean(v, found.order, found.ties, allowed, implementation=implementation)
+        return jnp.where(found.allowed, v - mean, 0) / gamma
 
     def respond(self, base: Base, y: jax.Array, found: Pools) -> jax.Array:
         # Within a pool the weights of the ranks are averaged, and y follows their mean.
-        real = ranks(found.kept, y.shape[-1]) < found.kept
-        weights = jnp.where(real, take(self._serving(found.kept, y), found.by_weight), 0)
-        change = self._pooled(found, weights - jax.lax.stop_gradient(weights), None)
-        return y + put_back(change, found.order)
+        assert found.by_weight is not None
+        kept = _count(found.allowed)
+        real = jnp.broadcast_to(ranks(kept, y.shape[-1]) < kept, y.shape)
+        weights = jnp.where(real, take(self._serving(kept, y), found.by_weight), 0)
+        change = segment_mean(weights - jax.lax.stop_gradient(weights), found.ties, real.astype(y.dtype))
+        return y + put_back(jnp.where(real, change, 0), found.order)
 
-    def _sorted_scores(self, x: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The scores from the largest, and the positions they came from."""
-        return sort_descending(x)
-
-    def _sorted_weights(self, kept: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _sorted_weights(
+        self, kept: jax.Array, like: jax.Array, implementation: str | None
+    ) -> tuple[jax.Array, jax.Array | None]:
         """The weights that serve, from the largest, and the positions they came from."""
-        return sort_descending(self._serving(kept, like))
+        return sort_descending(self._serving(kept, like), implementation=implementation)
 
     def _serving(self, kept: jax.Array, like: jax.Array) -> jax.Array:
         """The first `kept` weights, in the shape of `like`; past them -inf, or NaN for all to see."""
         weights = jnp.broadcast_to(self.weights, like.shape).astype(like.dtype)
         return jnp.where((ranks(kept, like.shape[-1]) < kept) | jnp.isnan(weights), weights, -jnp.inf)
 
-    def _pooled(self, found: Pools, v: jax.Array, implementation: str | None) -> jax.Array:
-        """The means of `v`, in sorted order, over the pools; 0 past the positions that are not deleted."""
-        real = jnp.broadcast_to(ranks(found.kept, v.shape[-1]) < found.kept, v.shape).astype(v.dtype)
-        return segment_mean(v * real, found.ties, real, implementation=implementation) * real
+
+def _count(allowed: jax.Array) -> jax.Array:
+    return jnp.sum(allowed, axis=-1, keepdims=True, dtype=jnp.int32)
 
 
-def _runs(scores: jax.Array, weights: jax.Array, gamma: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sorted scores cut into runs, each measured from its first score, in units of gamma; and the penalty of a rise.
-
-    Where neighbours are further apart than any two weights, no pool spans them: the border is free. Within a run the
-    scores are of the size of the weights, so that their rounding is too, however far apart the runs are.
-    """
-    gap = (scores[..., :-1] - scores[..., 1:]) / gamma
-    spread = jnp.max(weights, axis=-1, keepdims=True) - jnp.min(weights, axis=-1, keepdims=True)
-    cut = ~(gap <= spread)
-    position = jnp.broadcast_to(ranks(jnp.zeros((1,) * scores.ndim, jnp.int32), scores.shape[-1]), scores.shape)
-    starts = jnp.concatenate([jnp.ones_like(scores[..., :1], bool), cut], axis=-1)
-    first = lax.cummax(jnp.where(starts, position, 0), axis=scores.ndim - 1)
-    z = (scores - take(scores, first)) / gamma
-    return jnp.where(scores == -jnp.inf, 0, z), jnp.where(cut, 0, jnp.inf).astype(scores.dtype)
-
-
-# What soft_rank and soft_sort project onto, each with one of the two sorts known beforehand.
+# What soft_rank and soft_sort project onto.
 
 
 @tree_class
@@ -149,9 +120,8 @@ class Ranks(Permutahedron):
 
     weights: None = None
 
-    def _sorted_weights(self, kept: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
-        rank = jnp.broadcast_to(ranks(kept, like.shape[-1]), like.shape)
-        return (kept - rank).astype(like.dtype), rank
+    def _sorted_weights(self, kept: jax.Array, like: jax.Array, implementation: str | None) -> tuple[jax.Array, None]:
+        return jnp.broadcast_to(kept - ranks(kept, like.shape[-1]), like.shape).astype(like.dtype), None
 
     def respond(self, base: Base, y: jax.Array, found: Pools) -> jax.Array:
         return y  # nothing that could move
@@ -162,16 +132,9 @@ NOT_INFINITE = Range(lambda v: (v < jnp.inf).all(axis=-1, keepdims=True), "finit
 
 @tree_class
 class Sorted(Permutahedron):
-    """The permutahedron of `weights` that are -inf at deleted positions, for scores that rise along the slice."""
+    """The permutahedron of `weights` that are -inf at deleted positions, wherever those are."""
 
     weights: jax.Array = parameter(NOT_INFINITE, extent=lambda d: d)
-
-    def _sorted_scores(self, x: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
-        allowed = (x != -jnp.inf).astype(jnp.int32)
-        after = kept - jnp.cumsum(allowed, axis=-1)  # allowed positions that come later, and score more
-        rank = jnp.where(allowed == 1, after, kept + jnp.cumsum(1 - allowed, axis=-1) - 1)
-        order = put_back(jnp.broadcast_to(ranks(kept, x.shape[-1]), x.shape), rank)
-        return take(x, order), order
 
     def _serving(self, kept: jax.Array, like: jax.Array) -> jax.Array:
         return jnp.broadcast_to(self.weights, like.shape).astype(like.dtype)

@@ -58,6 +58,12 @@ def ranks(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.A
     return _call("ranks", (x, weights), jnp.int32, jnp.int8)
 
 
+def sort(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`smoothmax._solvers.sort_descending`: ranks without weights."""
+    _, order, _ = ranks(x, jnp.zeros((), x.dtype))
+    return jnp.take_along_axis(x, order, -1, mode="promise_in_bounds"), order
+
+
 def refuses(x: Any, *_: Any) -> str | None:
     """Why arguments such as these cannot be served, or None."""
     dtype = jnp.asarray(x).dtype if not hasattr(x, "dtype") else x.dtype
