@@ -11,5 +11,5 @@ def _refuses(*args):
     return LIBRARY.reason or _calls.refuses(*args)
 
 
-for _problem in (*PROBLEMS, "sort"):
+for _problem in PROBLEMS:
     register("native", _problem, Kernel(getattr(_calls, _problem), ("cpu",), _refuses))

@@ -59,9 +59,21 @@ def ranks(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.A
 
 
 def sort(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`smoothmax._solvers.sort_descending`: ranks without weights."""
-    _, order, _ = ranks(x, jnp.zeros((), x.dtype))
-    return jnp.take_along_axis(x, order, -1, mode="promise_in_bounds"), order
+    """`smoothmax._solvers.sort_descending`."""
+    return _call("sort", (x,), jnp.int32)
+
+
+def permutahedron(
+    x: jax.Array, gamma: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`smoothmax._solvers.project_permutahedron`."""
+    weights = jnp.broadcast_to(jnp.asarray(weights, x.dtype), x.shape)
+    return _call("permutahedron", (x, _row(gamma, x), weights), jnp.int32, jnp.int8)
+
+
+def group_mean(v: jax.Array, order: jax.Array, ties: jax.Array, weight: jax.Array) -> jax.Array:
+    """`smoothmax._solvers.group_mean`."""
+    return _call("group_mean", (v, order, ties, weight.astype(v.dtype)))
 
 
 def refuses(x: Any, *_: Any) -> str | None:

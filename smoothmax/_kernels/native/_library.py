@@ -16,7 +16,18 @@ LIBRARY = _HERE / ("libsmoothmax.dylib" if sys.platform == "darwin" else "libsmo
 # What the build wrote about itself: {"built": bool, "because": a sentence}.
 RECORD = _HERE / "build.json"
 
-PROBLEMS = ("threshold", "p_norm", "capped", "threshold_product", "chain", "segment_mean", "ranks")
+PROBLEMS = (
+    "threshold",
+    "p_norm",
+    "capped",
+    "threshold_product",
+    "chain",
+    "segment_mean",
+    "ranks",
+    "sort",
+    "permutahedron",
+    "group_mean",
+)
 DTYPES = ("float32", "float64")
 
 
