@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 
 from .._parameters import Parameter, Range, parameter, tree_class
 from .._regularizers import Base, Regularizer, SquaredL2, ranks
-from .._solvers import group_mean, project_permutahedron, put_back, segment_mean, sort_descending, take
+from .._solvers import group_mean, project_permutahedron, put_back, sort_ranked, take
 from ._domain import Domain
 
 FINITE_WEIGHTS = Range(lambda v: (abs(v) < jnp.inf).all(axis=-1, keepdims=True), "finite")
@@ -21,13 +21,13 @@ class Pools(NamedTuple):
     Attributes:
       order: int32 `(..., d)`: the positions by decreasing score.
       ties: int8 `(..., d)`: nonzero where a pool ends, in that order.
-      by_weight: int32 `(..., d)`: the positions of `weights`, from the largest; None where no one asks for them.
+      rank: int32 `(..., d)`: the rank of each of the `weights`, 0 for the largest; None where no one asks for it.
       allowed: bool `(..., d)`: the positions that are not deleted.
     """
 
     order: jax.Array
     ties: jax.Array
-    by_weight: jax.Array | None
+    rank: jax.Array | None
     allowed: jax.Array
 
 
@@ -70,11 +70,9 @@ class Permutahedron(Domain):
 
     def solve(self, base: Base, x: jax.Array, gamma: jax.Array, implementation: str | None) -> tuple[jax.Array, Pools]:
         allowed = x != -jnp.inf
-        kept = _count(allowed)
-        weights, by_weight = self._sorted_weights(kept, x, implementation)
-        weights = jnp.where(ranks(kept, x.shape[-1]) < kept, weights, 0)
+        weights, rank = self._sorted_weights(allowed, x, implementation)
         y, order, ties = project_permutahedron(x, gamma, weights, implementation=implementation)
-        return y, Pools(order, ties, by_weight, allowed)
+        return y, Pools(order, ties, rank, allowed)
 
     def active(self, y: jax.Array, found: Pools) -> jax.Array:
         return found.allowed
@@ -86,25 +84,41 @@ class Permutahedron(Domain):
         mean = group_mean(v, found.order, found.ties, allowed, implementation=implementation)
         return jnp.where(found.allowed, v - mean, 0) / gamma
 
+    # Within a pool the weights of the ranks are averaged, and y follows their mean.
+
     def respond(self, base: Base, y: jax.Array, found: Pools) -> jax.Array:
-        # Within a pool the weights of the ranks are averaged, and y follows their mean.
-        assert found.by_weight is not None
-        kept = _count(found.allowed)
-        real = jnp.broadcast_to(ranks(kept, y.shape[-1]) < kept, y.shape)
-        weights = jnp.where(real, take(self._serving(kept, y), found.by_weight), 0)
-        change = segment_mean(weights - jax.lax.stop_gradient(weights), found.ties, real.astype(y.dtype))
-        return y + put_back(jnp.where(real, change, 0), found.order)
+        assert found.rank is not None
+        weights = put_back(self._serving(found, y), found.rank)
+        change = put_back(weights - jax.lax.stop_gradient(weights), found.order)
+        return y + group_mean(change, found.order, found.ties, found.allowed.astype(y.dtype))
+
+    def pull(self, base: Base, y: jax.Array, found: Pools, v: jax.Array, implementation: str | None) -> Self:
+        # `respond` transposed, with gathers in place of scatters.
+        assert found.rank is not None
+        allowed = found.allowed.astype(v.dtype)
+        mean = group_mean(v, found.order, found.ties, allowed, implementation=implementation)
+        _, transpose = jax.vjp(lambda domain: domain._serving(found, y), self)
+        return transpose(take(take(mean, found.order), found.rank))[0]
 
     def _sorted_weights(
-        self, kept: jax.Array, like: jax.Array, implementation: str | None
+        self, allowed: jax.Array, like: jax.Array, implementation: str | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """The weights that serve, from the largest, and the positions they came from."""
-        return sort_descending(self._serving(kept, like), implementation=implementation)
+        """The weights that serve, from the largest, 0 past them, and the rank of each."""
+        weights = jnp.where(self._serves(allowed), self._spread(like), -jnp.inf)
+        weights, rank = sort_ranked(weights, implementation=implementation)
+        return jnp.where(weights == -jnp.inf, 0, weights), rank
 
-    def _serving(self, kept: jax.Array, like: jax.Array) -> jax.Array:
-        """The first `kept` weights, in the shape of `like`; past them -inf, or NaN for all to see."""
-        weights = jnp.broadcast_to(self.weights, like.shape).astype(like.dtype)
-        return jnp.where((ranks(kept, like.shape[-1]) < kept) | jnp.isnan(weights), weights, -jnp.inf)
+    def _serving(self, found: Pools, like: jax.Array) -> jax.Array:
+        """The weights that serve, in the shape of `like`, 0 elsewhere."""
+        return jnp.where(self._serves(found.allowed), self._spread(like), 0)
+
+    def _spread(self, like: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(self.weights, like.shape).astype(like.dtype)
+
+    def _serves(self, allowed: jax.Array) -> jax.Array:
+        """The weights that serve: as many, from the first, as there are positions; and NaN, for all to see."""
+        kept = _count(allowed)
+        return (ranks(kept, allowed.shape[-1]) < kept) | jnp.isnan(self.weights)
 
 
 def _count(allowed: jax.Array) -> jax.Array:
@@ -120,8 +134,12 @@ class Ranks(Permutahedron):
 
     weights: None = None
 
-    def _sorted_weights(self, kept: jax.Array, like: jax.Array, implementation: str | None) -> tuple[jax.Array, None]:
-        return jnp.broadcast_to(kept - ranks(kept, like.shape[-1]), like.shape).astype(like.dtype), None
+    def _sorted_weights(
+        self, allowed: jax.Array, like: jax.Array, implementation: str | None
+    ) -> tuple[jax.Array, None]:
+        kept = _count(allowed)
+        weights = jnp.maximum(kept - ranks(kept, like.shape[-1]), 0)
+        return jnp.broadcast_to(weights, like.shape).astype(like.dtype), None
 
     def respond(self, base: Base, y: jax.Array, found: Pools) -> jax.Array:
         return y  # nothing that could move
@@ -136,5 +154,5 @@ class Sorted(Permutahedron):
 
     weights: jax.Array = parameter(NOT_INFINITE, extent=lambda d: d)
 
-    def _serving(self, kept: jax.Array, like: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(self.weights, like.shape).astype(like.dtype)
+    def _serves(self, allowed: jax.Array) -> jax.Array:
+        return self.weights != -jnp.inf

@@ -17,7 +17,7 @@ from ._separable import least as least
 from ._separable import separable_inverse as separable_inverse
 from ._separable import separable_weights as separable_weights
 from ._sorting import put_back as put_back
-from ._sorting import sort_descending as sort_descending
+from ._sorting import sort_ranked as sort_ranked
 from ._sorting import sorted_prox as sorted_prox
 from ._sorting import take as take
 from ._threshold import p_norm_weights as p_norm_weights

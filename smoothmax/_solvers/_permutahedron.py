@@ -40,7 +40,7 @@ def project_permutahedron(
 def _project_permutahedron(
     x: jax.Array, gamma: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    scores, order = sort_descending(x, implementation="xla")
+    scores, order = sort_descending(x)
     real = scores != -jnp.inf
     z, up = _runs(scores, weights, gamma)
     none = jnp.zeros((), x.dtype)

@@ -49,7 +49,7 @@ def sorted_prox(
 def _sorted_prox(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     # The largest is taken off before the weights are, which a large offset would swallow.
     scores = centred(x)
-    values, order = _sort_descending(scores.z)
+    values, order = sort_descending(scores.z)
     weights = jnp.broadcast_to(weights, values.shape)
     z = values - weights
     t, jumps = isotonic(z, implementation="xla")
@@ -63,12 +63,18 @@ def _sorted_prox(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array
     return put_back(t, order), order, jnp.concatenate([inner, jumps[..., -1:]], -1)
 
 
-def sort_descending(x: jax.Array, *, implementation: str | None = None) -> tuple[jax.Array, jax.Array]:
+def sort_ranked(x: jax.Array, *, implementation: str | None = None) -> tuple[jax.Array, jax.Array]:
+    """The values `(*batch, d)` from the largest to the smallest, -inf last, and the int32 rank of each, from 0."""
+    return _kernels.run("sort", implementation, _sort_ranked, x, optional=True)
+
+
+def _sort_ranked(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    values, order = sort_descending(x)
+    return values, put_back(lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1), order)
+
+
+def sort_descending(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The values `(*batch, d)` from the largest to the smallest, -inf last, and the int32 positions they came from."""
-    return _kernels.run("sort", implementation, _sort_descending, x, optional=True)
-
-
-def _sort_descending(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     d = x.shape[-1]
     # A length that is only a symbol (`jax.export`) has no network.
     if not isinstance(d, int) or d > WIDEST_NETWORK:

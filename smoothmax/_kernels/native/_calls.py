@@ -59,13 +59,11 @@ def ranks(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.A
 
 
 def sort(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`smoothmax._solvers.sort_descending`."""
+    """`smoothmax._solvers.sort_ranked`."""
     return _call("sort", (x,), jnp.int32)
 
 
-def permutahedron(
-    x: jax.Array, gamma: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def permutahedron(x: jax.Array, gamma: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`smoothmax._solvers.project_permutahedron`."""
     weights = jnp.broadcast_to(jnp.asarray(weights, x.dtype), x.shape)
     return _call("permutahedron", (x, _row(gamma, x), weights), jnp.int32, jnp.int8)

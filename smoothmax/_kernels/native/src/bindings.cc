@@ -145,8 +145,8 @@ ffi::Error ranks(Pool pool, In<T> x, In<T> weights, Out<T> t, ffi::Result<Positi
 }
 
 template <class T>
-ffi::Error sort(Pool pool, In<T> x, Out<T> values, ffi::Result<Positions> order) {
-  const Sort<T> problem = {x.typed_data(), values->typed_data(), order->typed_data(), last(x)};
+ffi::Error sort(Pool pool, In<T> x, Out<T> values, ffi::Result<Positions> rank) {
+  const Sort<T> problem = {x.typed_data(), values->typed_data(), rank->typed_data(), last(x)};
   return solve(pool, rows(x), 15, table<T>(kernels()).sort, problem);
 }
 

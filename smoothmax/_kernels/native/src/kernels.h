@@ -63,7 +63,7 @@ template <class T>
 struct Sort {
   const T* x;
   T* values;
-  int32_t* order;
+  int32_t* rank;
   int64_t d;
 };
 

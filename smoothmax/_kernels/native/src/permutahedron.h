@@ -15,8 +15,18 @@ class Sorter {
   explicit Sorter(int64_t d) : keys_(d), other_(d) {}
 
   void operator()(const T* x, int64_t d, int32_t* order) {
-    for (int64_t i = 0; i < d; ++i) keys_[i] = {Key<T>::of(x[i]), static_cast<int32_t>(i)};
-    sort(static_cast<Key<T>*>(keys_), static_cast<Key<T>*>(other_), d);
+    // The places of a sort come in order, up or down.
+    bool falls = true, rises = true;
+    for (int64_t i = 0; i < d; ++i) {
+      keys_[i] = {Key<T>::of(x[i]), static_cast<int32_t>(i)};
+      falls &= i == 0 || keys_[i - 1].key <= keys_[i].key;
+      rises &= i == 0 || keys_[i - 1].key > keys_[i].key;
+    }
+    if (rises) {
+      for (int64_t k = 0; k < d; ++k) order[k] = static_cast<int32_t>(d - 1 - k);
+      return;
+    }
+    if (!falls) sort(static_cast<Key<T>*>(keys_), static_cast<Key<T>*>(other_), d);
     for (int64_t k = 0; k < d; ++k) order[k] = keys_[k].at;
   }
 
@@ -28,11 +38,14 @@ template <class T>
 void sort_rows(const Sort<T>& problem, int64_t begin, int64_t end) {
   const int64_t d = problem.d;
   Sorter<T> sorted(d);
+  Array<int32_t> order(d);
   for (int64_t row = begin; row < end; ++row) {
     const T* x = problem.x + row * d;
-    int32_t* order = problem.order + row * d;
     sorted(x, d, order);
-    for (int64_t k = 0; k < d; ++k) problem.values[row * d + k] = x[order[k]];
+    for (int64_t k = 0; k < d; ++k) {
+      problem.values[row * d + k] = x[order[k]];
+      problem.rank[row * d + order[k]] = static_cast<int32_t>(k);
+    }
   }
 }
 
