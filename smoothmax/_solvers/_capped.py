@@ -147,8 +147,8 @@ class _State(NamedTuple):
 
 
 def _capped_weights(entropy: Entropy, x: jax.Array, gamma: jax.Array, size: jax.Array, upper: jax.Array) -> jax.Array:
-    shape = jnp.broadcast_shapes(x.shape, upper.shape)
-    x = jnp.broadcast_to(x, shape)
+    upper = upper.reshape((1,) * x.ndim) if upper.ndim == 0 else upper
+    x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, upper.shape))
     scores = centred(x, gamma, size, varying_like(jnp.zeros((), x.dtype), upper))
     bounds = _bounds(entropy, scores.z, size, jnp.broadcast_to(upper, scores.z.shape))
     spoiled = jnp.any(jnp.isnan(upper) | (upper < 0), axis=-1, keepdims=True) | (size < 0) | jnp.isnan(bounds.share)
