@@ -66,14 +66,12 @@ class _Weights(NamedTuple):
     """The weights that c and w stand for.
 
     Attributes:
-      y: `(*batch, d)`: the weights above c, 0 elsewhere.
-      low_power: `(*batch, d)`: u^(r-1) = y / u there, 0 elsewhere.
-      at: bool `(*batch, d)`: the positions of weight w, c and what rounding cannot tell from it.
+      y: `(*batch, d)`: the weights.
+      low_power: `(*batch, d)`: u^(r-1) = y / u above c; -1 at c and at what rounding cannot tell from it; 0 below.
     """
 
     y: jax.Array
     low_power: jax.Array
-    at: jax.Array
 
 
 def concave_weights(z: jax.Array, wanted: jax.Array, b: jax.Array) -> Solved:
@@ -91,8 +89,7 @@ def concave_weights(z: jax.Array, wanted: jax.Array, b: jax.Array) -> Solved:
     w = _root(b * (c - floor), b)
     s = _State(jnp.int32(0), c, w, floor, above, jnp.full_like(c, jnp.inf), wanted)
     s = lax.while_loop(lambda s: (s.passes < MAX_PASSES) & jnp.any(s.active), lambda s: _one_pass(z, b, s), s)
-    found = _weights(z, b, s.c, s.w)
-    y = jnp.where(found.at, s.w, found.y)
+    y = _weights(z, b, s.c, s.w).y
     size = total(y)
     arrived = wanted & ~s.active & (jnp.abs(size - 1) <= REPAIRABLE * sum_noise(z))
     return Solved(y / jnp.where(size > 0, size, 1), arrived)
@@ -120,9 +117,8 @@ def _rough_bracket(z: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _one_pass(z: jax.Array, b: jax.Array, s: _State) -> _State:
     r = 1 / b
     found = _weights(z, b, s.c, s.w)
-    ties = total(found.at.astype(z.dtype))
-    mid, low = total(found.y), total(found.low_power)
-    excess = mid + ties * s.w - 1
+    excess = total(found.y) - 1
+    low, ties = total(positive(found.low_power)), total((found.low_power < 0).astype(z.dtype))
     tau = s.c - r * s.w**b
 
     # Newton's step for the weight at c. From above it never overshoots: where it leads below 0, c is not in the support.
@@ -132,6 +128,7 @@ def _one_pass(z: jax.Array, b: jax.Array, s: _State) -> _State:
     floor = jnp.where(excess >= 0, jnp.maximum(s.floor, jnp.where(leaves, jnp.nextafter(s.c, 1.0), s.c)), s.floor)
     above = jnp.where(excess < 0, jnp.minimum(s.above, tau), s.above)
     # Without c, a step for the threshold, up to c at least.
+    mid = excess + 1 - ties * s.w
     jump = tau - s.c + mid / low * phi(jnp.log(mid), b)
     jump = positive(jnp.where(mid > 1, jump, 0))
     # The power of the new weight at c, below 0 for a threshold above c.
@@ -163,12 +160,13 @@ def _one_pass(z: jax.Array, b: jax.Array, s: _State) -> _State:
 def _weights(z: jax.Array, b: jax.Array, c: jax.Array, w: jax.Array) -> _Weights:
     e = w**b
     x = b * (z - c)
-    # A position that rounding cannot tell from c counts as c.
-    above = (x > 0) & (x + e > e)
-    u = jnp.where(above, jnp.maximum(x + e, tiny(z)), 1)
-    y = jnp.where(above, power(u, 1 / b), 0)
-    y, low_power = stored((y, y / u))
-    return _Weights(y, low_power, (x >= 0) & ~above)
+    u = x + e
+    above = (x > 0) & (u > e)
+    u = jnp.maximum(u, tiny(z))
+    y = power(u, 1 / b)
+    low_power = jnp.where(above, y / u, jnp.where(x < 0, 0, -1))
+    y = jnp.where(above, y, jnp.where(x < 0, 0, w))
+    return _Weights(*stored((y, low_power)))
 
 
 def _smallest(z: jax.Array, inside: jax.Array) -> jax.Array:
