@@ -107,8 +107,8 @@ def conjugate_gradients(
     r, nu = level(b, jnp.zeros_like(b[..., :1]))
     first = total(r * inverse * r)
     # Below the rounding of b there is nothing left to solve.
-    tolerance = eps_**_TOLERANCE if tolerance is None else tolerance
-    enough = jnp.maximum(tolerance**2 * first, (_ROUNDED * eps_) ** 2 * total(inverse * b * b))
+    asked = eps_**_TOLERANCE if tolerance is None else tolerance
+    enough = jnp.maximum(asked**2 * first, (_ROUNDED * eps_) ** 2 * total(inverse * b * b))
 
     def step(s: _State) -> _State:
         hp = product(s.p)
