@@ -14,8 +14,9 @@ from .._arrays import eps, safe_ratio, tiny, total, varying_like
 
 Product = Callable[[jax.Array], jax.Array]
 
-# The step of a difference quotient, relative to the weights: a power of eps that balances rounding and curvature.
-DIFFERENCE = 1 / 3
+# The step of a difference quotient, relative to the weights, as a power of eps. One third would balance rounding and
+# curvature for mild functions; those whose Hessian overflows are steep.
+DIFFERENCE = 0.45
 
 # Exact arithmetic needs d steps. Rounding needs more, and what 500 do not solve is not going to be solved.
 _STEPS_A_COORDINATE, _STEPS_BESIDE, _MOST_STEPS = 2, 8, 500

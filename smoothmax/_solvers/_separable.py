@@ -44,8 +44,8 @@ _STEPS = 500
 _HALVINGS = 40
 # The rounding of x - tau - phi'(y), in eps of x and tau, and of the phi' of neighbours on the grid.
 _ROUNDING, _GRID_ROUNDING = 4, 64
-# A step below this part of sqrt(eps) of every weight is the last: the error that it leaves is about its square, over the
-# distance to where the slope may be infinite.
+# A step below this part of sqrt(eps) of every weight is the last: the error that it leaves is about its square, over
+# the distance to where the slope may be infinite.
 _LAST_STEP = 0.25
 # What the sum of the weights may be off in the end, as a power of eps: far above rounding, far below an error.
 _SLACK = 0.75
@@ -280,8 +280,9 @@ def _follow(y: jax.Array, change: jax.Array, small: jax.Array, large: jax.Array)
 
 
 def _is_last(change: jax.Array, y: jax.Array, most: jax.Array) -> jax.Array:
-    """Whether no step is worth taking after one of this size."""
-    return change <= _LAST_STEP * eps(y) ** 0.5 * y * jnp.sqrt(jnp.maximum(1 - y / most, 0))
+    """Whether no step is worth taking after one of this size; one of the size of rounding always is the last."""
+    small = _LAST_STEP * eps(y) ** 0.5 * jnp.sqrt(jnp.maximum(1 - y / most, 0))
+    return change <= jnp.maximum(small, 2 * eps(y)) * y
 
 
 def _finish(p: _Problem, end: _State) -> tuple[jax.Array, jax.Array]:
