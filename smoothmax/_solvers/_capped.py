@@ -176,9 +176,7 @@ def _bounds(entropy: Entropy, z: jax.Array, size: jax.Array, upper: jax.Array) -
     return _Bounds(upper, size, jnp.where(room == 0, jnp.where(size > 0, jnp.inf, 0), safe_ratio(size, room)))
 
 
-def _search(
-    entropy: Entropy, z: jax.Array, bounds: _Bounds, wanted: jax.Array, start: jax.Array | None
-) -> _State:
+def _search(entropy: Entropy, z: jax.Array, bounds: _Bounds, wanted: jax.Array, start: jax.Array | None) -> _State:
     """The threshold, or two neighbouring floats around it, for the slices that are wanted."""
     usable = bounds.upper > 0
     point = z - entropy.slope(jnp.where(usable, bounds.share * bounds.upper, bounds.share))

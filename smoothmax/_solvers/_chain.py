@@ -78,9 +78,7 @@ def isotonic(x: jax.Array, *, implementation: str | None = None) -> tuple[jax.Ar
     return chain_prox(x, jnp.full((), jnp.inf, x.dtype), jnp.zeros((), x.dtype), implementation=implementation)
 
 
-def segment_mean(
-    v: jax.Array, jumps: jax.Array, weight: jax.Array, *, implementation: str | None = None
-) -> jax.Array:
+def segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array, *, implementation: str | None = None) -> jax.Array:
     """The sum of v over each segment, divided by the sum of weight there, at every position of it.
 
     Linear in v; 0 where the weights of a segment sum to 0.

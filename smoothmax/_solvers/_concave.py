@@ -90,9 +90,7 @@ def concave_weights(z: jax.Array, wanted: jax.Array, b: jax.Array) -> Solved:
     c = _smallest(z, z > floor)
     w = _root(b * (c - floor), b)
     s = _State(jnp.int32(0), c, w, floor, above, jnp.full_like(c, jnp.inf), wanted)
-    s = lax.while_loop(
-        lambda s: (s.passes < MAX_PASSES) & jnp.any(s.active), lambda s: _one_pass(z, b, s), s
-    )
+    s = lax.while_loop(lambda s: (s.passes < MAX_PASSES) & jnp.any(s.active), lambda s: _one_pass(z, b, s), s)
     found = _weights(z, b, s.c, s.w)
     y = jnp.where(found.at, s.w, found.y)
     size = total(y)

@@ -69,7 +69,9 @@ def sparsemax_weights(x: jax.Array, gamma: jax.Array, *, implementation: str | N
     return _kernels.run("threshold", implementation, _sparsemax, x, gamma, jnp.full((), 2, x.dtype))
 
 
-def tsallis_weights(x: jax.Array, gamma: jax.Array, alpha: jax.Array, *, implementation: str | None = None) -> jax.Array:
+def tsallis_weights(
+    x: jax.Array, gamma: jax.Array, alpha: jax.Array, *, implementation: str | None = None
+) -> jax.Array:
     """argmax over the simplex of <x, y> - gamma (sum y^alpha - 1) / (alpha (alpha - 1)).
 
     Args:
