@@ -202,8 +202,13 @@ def against_labels(op: Operator, logits: jax.Array, labels: jax.Array, where: An
     x, hit = _like(y, x), _like(y, hit)
     top = jnp.max(x, axis, keepdims=True)
     offset = _offset(op, top)
-    of_label = jnp.max(jnp.where(hit, x, -jnp.inf), axis)  # -inf for a class that is deleted: the loss is infinite
-    linear = jnp.sum(jnp.where(y == 0, 0, x - offset) * y, axis) - (of_label - offset.squeeze(axis))
+    index = jnp.expand_dims(labels, axis)
+    index = index.reshape((1,) * (y.ndim - index.ndim) + index.shape)
+    of_label = jnp.take_along_axis(x, index, axis).squeeze(axis)  # -inf for a class that is deleted: an infinite loss
+    # A maximum makes -inf finite, and its weight makes it 0. (XLA adds up what comes from a maximum as it goes, but
+    # stores what comes from a select.)
+    below = jnp.maximum(x - offset, jnp.finfo(x.dtype).min)
+    linear = jnp.sum(below * y, axis) - (of_label - offset.squeeze(axis))
     value = linear - (op.omega(y, axis, where=allowed) - at_label)
     definition = op.max(x, axis) + at_label - jnp.sum(jnp.where(hit & (x != -jnp.inf), x, 0), axis)
     some = top.squeeze(axis) != -jnp.inf
