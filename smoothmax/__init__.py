@@ -29,6 +29,7 @@ from ._regularizers import SquaredPNorm as SquaredPNorm
 from ._regularizers import TotalVariation as TotalVariation
 from ._regularizers import Tsallis as Tsallis
 from ._regularizers import separable as separable
+from ._scaling import length_scaled as length_scaled
 from ._selections import soft_rank as soft_rank
 from ._selections import soft_sort as soft_sort
 from ._selections import soft_topk as soft_topk

@@ -7,30 +7,30 @@ import numpy as np
 @cases.each()
 def test_jacobian_laws(case):
     x = cases.scores(6, seed=50)
-    where = cases.holes(6, seed=50)
+    where = cases.holes(6, seed=50, least=case.least)
     where[0] = True
     tol = 1e-6 if case.tol > 1e-10 else 1e-12
     largest = 0.0
     for mask in (None, where):
         y = cases.run(case, x, mask).y
-        for weights, jacobian in zip(y, cases.jacobians(case, x, mask), strict=True):
+        for i, (weights, jacobian) in enumerate(zip(y, cases.jacobians(case, x, mask), strict=True)):
             # entries are of size y^(2 - alpha) / gamma: beyond alpha = 2 large where y is small
             size = max(1, np.abs(jacobian).max())
             assert np.isfinite(jacobian).all()
             np.testing.assert_allclose(jacobian, jacobian.T, rtol=0, atol=tol * size)
-            np.testing.assert_allclose(jacobian.sum(1), 0, rtol=0, atol=tol * size)
+            if case.shifts:
+                np.testing.assert_allclose(jacobian.sum(1), 0, rtol=0, atol=tol * size)
             assert np.linalg.eigvalsh((jacobian + jacobian.T) / 2).min() >= -tol * size
-            off = weights == 0
+            # an entropy without zeros has them by underflow alone, so there only masks are looked at
+            off = weights == 0 if case.sparse else ~(np.ones(len(weights), bool) if mask is None else mask[i])
             assert (jacobian[off] == 0).all() and (jacobian[:, off] == 0).all()
             largest = max(largest, np.abs(jacobian).max())
     assert largest > 0.01, "Jacobians of zeros would satisfy all of this"
 
 
-@cases.each()
+@cases.each(case for case in cases.CASES if case.family.penalties)
 def test_segments_move_together(case):
     """Rows of J within one fused segment are equal."""
-    if case.family.base in ("cubic", "coupled") or not {"tv", "edges", "oscar", "weights"} & set(case.values):
-        return
     x = cases.scores(6, seed=51)
     found = 0
     for weights, jacobian in zip(cases.run(case, x).y, cases.jacobians(case, x), strict=True):
@@ -39,5 +39,4 @@ def test_segments_move_together(case):
                 found += 1
                 np.testing.assert_allclose(jacobian[i], jacobian[i + 1], rtol=0, atol=1e-13)
                 assert np.abs(jacobian[i]).max() > 0 or (weights == weights[i]).sum() == (weights > 0).sum()
-    if case.has_chain:
-        assert found, "no fused segment was tested"
+    assert found, "no fused segment was tested"

@@ -31,10 +31,10 @@ def test_residuals_are_the_weights_and_integers(case, method):
         np.testing.assert_array_equal(np.sort(floats[0].ravel()), np.sort(out.ravel()))
     others = [leaf for leaf in large if not jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert all(leaf.size <= N * WIDTH and leaf.dtype.itemsize <= 4 for leaf in others)
-    structured = {"tv", "edges", "oscar", "weights"} & set(case.values)
+    penalties = case.family.penalties
     # phi(0) counts once for each allowed position: the value of a function keeps the mask, one byte each.
     mask = case.family.base in ("cubic", "coupled") and method == "value"
-    assert len(others) <= (3 if {"tv", "oscar"} <= set(case.values) else 2 if structured else 0) + mask, others
+    assert len(others) <= (3 if len(penalties) > 1 else 2 if penalties else 0) + mask, others
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """The oracles against each other, against certificates and against a conic solver."""
 
+import decimal
 import itertools
 
 import numpy as np
@@ -10,9 +11,22 @@ import scipy.optimize
 BASES = [
     {"base": "shannon"},
     {"base": "l2"},
+    {"base": "fermi"},
     *({"base": "tsallis", "alpha": a} for a in (1.0, 1.0001, 1.2, 1.5, 1.7, 2.0, 2.5, 4.0)),
     *({"base": "pnorm", "p": p} for p in (1.1, 1.5, 2.0)),
 ]
+STEEP = [
+    *({"base": "tsallis", "alpha": a} for a in (8.0, 25.0, 40.0, 100.0)),
+    *({"base": "pnorm", "p": p} for p in (1.001, 1.02)),
+]
+DOMAINS = {
+    "simplex": {},
+    "capped": {"over": "capped", "total": 3.0},
+    "capped-low": {"over": "capped", "total": 1.0, "upper": 0.3},
+    "capped-bounds": {"over": "capped", "total": 1.7, "upper": np.array([0.2, 1.0, 0.0, 0.7, 0.5, 2.0])},
+    "box": {"over": "box"},
+    "box-bounds": {"over": "box", "lower": np.array([0, 0.1, 0, 0.2, 0, 0.3]), "upper": np.linspace(0.3, 0.8, 6)},
+}
 PENALTIES = {
     "none": {},
     "tv": {"tv": 0.3},
@@ -28,16 +42,98 @@ def name(problem):
     return "-".join(str(v) for v in problem.values())
 
 
-@pytest.mark.parametrize("problem", BASES, ids=name)
+def hostile(d, seed=0):
+    """Scores of all scales, with ties, with neighbours one float64 apart, at offsets, with extremes."""
+    rng = np.random.default_rng(seed)
+    for scale in (1e-3, 0.03, 1.0, 30.0):
+        x = rng.normal(size=d) * scale
+        yield x
+        yield np.round(x / scale) * scale
+        yield np.where(np.arange(d) % 2, np.nextafter(x[0], 9), x[0]) + 0 * x
+        yield x + 1e8
+    yield np.zeros(d)
+    yield np.where(np.arange(d) == d // 2, 1e300, 0.0)
+    yield np.where(np.arange(d) == d // 2, -1e300, 0.0)
+
+
+@pytest.mark.parametrize("problem", BASES + STEEP, ids=name)
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_entropies_satisfy_their_optimality_conditions(problem, gamma):
-    rng = np.random.default_rng(0)
-    for d, scale in itertools.product((1, 2, 7, 500), (1e-3, 1.0, 30.0)):
-        x = rng.normal(size=d) * scale
+    for d in (1, 2, 7, 500):
+        for x in hostile(d):
+            y = oracles.argmax(x, gamma=gamma, **problem)
+            # The certificate is in units of the scores; long double has 1e-19, amplified by y^(alpha-1) at
+            # small y when alpha is far above 2 and by 1/(alpha - 1) below.
+            assert oracles.residual(y, x, gamma=gamma, **problem) < 1e-13 * max(np.abs(x).max(), 1)
+
+
+@pytest.mark.parametrize("domain", [key for key in DOMAINS if key != "simplex"])
+@pytest.mark.parametrize("problem", [b for b in BASES + STEEP[:4] if b["base"] != "pnorm"], ids=name)
+def test_entropies_satisfy_their_optimality_conditions_over_every_domain(problem, domain):
+    problem = problem | DOMAINS[domain]
+    free = 0
+    for gamma, x in itertools.product((0.5, 2.0), hostile(6)):
         y = oracles.argmax(x, gamma=gamma, **problem)
-        # The certificate is in units of the scores; long double has 1e-19, amplified by y^(alpha-1) at
-        # small y when alpha is far above 2 and by 1/(alpha - 1) below.
-        assert oracles.entropy_residual(y, x, gamma=gamma, **problem) < 1e-13 * max(scale, 1)
+        assert oracles.residual(y, x, gamma=gamma, **problem) < 1e-13 * max(np.abs(x).max(), 1)
+        free += ((y > 0) & (y < problem.get("upper", 1.0))).any()
+    assert free >= 5, "positions within their bounds must be tested"
+
+
+def test_the_simplex_is_a_capped_simplex():
+    for x, problem in itertools.product(hostile(9), ({"base": "shannon"}, {"base": "l2"})):
+        expected = oracles.argmax(x, gamma=0.7, **problem)
+        # an upper bound just above 1 takes the shortcuts of the simplex away
+        got = oracles.capped(x, gamma=0.7, total=1, upper=1 + 1e-9, **problem)
+        np.testing.assert_allclose(
+            got, expected, rtol=0, atol=1e-18 * max(1, np.abs(x).max() if np.ptp(x) < 1e9 else 1)
+        )
+
+
+@pytest.mark.parametrize(("alpha", "least"), [(20, 0.01), (40, 0.03), (40, 0.2), (100, 0.1), (100, 0.3)])
+def test_steep_entropies_against_decimal_numbers(alpha, least):
+    """A threshold so near to a score that no float can store it: 200 digits can. The optimality conditions do not see
+    a wrong share here (0.4^99 and 0.03^99 are both nothing), only the sum does."""
+    x = np.array([0.0, -((1 - 2 * least) ** (alpha - 1)) / (alpha - 1)])[[0, 1, 1]]  # about (1 - 2 least, least, least)
+    digits = 40 - int((alpha - 1) * np.log10(least))
+    with decimal.localcontext(prec=digits):
+        numbers, a = [decimal.Decimal(float(v)) for v in x], decimal.Decimal(alpha - 1)
+        weights = lambda e: [(a * (v - min(numbers) + e)) ** (1 / a) for v in numbers]
+        low, high = decimal.Decimal(0), decimal.Decimal(1)
+        for _ in range(int(digits * 3.4)):
+            middle = (low + high) / 2
+            low, high = (middle, high) if sum(weights(middle)) < 1 else (low, middle)
+        expected = [float(w) for w in weights(high)]
+    assert abs(expected[1] - least) < 0.05
+    # the scores are float64 numbers in both, and the roundings those of long double
+    np.testing.assert_allclose(oracles.tsallis(x, alpha).astype(float), expected, rtol=0, atol=1e-15)
+
+
+def test_fillings_at_the_ends():
+    x = np.array([0.3, -1.0, 2.0, 0.0])
+    for base in ("shannon", "l2", "fermi"):
+        np.testing.assert_array_equal(oracles.capped(x, base=base, total=4), 1)
+        np.testing.assert_array_equal(oracles.capped(x, base=base, total=0), 0)
+        np.testing.assert_array_equal(oracles.capped(x, base=base, total=1, upper=0.25), 0.25)
+        for impossible in ({"total": 4.1}, {"total": -0.1}, {"total": 1, "upper": 0.2}, {"total": np.nan}):
+            assert np.isnan(oracles.capped(x, base=base, **impossible)).all()
+            assert oracles.infeasible(4, over="capped", base=base, **impossible)
+        assert np.isnan(oracles.box(x, base=base, lower=0.6, upper=0.5)).all()
+    # Fermi-Dirac never exceeds 1, whatever the bound
+    assert oracles.capped(x, base="fermi", total=3.5, upper=9).max() < 1
+    np.testing.assert_array_equal(oracles.capped(x, base="fermi", total=4, upper=9), 1)
+
+
+def test_box_is_the_inverse_of_the_derivative():
+    x = np.array([-3.0, -0.2, 0.1, 0.4, 2.0])
+    wide = {"lower": 0.0, "upper": 100.0}
+    np.testing.assert_allclose(oracles.box(x, base="shannon", **wide), np.exp(x - 1), rtol=1e-15)
+    np.testing.assert_allclose(oracles.box(x, base="fermi", **wide), 1 / (1 + np.exp(-x)), rtol=1e-15)
+    np.testing.assert_array_equal(oracles.box(x, base="l2", lower=-1, upper=1), np.clip(x, -1, 1))
+    np.testing.assert_allclose(
+        oracles.box(x, base="tsallis", alpha=2, **wide), np.maximum(x + oracles.LD(0.5), 0), atol=1e-18
+    )
+    near = oracles.box(x, base="tsallis", alpha=1 + 1e-7, **wide)
+    np.testing.assert_allclose(near, np.exp(x - 1), rtol=1e-6)  # linear in alpha - 1
 
 
 def test_entropies_agree_where_families_meet():
@@ -107,6 +203,15 @@ def test_owl_prox_satisfies_its_optimality_conditions():
             assert oracles.owl_residual(oracles.owl_prox(x, weights), x, weights) < 1e-15
 
 
+def agree(x, problem):
+    y, value = oracles.conic(x, **problem)
+    ours = oracles.argmax(x, **problem)
+    # An interior-point method at gap 1e-10: up to 7e-9 in the value and 5e-6 in y were seen.
+    assert abs(float(oracles.value(x, **problem)) - value) < 2e-8
+    np.testing.assert_allclose(ours.astype(float), y, atol=3e-5)
+    return y
+
+
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("base", BASES, ids=name)
 def test_composition_theorem_against_the_conic_solver(base, penalty):
@@ -117,15 +222,68 @@ def test_composition_theorem_against_the_conic_solver(base, penalty):
         x = rng.normal(size=6) * scale
         if problem["base"] == "tsallis" and problem["alpha"] == 1.0001:
             continue  # no rational exponent of a power cone comes near; the certificate covers it
-        y, value = oracles.conic(x, **problem)
-        ours = oracles.argmax(x, **problem)
-        # An interior-point method at gap 1e-10: up to 5e-10 in the value and 5e-6 in y were seen.
-        assert abs(float(oracles.value(x, **problem)) - value) < 5e-9
-        np.testing.assert_allclose(ours.astype(float), y, atol=3e-5)
+        y = agree(x, problem)
         # and ours is at least as good as the solver's point, evaluated by the definition
         feasible = np.maximum(y, 0) / np.maximum(y, 0).sum()
         theirs = x @ feasible - oracles.omega(feasible, **problem)
         assert oracles.value(x, **problem) >= theirs - 1e-14
+
+
+@pytest.mark.parametrize(
+    ("domain", "penalty"),
+    [
+        *itertools.product(("capped", "capped-low", "box"), ("none", "tv", "edges", "oscar", "owl", "tv+oscar")),
+        ("capped-bounds", "none"),  # bounds that differ by position serve bases alone
+        ("box-bounds", "none"),
+    ],
+)
+@pytest.mark.parametrize("base", [b for b in BASES if b.get("alpha", 1.5) == 1.5 and b["base"] != "pnorm"], ids=name)
+def test_composition_theorem_over_every_domain(base, penalty, domain):
+    """Clipping is one more increasing function of every coordinate, if all positions have the same bounds."""
+    rng = np.random.default_rng(9)
+    for gamma, scale in ((0.5, 0.5), (1.0, 2.0)):
+        agree(rng.normal(size=6) * scale, base | PENALTIES[penalty] | DOMAINS[domain] | {"gamma": gamma})
+
+
+def test_composition_with_bounds_that_differ_by_position_would_be_wrong():
+    rng = np.random.default_rng(10)
+    problem = {"base": "l2", "tv": 0.3} | DOMAINS["capped-bounds"]
+    worst = 0.0
+    for _ in range(5):
+        x = rng.normal(size=6)
+        worst = max(worst, np.abs(oracles.argmax(x, **problem).astype(float) - oracles.conic(x, **problem)[0]).max())
+    assert worst > 1e-2
+
+
+def test_permutahedron():
+    rng = np.random.default_rng(11)
+    for d, gamma, scale in itertools.product((1, 2, 6, 200), (0.1, 1.0, 10.0), (0.1, 3.0)):
+        x = rng.normal(size=d) * scale
+        for scores, vertex in (
+            (x, np.arange(1.0, d + 1)),
+            (np.arange(1.0, d + 1), x),
+            (np.round(x), np.round(rng.normal(size=d))),
+        ):
+            y = oracles.permutahedron(scores, vertex, gamma)
+            size = max(1, np.abs(scores).max() / gamma, np.abs(vertex).max()) ** 2 * d  # of the products in it
+            assert oracles.permutahedron_residual(y, scores, vertex, gamma) < 1e-18 * size
+            if d == 6:
+                agree(scores, {"base": "l2", "over": "permutahedron", "vertex": vertex, "gamma": gamma})
+    wrong = oracles.permutahedron(x, np.arange(1.0, d + 1)) + np.where(np.arange(d) == 3, 1e-6, -1e-6 / (d - 1))
+    assert oracles.permutahedron_residual(wrong, x, np.arange(1.0, d + 1)) > 1e-7
+
+
+def test_soft_ranks_and_sorts_become_hard():
+    x = np.array([0.3, -1.0, 2.0, 0.0])
+    for descending, ranks, ordered in (
+        (False, [3, 1, 4, 2], [-1.0, 0.0, 0.3, 2.0]),
+        (True, [2, 4, 1, 3], [2.0, 0.3, 0.0, -1.0]),
+    ):
+        np.testing.assert_array_equal(oracles.soft_rank(x, 1e-3, descending).astype(float).round(12), ranks)
+        np.testing.assert_allclose(oracles.soft_sort(x, 1e-3, descending).astype(float), ordered, atol=1e-12)
+        # and with all strength they are the mean
+        np.testing.assert_allclose(oracles.soft_rank(x, 1e9, descending).astype(float), 2.5, atol=1e-8)
+        np.testing.assert_allclose(oracles.soft_sort(x, 1e9, descending).astype(float), x.mean(), atol=1e-8)
 
 
 def test_absolute_values_in_oscar_would_be_wrong():
@@ -153,19 +311,59 @@ def test_order_of_the_two_proxes_matters():
 
 def test_deletion_rules():
     problem = {"edges": np.array([3.0, 1.0, 2.0, 5.0]), "weights": np.array([9.0, 8.0, 7.0, 6.0, 5.0])}
+    problem |= {"vertex": np.arange(5.0), "upper": np.arange(5.0) / 5, "lower": 0.0, "total": 2.0}
     left = oracles.delete(problem, [True, False, False, True, True])
     np.testing.assert_array_equal(left["edges"], [1.0, 5.0])
     np.testing.assert_array_equal(left["weights"], [9.0, 8.0, 7.0])
+    np.testing.assert_array_equal(left["vertex"], [0.0, 1.0, 2.0])
+    np.testing.assert_array_equal(left["upper"], [0.0, 0.6, 0.8])
+    assert (left["lower"], left["total"]) == (0.0, 2.0)
+
+
+def test_masked_slices_by_domain():
+    x, keep = np.array([0.3, np.nan, 2.0, 0.0]), np.array([True, False, True, True])
+    y = oracles.masked_argmax(x, keep, base="l2", over="capped", total=2)
+    assert y[1] == 0 and y.sum() == 2  # the same total over the rest
+    y = oracles.masked_argmax(x, keep, base="l2", over="capped", total=3.5)
+    assert y[1] == 0 and np.isnan(y[keep]).all()  # which may be too much for it
+    y = oracles.masked_argmax(x, keep, base="l2", over="box", lower=0.2)
+    np.testing.assert_array_equal(y.astype(float), [0.3, 0, 1, 0.2])  # zero is outside the bounds
+    y = oracles.masked_argmax(x, keep, base="l2", over="permutahedron", vertex=np.arange(1.0, 5), gamma=1e-3)
+    np.testing.assert_allclose(y.astype(float), [2, 0, 3, 1], atol=1e-12)  # ranks count what is allowed
+    nothing = np.zeros(4, bool)
+    for domain in DOMAINS.values():
+        if np.ndim(domain.get("upper", 1)) == 0:
+            assert (oracles.masked_argmax(x, nothing, base="l2", **domain) == 0).all()
+            assert oracles.masked_value(x, nothing, base="l2", **domain) == -np.inf
 
 
 def test_separable_and_quadratic():
     rng = np.random.default_rng(8)
     for d in (1, 2, 6):
         x = rng.normal(size=d)
-        np.testing.assert_allclose(oracles.separable(x, lambda t: 0.5 * t), oracles.squared_l2(x, 0.5), atol=1e-15)
+        halves = oracles.separable(x, lambda v: v / oracles.LD(0.5))
+        np.testing.assert_allclose(halves, oracles.squared_l2(x, 0.5), rtol=0, atol=1e-18)
+        entropies = oracles.separable(x, lambda v: np.exp(v - 1), kink=False)
+        np.testing.assert_allclose(entropies, oracles.shannon(x), rtol=0, atol=1e-18)
         y, value = oracles.quadratic(x, 0.5 * np.eye(d), np.zeros(d))
         np.testing.assert_allclose(y, oracles.squared_l2(x, 0.5).astype(float), atol=1e-13)
         np.testing.assert_allclose(value, float(oracles.value(x, base="l2", gamma=0.5)), atol=1e-13)
+
+
+def test_derivatives_by_bounds_and_totals():
+    """DESIGN's formulas for a capped simplex: dy/dk = s / sum s, dy/du_i = e_i - s / sum s."""
+    x = np.array([0.9, 0.3, 0.2, 0.1, -2.0])
+    problem = {"base": "tsallis", "alpha": 1.5, "over": "capped", "total": 1.9, "upper": np.full(5, 0.8)}
+    y = oracles.argmax(x, **problem)
+    free = (y > 0) & (y < 0.8)
+    assert (y == 0.8).sum() == 1 and free.sum() == 3
+    s = np.where(free, y**0.5, 0)
+    along = oracles.differences(lambda **problem: oracles.argmax(x, **problem), problem, "total")
+    np.testing.assert_allclose(along.astype(float), (s / s.sum()).astype(float), atol=1e-12)
+    along = oracles.differences(lambda **problem: oracles.argmax(x, **problem), problem, "upper")
+    expected = (np.eye(5)[0] - s / s.sum()).astype(float)
+    np.testing.assert_allclose(along[:, 0].astype(float), expected, atol=1e-12)
+    np.testing.assert_array_equal(along[:, 1:].astype(float).round(12), 0)
 
 
 def test_derivatives_of_the_oracle():

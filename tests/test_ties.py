@@ -20,7 +20,8 @@ def test_equal_scores_get_equal_weights(case):
     result = cases.run(case, x)
     np.testing.assert_allclose(result.y, y, rtol=0, atol=case.tol)
     np.testing.assert_allclose(result.value, value, rtol=0, atol=case.tol)
-    np.testing.assert_allclose(result.y[0], 1 / D, rtol=0, atol=1e-15)
+    if case.shifts and np.ndim(case.params().get("upper", 0)) == 0:  # scores of no preference
+        np.testing.assert_allclose(result.y[0], case.sums(np.ones((1, D), bool))[0] / D, rtol=0, atol=1e-15 * D)
     if not case.has_chain:
         same = x[:, :, None] == x[:, None, :]
         gap = np.abs(result.y[:, :, None] - result.y[:, None, :])
@@ -35,15 +36,14 @@ def test_jacobian_is_lawful_at_ties(case):
             size = max(1, np.abs(jacobian).max())
             tol = 1e-6 if case.tol > 1e-10 else 1e-12
             np.testing.assert_allclose(jacobian, jacobian.T, rtol=0, atol=tol * size)
-            np.testing.assert_allclose(jacobian.sum(1), 0, rtol=0, atol=tol * size)
+            if case.shifts:
+                np.testing.assert_allclose(jacobian.sum(1), 0, rtol=0, atol=tol * size)
             assert np.linalg.eigvalsh((jacobian + jacobian.T) / 2).min() >= -tol * size
 
 
-@cases.each(cases.FAMILIES)
+@cases.each(case for case in cases.FAMILIES if case.family.penalties)
 def test_fused_and_grouped_positions_have_exactly_equal_weights(case):
     """Groups that the penalty makes are groups to the last bit, in float32 too."""
-    if len(case.family.names) < 3 and not {"tv", "oscar"} & set(case.family.names):
-        return
     x = cases.scores(seed=42)
     y, _ = case.expected(x)
     got = np.asarray(cases.forward(case.family)(case.params(), x.astype(np.float32), None)[0])

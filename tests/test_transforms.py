@@ -48,25 +48,12 @@ def test_scan_of_remat_of_vmap_differentiated(case):
         np.testing.assert_allclose(bars[name], bar, rtol=tol * 10, atol=tol * 10, err_msg=name)
 
 
-VARIED = {
-    "gamma": lambda rng, n: rng.uniform(0.5, 2, n),
-    "alpha": lambda rng, n: np.array([1.0, 1.0001, 1.3, 1.5, 2.0, 2.4])[:n],
-    "p": lambda rng, n: np.array([1.1, 1.3, 1.5, 1.7, 1.9, 2.0])[:n],
-    "tv": lambda rng, n: rng.uniform(0, 0.5, n),
-    "oscar": lambda rng, n: rng.uniform(0, 0.1, n),
-    "owl": lambda rng, n: rng.uniform(0, 1, n),
-    "beta": lambda rng, n: rng.uniform(0.1, 1, n),
-    "edges": lambda rng, n: rng.uniform(0, 0.5, (n, D - 1)),
-    "weights": lambda rng, n: np.sort(rng.normal(size=(n, D)))[:, ::-1] / 3,
-}
-
-
 @cases.each(REPRESENTATIVES)
 def test_vmap_over_scores_and_hyper_parameters(case, n=6):
     """All hyper-parameters differ from slice to slice; each slice is its own problem of the oracle."""
     rng = np.random.default_rng(92)
     x = cases.scores(n, seed=92)
-    params = {k: VARIED[k](rng, n) for k in case.values}
+    params = case.drawn(rng, n)
 
     @jax.jit
     def mapped(params, x):

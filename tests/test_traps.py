@@ -1,4 +1,4 @@
-"""The traps of DESIGN section 4 that no law contains already, each named after the mistake."""
+"""Mistakes that are easy to make and that no law contains already, each named after the mistake."""
 
 import cases
 import jax

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from .._parameters import Parameter, Range, parameter, tree_class
 from .._regularizers import Base, Regularizer, SquaredL2, ranks
-from .._solvers import isotonic, put_back, segment_mean, sort_descending, take
+from .._solvers import chain_prox, put_back, segment_mean, sort_descending, take
 from ._domain import Domain
 
 FINITE_WEIGHTS = Range(lambda v: (abs(v) < jnp.inf).all(axis=-1, keepdims=True), "finite")
@@ -56,6 +57,8 @@ class Permutahedron(Domain):
       Blondel, Teboul, Berthet and Djolonga, "Fast Differentiable Sorting and Ranking", 2020.
     """
 
+    shift_invariant = True
+
     weights: Parameter = parameter(FINITE_WEIGHTS, extent=lambda d: d)
 
     def check_base(self, omega: Regularizer) -> None:
@@ -72,14 +75,16 @@ class Permutahedron(Domain):
         scores, order = self._sorted_scores(x, kept)
         sorted_weights, by_weight = self._sorted_weights(kept, x)
         real = ranks(kept, x.shape[-1]) < kept
-        # Only differences of scores count: the projection is the same for scores moved by a constant.
-        z = jnp.where(real, scores - scores[..., :1], 0) / gamma
         sorted_weights = jnp.where(real, sorted_weights, 0)
-        t, ties = isotonic(jnp.where(real, z - sorted_weights, -jnp.inf), implementation=implementation)
+        z, up = _runs(jnp.where(real, scores, -jnp.inf), sorted_weights, gamma)
+        t, ties = chain_prox(
+            jnp.where(real, z - sorted_weights, -jnp.inf), up, jnp.zeros((), x.dtype), implementation=implementation
+        )
         found = Pools(order, ties, by_weight, kept)
         # y = z - t, written so that a pool of one gets its weight exactly.
-        y = self._pooled(found, sorted_weights, implementation) + z - self._pooled(found, z, implementation)
-        bad = jnp.any(jnp.isnan(t) | jnp.isnan(sorted_weights), axis=-1, keepdims=True)
+        y = self._pooled(found, sorted_weights, implementation) + (z - self._pooled(found, z, implementation))
+        bad = jnp.isnan(t) | jnp.isnan(sorted_weights) | jnp.isnan(x) | (x == jnp.inf)
+        bad = jnp.any(bad, axis=-1, keepdims=True)
         return put_back(jnp.where(real, jnp.where(bad, jnp.nan, y), 0), order), found
 
     def active(self, y: jax.Array, found: Pools) -> jax.Array:
@@ -119,6 +124,22 @@ class Permutahedron(Domain):
         return segment_mean(v * real, found.ties, real, implementation=implementation) * real
 
 
+def _runs(scores: jax.Array, weights: jax.Array, gamma: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sorted scores cut into runs, each measured from its first score, in units of gamma; and the penalty of a rise.
+
+    Where neighbours are further apart than any two weights, no pool spans them: the border is free. Within a run the
+    scores are of the size of the weights, so that their rounding is too, however far apart the runs are.
+    """
+    gap = (scores[..., :-1] - scores[..., 1:]) / gamma
+    spread = jnp.max(weights, axis=-1, keepdims=True) - jnp.min(weights, axis=-1, keepdims=True)
+    cut = ~(gap <= spread)
+    position = jnp.broadcast_to(ranks(jnp.zeros((1,) * scores.ndim, jnp.int32), scores.shape[-1]), scores.shape)
+    starts = jnp.concatenate([jnp.ones_like(scores[..., :1], bool), cut], axis=-1)
+    first = lax.cummax(jnp.where(starts, position, 0), axis=scores.ndim - 1)
+    z = (scores - take(scores, first)) / gamma
+    return jnp.where(scores == -jnp.inf, 0, z), jnp.where(cut, 0, jnp.inf).astype(scores.dtype)
+
+
 # What soft_rank and soft_sort project onto, each with one of the two sorts known beforehand.
 
 
@@ -131,6 +152,9 @@ class Ranks(Permutahedron):
     def _sorted_weights(self, kept: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
         rank = jnp.broadcast_to(ranks(kept, like.shape[-1]), like.shape)
         return (kept - rank).astype(like.dtype), rank
+
+    def respond(self, base: Base, y: jax.Array, found: Pools) -> jax.Array:
+        return y  # nothing that could move
 
 
 NOT_INFINITE = Range(lambda v: (v < jnp.inf).all(axis=-1, keepdims=True), "finite, or -inf at deleted positions")

@@ -1,0 +1,59 @@
+"""The one list: what there is to test. Each law in the other files runs over it.
+
+| file | what it holds |
+|---|---|
+| `_parts` | bases, penalties, domains and hyper-parameters, one entry each: **add here** |
+| `_list` | the cases that follow from them, and the choices for dear laws |
+| `_run` | one compiled program a family, through which every law goes; scores and masks |
+
+A *case* is a problem of `oracles`, hyper-parameters included, together with the ways to reach it in smoothmax: the
+named function where there is one, and `conjugate(omega, over=domain)`. Cases that differ only in the values of their
+hyper-parameters are one *family*: values are operands, so a family compiles once for a shape and dtype.
+"""
+
+from ._list import (
+    BY_ID,
+    CASES,
+    FAMILIES,
+    NAMED,
+    REPRESENTATIVES,
+    Case,
+    Family,
+    Named,
+    each,
+    each_named,
+)
+from ._parts import BASES, DOMAINS, HYPER, PENALTIES, coupled, cubic, cubic_rise, edges, owl
+from ._run import B, D, Result, everything, forward, holes, jacobians, run, scores, spread_params
+
+__all__ = [
+    "BASES",
+    "BY_ID",
+    "CASES",
+    "DOMAINS",
+    "FAMILIES",
+    "HYPER",
+    "NAMED",
+    "PENALTIES",
+    "REPRESENTATIVES",
+    "B",
+    "Case",
+    "D",
+    "Family",
+    "Named",
+    "Result",
+    "coupled",
+    "cubic",
+    "cubic_rise",
+    "each",
+    "each_named",
+    "edges",
+    "everything",
+    "forward",
+    "holes",
+    "jacobians",
+    "owl",
+    "run",
+    "scores",
+    "spread_params",
+]

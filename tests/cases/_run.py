@@ -1,0 +1,91 @@
+"""One compiled program a family, through which every law goes; scores and masks to go through it."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from ._list import Case, Family
+
+B, D = 48, 8  # the shape in which laws about small slices share their compilations
+
+
+@functools.cache
+def forward(family: Family):
+    """Compiled (weights, values) along the last axis, hyper-parameters as operands."""
+    return jax.jit(lambda params, x, where: (family.weights(x, params, -1, where), family.value(x, params, -1, where)))
+
+
+@functools.cache
+def everything(family: Family):
+    """Compiled weights, values and one pull-back of both, for (B, D) scores and one hyper-parameter a row."""
+
+    def both(params, x, where):
+        return family.weights(x, params, -1, where), family.value(x, params, -1, where)
+
+    def pulled(params, x, where, v, c):
+        outputs, pull = jax.vjp(lambda params, x: both(params, x, where), params, x)
+        return outputs, pull((v, c))
+
+    return jax.jit(pulled if family.rowwise else jax.vmap(pulled))
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    y: np.ndarray  # (n, D)
+    value: np.ndarray  # (n,)
+    x_bar: np.ndarray  # (n, D): J v + c y
+    bars: dict[str, np.ndarray]  # gradients of hyper-parameters, (n,) or (n, its length)
+
+
+def spread_params(case: Case, params):
+    """One hyper-parameter a row: (B, 1), or (B, its length); (B,) for plain functions."""
+    sizes = {k: (np.size(p),) if case.family.rowwise else () for k, p in params.items()}
+    return {k: np.broadcast_to(np.asarray(p, float), (B, *sizes[k])) for k, p in params.items()}
+
+
+def run(case: Case, x, where=None, v=None, c=None, params=None) -> Result:
+    """Weights, values and the pull-back of (v, c) for up to B rows of D float64 scores."""
+    x = np.asarray(x, float)
+    n = len(x)
+    assert n <= B and x.shape[1] == D
+
+    def spread(rows, shape):  # (n, ...) or None to (B, ...), zeros in the rows to spare
+        full = np.zeros((B, *shape))
+        full[:n] = 0.0 if rows is None else rows
+        return full
+
+    where = np.ones(x.shape, bool) if where is None else np.broadcast_to(where, x.shape)
+    where = np.concatenate([where, np.ones((B - n, D), bool)])
+    params = case.params(D) if params is None else params
+    (y, value), (bars, x_bar) = everything(case.family)(
+        spread_params(case, params), spread(x, (D,)), where, spread(v, (D,)), spread(c, ())
+    )
+    bars = {k: np.asarray(b)[:n].reshape(n, *np.shape(params[k])) for k, b in bars.items()}
+    return Result(np.asarray(y)[:n], np.asarray(value)[:n], np.asarray(x_bar)[:n], bars)
+
+
+def jacobians(case: Case, x, where=None) -> np.ndarray:
+    """(n, D, D): row i of each is the pull-back of the unit vector e_i, for n <= 6 slices."""
+    x = np.asarray(x, float)
+    where = np.ones(x.shape, bool) if where is None else np.broadcast_to(where, x.shape)
+    v = np.tile(np.eye(D), (len(x), 1))
+    result = run(case, np.repeat(x, D, axis=0), np.repeat(where, D, axis=0), v)
+    return result.x_bar.reshape(len(x), D, D)
+
+
+def scores(n=B, d=D, seed=0, dtype=float) -> np.ndarray:
+    """Rows of growing spread, 1e-4 to 6: dense supports first (at alpha = 4 only the very first), then sparse ones."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n, d)) * np.geomspace(1e-4, 6, n)[:, None]).astype(dtype)
+
+
+def holes(n=B, d=D, seed=0, least=1) -> np.ndarray:
+    """Random masks with holes inside; every row keeps at least `least` positions, and row 0 keeps exactly as many."""
+    rng = np.random.default_rng(seed + 1000)
+    where = rng.uniform(size=(n, d)) < 0.6
+    for row in where:
+        row[rng.permutation(d)[:least]] = True
+    where[0] = np.isin(np.arange(d), (d // 2 + 2 * np.arange(least)) % d if least <= 4 else np.arange(least))
+    return where
