@@ -17,7 +17,7 @@ def save_attention(path: pathlib.Path, weights: np.ndarray, asked: np.ndarray) -
     layers, heads = weights.shape[:2]
     figure, axes = plt.subplots(layers, heads, figsize=(2.6 * heads, 2.8 * layers), squeeze=False)
     for layer, head in np.ndindex(layers, heads):
-        axis = axes[layer, head]
+        axis: Any = axes[layer, head]
         axis.imshow(np.where(weights[layer, head] > 0, weights[layer, head], np.nan), cmap="viridis", vmin=0, vmax=1)
         axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
         axis.set_xticks([])

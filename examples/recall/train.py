@@ -185,6 +185,11 @@ def learned(model: Transformer) -> dict[str, list[list[float]]]:
 def example_weights(options: Options, model: Transformer) -> tuple[np.ndarray, np.ndarray]:
     """Attention weights (layers, heads, L, L) of one sequence of the training length, and its asked positions."""
     batch = tasks.draw(options.task, np.random.default_rng(TEST_SEED), 1, options.length, vary=False)
-    model(jnp.asarray(batch.inputs), sow_weights=True)
-    sown = jax.tree.leaves(nnx.pop(model, nnx.Intermediate))
+    inputs = jnp.asarray(batch.inputs)
+    if hasattr(nnx, "capture"):
+        _, intermediates = nnx.capture(model, nnx.Intermediate)(inputs, sow_weights=True)
+    else:  # before Flax 0.12
+        model(inputs, sow_weights=True)
+        intermediates = nnx.pop(model, nnx.Intermediate)
+    sown = jax.tree.leaves(intermediates)
     return np.stack([np.asarray(weights)[0] for weights in sown]), batch.asked[0]

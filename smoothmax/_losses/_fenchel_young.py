@@ -76,15 +76,15 @@ def fenchel_young_loss(
     Reference:
       Blondel, Martins and Niculae, "Learning with Fenchel-Young Losses", 2020.
     """
-    logits, targets = _array(logits), _array(targets)
-    if targets.shape != logits.shape:
+    x, t = _array(logits), _array(targets)
+    if t.shape != x.shape:
         raise ValueError(
-            f"targets of shape {targets.shape} must have the shape of logits, {logits.shape}: one number for each "
+            f"targets of shape {t.shape} must have the shape of logits, {x.shape}: one number for each "
             "class; for labels use fenchel_young_loss_with_integer_labels"
         )
-    axes, op = normal_axes(axis, logits), as_floats(conjugate(omega))
-    op.over.check_length(math.prod(logits.shape[a] for a in axes))
-    return _against_targets(op, logits, targets, where, axes=tuple(a - logits.ndim for a in axes))
+    axes, op = normal_axes(axis, x), as_floats(conjugate(omega))
+    op.over.check_length(math.prod(x.shape[a] for a in axes))
+    return _against_targets(op, x, t, where, axes=tuple(a - x.ndim for a in axes))
 
 
 def fenchel_young_loss_with_integer_labels(
@@ -128,17 +128,17 @@ def fenchel_young_loss_with_integer_labels(
     Reference:
       Blondel, Martins and Niculae, "Learning with Fenchel-Young Losses", 2020.
     """
-    logits, labels = _array(logits), check_labels(labels)
+    x, k = _array(logits), check_labels(labels)
     if isinstance(axis, bool) or not hasattr(axis, "__index__"):
         raise TypeError(f"axis must be one integer, got {axis!r}: a label counts along a single axis")
-    [along] = normal_axes(operator.index(axis), logits)
-    expected = logits.shape[:along] + logits.shape[along + 1 :]
-    if labels.shape != expected:
+    [along] = normal_axes(operator.index(axis), x)
+    expected = x.shape[:along] + x.shape[along + 1 :]
+    if k.shape != expected:
         raise ValueError(
-            f"labels of shape {labels.shape} must have the shape of logits {logits.shape} without axis {axis}, "
+            f"labels of shape {k.shape} must have the shape of logits {x.shape} without axis {axis}, "
             f"{expected}: one class for each slice"
         )
-    return against_labels(operator_for_labels(omega), logits, labels, where, axis=along - logits.ndim)
+    return against_labels(operator_for_labels(omega), x, k, where, axis=along - x.ndim)
 
 
 def check_labels(labels: jax.typing.ArrayLike) -> jax.Array:
@@ -202,8 +202,13 @@ def against_labels(op: Operator, logits: jax.Array, labels: jax.Array, where: An
     x, hit = _like(y, x), _like(y, hit)
     top = jnp.max(x, axis, keepdims=True)
     offset = _offset(op, top)
-    of_label = jnp.max(jnp.where(hit, x, -jnp.inf), axis)  # -inf for a class that is deleted: the loss is infinite
-    linear = jnp.sum(jnp.where(y == 0, 0, x - offset) * y, axis) - (of_label - offset.squeeze(axis))
+    index = jnp.expand_dims(labels, axis)
+    index = index.reshape((1,) * (y.ndim - index.ndim) + index.shape)
+    of_label = jnp.take_along_axis(x, index, axis).squeeze(axis)  # -inf for a class that is deleted: an infinite loss
+    # A maximum makes -inf finite, and its weight makes it 0. (XLA adds up what comes from a maximum as it goes, but
+    # stores what comes from a select.)
+    below = jnp.maximum(x - offset, jnp.finfo(x.dtype).min)
+    linear = jnp.sum(below * y, axis) - (of_label - offset.squeeze(axis))
     value = linear - (op.omega(y, axis, where=allowed) - at_label)
     definition = op.max(x, axis) + at_label - jnp.sum(jnp.where(hit & (x != -jnp.inf), x, 0), axis)
     some = top.squeeze(axis) != -jnp.inf

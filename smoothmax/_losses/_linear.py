@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .._arrays import varying_like
 from .._conjugate import Operator
@@ -122,7 +123,7 @@ def _check_shapes(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, bias:
 
 def _check_range(labels: jax.Array, words: int, where: jax.Array | None) -> None:
     """Labels whose values are known, those of tokens that are masked as a whole excepted."""
-    if any(isinstance(a, jax.core.Tracer) or not a.is_fully_addressable for a in (labels, where) if a is not None):
+    if any(isinstance(a, Tracer) or not a.is_fully_addressable for a in (labels, where) if a is not None):
         return
     known = np.asarray(labels)
     wrong = (known < 0) | (known >= words)
@@ -283,7 +284,8 @@ def _map_bwd(residuals: Any, cotangents: jax.Array) -> Any:
         least == most, lambda: jax.tree.map(lambda leaf: most.astype(leaf.dtype) * leaf, sums), again
     )
     by_features = cotangents[..., None].astype(by_features.dtype) * by_features
-    return jax.tree.map(_cotangent, by_layer), None, _Tokens(by_features, *[None] * 3)
+    none: Any = None  # labels and masks have no cotangents
+    return jax.tree.map(_cotangent, by_layer), None, _Tokens(by_features, none, none, none)
 
 
 def _zeros(layer: _Layer, tokens: _Tokens) -> _Layer:
