@@ -6,7 +6,6 @@ from ._conjugate import conjugate as conjugate
 from ._conjugate import forward_mode as forward_mode
 from ._domains import Box as Box
 from ._domains import CappedSimplex as CappedSimplex
-from ._domains import Domain as Domain
 from ._domains import Permutahedron as Permutahedron
 from ._domains import Simplex as Simplex
 from ._losses import fenchel_young_loss as fenchel_young_loss

@@ -91,6 +91,8 @@ _max.defvjp(_max_fwd, _max_bwd)
 
 def _domain_bar(respond: Callable[..., jax.Array], problem: Problem, y: jax.Array, found: Found, v: jax.Array) -> Any:
     """< dy/dk, v > for each hyper-parameter k of the domain, in the form of the domain."""
+    if not jax.tree.leaves(problem.domain):
+        return problem.domain
     _, domain_vjp = jax.vjp(lambda domain: respond(domain, y, found), problem.domain)
     return domain_vjp(v)[0]
 
@@ -372,7 +374,7 @@ def forward_mode(f: Any) -> Any:
       >>> print(jax.jacfwd(sm.forward_mode(sm.sparsemax))(x))
       [[ 0.5 -0.5  0. ]
        [-0.5  0.5  0. ]
-       [ 0.   0.   0. ]]
+       [-0.  -0.   0. ]]
       >>> print(jax.hessian(sm.forward_mode(sm.conjugate(sm.SquaredL2())).max)(x).shape)
       (3, 3)
 

@@ -64,9 +64,16 @@ class Problem:
     def solve(self, x: jax.Array) -> tuple[jax.Array, Found]:
         """The weights for scores with -inf at deleted positions, and what was found."""
         found = []
+        # A prox moves with its scores, and the rounding of what it adds up grows with them: so it sees them centred.
+        top = jnp.max(x, axis=-1, keepdims=True)
+        top = jnp.where(jnp.isinf(top), 0, top)
+        if self.penalties:
+            x = x - top
         for terms in self.penalties:
             x, ties = _kind(terms).prox(terms, x, self.implementation)
             found.append(ties)
+        if self.penalties and not self.domain.shift_invariant:
+            x = x + top
         y, at_domain = self.domain.solve(self.base, x, self.gamma, self.implementation)
         return y, Found(tuple(found), at_domain)
 

@@ -35,7 +35,8 @@ def softmax_value(
 
     Its gradient in `x` is `softmax`.
 
-    Args: as `softmax`.
+    Args:
+      x, axis, where, gamma, implementation: as for `softmax`.
 
     Returns:
       Values in the dtype of `x`, of its shape without `axis`.
@@ -44,6 +45,9 @@ def softmax_value(
       >>> import jax.numpy as jnp, smoothmax as sm
       >>> print(f"{sm.softmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}")
       1.713
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
     return _value(gamma * Shannon(), x, axis, where, implementation)
 
@@ -63,7 +67,8 @@ def sparsemax_value(
 
     Its gradient in `x` is `sparsemax`.
 
-    Args: as `sparsemax`.
+    Args:
+      x, axis, where, gamma, implementation: as for `sparsemax`.
 
     Returns:
       Values in the dtype of `x`, of its shape without `axis`.
@@ -72,6 +77,9 @@ def sparsemax_value(
       >>> import jax.numpy as jnp, smoothmax as sm
       >>> print(f"{sm.sparsemax_value(jnp.array([1.0, 0.9, -1.0])):.3f}")
       0.702
+
+    Reference:
+      Martins and Astudillo, "From Softmax to Sparsemax", 2016.
     """
     return _value(gamma * SquaredL2(), x, axis, where, implementation)
 
@@ -92,7 +100,8 @@ def entmax_value(
 
     Its gradient in `x` is `entmax`.
 
-    Args: as `entmax`.
+    Args:
+      x, axis, alpha, where, gamma, implementation: as for `entmax`.
 
     Returns:
       Values in the dtype of `x`, of its shape without `axis`.
@@ -101,6 +110,9 @@ def entmax_value(
       >>> import jax.numpy as jnp, smoothmax as sm
       >>> print(f"{sm.entmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}")
       1.342
+
+    Reference:
+      Peters, Niculae and Martins, "Sparse Sequence-to-Sequence Models", 2019.
     """
     return _value(gamma * Tsallis(alpha), x, axis, where, implementation)
 
@@ -121,7 +133,8 @@ def pnormmax_value(
 
     Its gradient in `x` is `pnormmax`.
 
-    Args: as `pnormmax`.
+    Args:
+      x, axis, p, where, gamma, implementation: as for `pnormmax`.
 
     Returns:
       Values in the dtype of `x`, of its shape without `axis`.
@@ -130,6 +143,9 @@ def pnormmax_value(
       >>> import jax.numpy as jnp, smoothmax as sm
       >>> print(f"{sm.pnormmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}")
       0.639
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
     return _value(gamma * SquaredPNorm(p), x, axis, where, implementation)
 
@@ -151,7 +167,8 @@ def fusedmax_value(
 
     Its gradient in `x` is `fusedmax`.
 
-    Args: as `fusedmax`.
+    Args:
+      x, axis, lam, where, gamma, implementation: as for `fusedmax`.
 
     Returns:
       Values in the dtype of `x`, of its shape without `axis`.
@@ -160,6 +177,9 @@ def fusedmax_value(
       >>> import jax.numpy as jnp, smoothmax as sm
       >>> print(f"{sm.fusedmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}")
       0.650
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
     return _value(gamma * (SquaredL2() + lam * TotalVariation()), x, axis, where, implementation)
 
@@ -181,7 +201,8 @@ def oscarmax_value(
 
     Its gradient in `x` is `oscarmax`.
 
-    Args: as `oscarmax`.
+    Args:
+      x, axis, lam, where, gamma, implementation: as for `oscarmax`.
 
     Returns:
       Values in the dtype of `x`, of its shape without `axis`.
@@ -190,5 +211,8 @@ def oscarmax_value(
       >>> import jax.numpy as jnp, smoothmax as sm
       >>> print(f"{sm.oscarmax_value(jnp.array([1.0, 0.9, -1.0])):.3f}")
       0.687
+
+    Reference:
+      Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
     return _value(gamma * (SquaredL2() + lam * Oscar()), x, axis, where, implementation)

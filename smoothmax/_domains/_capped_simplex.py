@@ -55,6 +55,8 @@ class CappedSimplex(Domain):
       Malaviya, Ferreira and Martins, "Sparse and Constrained Attention for Neural Machine Translation", 2018.
     """
 
+    shift_invariant = True
+
     total: Parameter = parameter(NON_NEGATIVE)
     upper: Parameter = parameter(BOUND, by_position=True, default=1.0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,11 @@ class Domain(Parametrized):
     gradients. The methods work on slices `(*batch, d)`, with -inf at deleted positions of the scores.
     """
 
-    has_vertices = False
+    has_vertices: ClassVar[bool] = False
     """Whether it holds every one-hot vector, so that a label is a point of it."""
+
+    shift_invariant: ClassVar[bool] = False
+    """Whether all its points have the same sum, so that a constant added to all scores changes no weight."""
 
     def check_base(self, omega: Regularizer) -> None:
         """Raises if the domain cannot serve the base of an expression, or its penalties."""

@@ -56,6 +56,8 @@ class Permutahedron(Domain):
       Blondel, Teboul, Berthet and Djolonga, "Fast Differentiable Sorting and Ranking", 2020.
     """
 
+    shift_invariant = True
+
     weights: Parameter = parameter(FINITE_WEIGHTS, extent=lambda d: d)
 
     def check_base(self, omega: Regularizer) -> None:
@@ -78,8 +80,9 @@ class Permutahedron(Domain):
         t, ties = isotonic(jnp.where(real, z - sorted_weights, -jnp.inf), implementation=implementation)
         found = Pools(order, ties, by_weight, kept)
         # y = z - t, written so that a pool of one gets its weight exactly.
-        y = self._pooled(found, sorted_weights, implementation) + z - self._pooled(found, z, implementation)
-        bad = jnp.any(jnp.isnan(t) | jnp.isnan(sorted_weights), axis=-1, keepdims=True)
+        y = self._pooled(found, sorted_weights, implementation) + (z - self._pooled(found, z, implementation))
+        bad = jnp.isnan(t) | jnp.isnan(sorted_weights) | jnp.isnan(x) | (x == jnp.inf)
+        bad = jnp.any(bad, axis=-1, keepdims=True)
         return put_back(jnp.where(real, jnp.where(bad, jnp.nan, y), 0), order), found
 
     def active(self, y: jax.Array, found: Pools) -> jax.Array:
@@ -131,6 +134,9 @@ class Ranks(Permutahedron):
     def _sorted_weights(self, kept: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
         rank = jnp.broadcast_to(ranks(kept, like.shape[-1]), like.shape)
         return (kept - rank).astype(like.dtype), rank
+
+    def respond(self, base: Base, y: jax.Array, found: Pools) -> jax.Array:
+        return y  # nothing that could move
 
 
 NOT_INFINITE = Range(lambda v: (v < jnp.inf).all(axis=-1, keepdims=True), "finite, or -inf at deleted positions")

@@ -29,6 +29,7 @@ class Simplex(Domain):
     """
 
     has_vertices = True
+    shift_invariant = True
 
     def solve(self, base: Base, x: jax.Array, gamma: jax.Array, implementation: str | None) -> tuple[jax.Array, None]:
         return base.solve(x, gamma, implementation), None

@@ -172,7 +172,7 @@ class FermiDirac(Entropy):
       ...     print(sm.conjugate(sm.FermiDirac(), over=sm.Box())(x))
       ...     print(sm.conjugate(sm.FermiDirac(), over=sm.CappedSimplex(2))(x))
       [0.881 0.5   0.269]
-      [0.935 0.662 0.403]
+      [0.933 0.655 0.411]
 
     Reference:
       Blondel, Martins and Niculae, "Learning with Fenchel-Young Losses", 2020.

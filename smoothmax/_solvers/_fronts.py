@@ -1,5 +1,6 @@
 """Interim fronts, until the solvers take offset and gamma themselves."""
 
+import jax
 import jax.numpy as jnp
 
 from . import _chain, _sorting, _threshold
@@ -56,8 +57,12 @@ def capped_weights(entropy, x, gamma, total, upper, *, implementation=None):
     allowed = x != -jnp.inf
     z = jnp.where(allowed, _z(x, gamma), -1e30)
     weights = lambda tau: jnp.where(allowed, jnp.clip(entropy.inverse(z - tau), 0, upper), 0)
-    for _ in range(100):
+
+    def halve(_, bracket):
+        lo, hi = bracket
         mid = (lo + hi) / 2
         more = jnp.sum(weights(mid), -1, keepdims=True) > total
-        lo, hi = jnp.where(more, mid, lo), jnp.where(more, hi, mid)
+        return jnp.where(more, mid, lo), jnp.where(more, hi, mid)
+
+    lo, hi = jax.lax.fori_loop(0, 100, halve, (lo, hi))
     return weights((lo + hi) / 2)
