@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from .._parameters import Parameter, Range, parameter, tree_class
 from .._regularizers import Base, Regularizer, SquaredL2, ranks
-from .._solvers import isotonic, put_back, segment_mean, sort_descending, take
+from .._solvers import chain_prox, put_back, segment_mean, sort_descending, take
 from ._domain import Domain
 
 FINITE_WEIGHTS = Range(lambda v: (abs(v) < jnp.inf).all(axis=-1, keepdims=True), "finite")
@@ -74,10 +75,11 @@ class Permutahedron(Domain):
         scores, order = self._sorted_scores(x, kept)
         sorted_weights, by_weight = self._sorted_weights(kept, x)
         real = ranks(kept, x.shape[-1]) < kept
-        # Only differences of scores count: the projection is the same for scores moved by a constant.
-        z = jnp.where(real, scores - scores[..., :1], 0) / gamma
         sorted_weights = jnp.where(real, sorted_weights, 0)
-        t, ties = isotonic(jnp.where(real, z - sorted_weights, -jnp.inf), implementation=implementation)
+        z, up = _runs(jnp.where(real, scores, -jnp.inf), sorted_weights, gamma)
+        t, ties = chain_prox(
+            jnp.where(real, z - sorted_weights, -jnp.inf), up, jnp.zeros((), x.dtype), implementation=implementation
+        )
         found = Pools(order, ties, by_weight, kept)
         # y = z - t, written so that a pool of one gets its weight exactly.
         y = self._pooled(found, sorted_weights, implementation) + (z - self._pooled(found, z, implementation))
@@ -120,6 +122,22 @@ class Permutahedron(Domain):
         """The means of `v`, in sorted order, over the pools; 0 past the positions that are not deleted."""
         real = jnp.broadcast_to(ranks(found.kept, v.shape[-1]) < found.kept, v.shape).astype(v.dtype)
         return segment_mean(v * real, found.ties, real, implementation=implementation) * real
+
+
+def _runs(scores: jax.Array, weights: jax.Array, gamma: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sorted scores cut into runs, each measured from its first score, in units of gamma; and the penalty of a rise.
+
+    Where neighbours are further apart than any two weights, no pool spans them: the border is free. Within a run the
+    scores are of the size of the weights, so that their rounding is too, however far apart the runs are.
+    """
+    gap = (scores[..., :-1] - scores[..., 1:]) / gamma
+    spread = jnp.max(weights, axis=-1, keepdims=True) - jnp.min(weights, axis=-1, keepdims=True)
+    cut = ~(gap <= spread)
+    position = jnp.broadcast_to(ranks(jnp.zeros((1,) * scores.ndim, jnp.int32), scores.shape[-1]), scores.shape)
+    starts = jnp.concatenate([jnp.ones_like(scores[..., :1], bool), cut], axis=-1)
+    first = lax.cummax(jnp.where(starts, position, 0), axis=scores.ndim - 1)
+    z = (scores - take(scores, first)) / gamma
+    return jnp.where(scores == -jnp.inf, 0, z), jnp.where(cut, 0, jnp.inf).astype(scores.dtype)
 
 
 # What soft_rank and soft_sort project onto, each with one of the two sorts known beforehand.

@@ -2,8 +2,7 @@
 
 Everything here is plain JAX in y and params, so that the rules of the conjugate differentiate through it to any order.
 A function may have an infinite slope at 0, as an entropy has, or be written as y log y, which is NaN there: it is
-evaluated at y + eps^1.75. For all but the smallest weights that is y, and even in float32 three derivatives of a
-logarithm exist at that distance.
+evaluated a `least` weight above y. For all but the smallest weights that is y.
 """
 
 from __future__ import annotations
@@ -16,9 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._arrays import eps, total
+from .._cache import SameFunction
 from .._parameters import tree_class
-from .._solvers import conjugate_gradients, diagonal_product, interior_point, separable_weights
+from .._solvers import (
+    conjugate_gradients,
+    hessian_product,
+    interior_point,
+    least,
+    separable_inverse,
+    separable_weights,
+)
 from ._regularizer import Base, Entropy
+
+# The residual that the product with the Jacobian may leave, in eps: what rounding leaves anyway.
+_EXACT = 16
 
 
 @tree_class
@@ -32,16 +43,14 @@ class Function(Base):
     counts_zeros = True
 
     def __post_init__(self) -> None:
-        _check_hashable("fun", self.fun)
+        object.__setattr__(self, "fun", _comparable("fun", self.fun))
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         some = jnp.any(allowed, axis=-1, keepdims=True)
         return jnp.where(some, self._values(y), 0)
 
     def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
-        top = jnp.max(x, axis=-1, keepdims=True)
-        z = (x - jnp.where(jnp.isinf(top), 0, top)) / gamma
-        return interior_point(self._values, self._gradient(z), z)
+        return interior_point(self._values, self._gradient(x), x, gamma)
 
     def gradient(self, y: jax.Array) -> jax.Array:
         return jnp.where(y == 0, 0, self._gradient(y)(y))
@@ -51,19 +60,18 @@ class Function(Base):
         # system in (u, t), kept in one array because JAX can only transpose the solution of a system as a whole.
         # Its last right-hand side is 0, here and in all derivatives.
         face = y != 0
-        _, hessian = jax.linearize(self._gradient(y), y)
+        _, hessian = hessian_product(self._gradient(y), y)
 
         def on_face(u: jax.Array) -> jax.Array:
             return jnp.where(face, hessian(jnp.where(face, u, 0)), 0)
 
         def system(pair: jax.Array) -> jax.Array:
             u, t = pair[..., :-1], pair[..., -1:]
-            total = jnp.sum(jnp.where(face, u, 0), axis=-1, keepdims=True)
-            return jnp.concatenate([jnp.where(face, on_face(u) + t, u), total], axis=-1)
+            return jnp.concatenate([jnp.where(face, on_face(u) + t, u), total(jnp.where(face, u, 0))], axis=-1)
 
         def solve(_: Any, rhs: jax.Array) -> jax.Array:
             b = jnp.where(face, rhs[..., :-1], 0)
-            u, t, solved, _ = conjugate_gradients(on_face, b, face, tolerance=16 * float(jnp.finfo(y.dtype).eps))
+            u, t, solved, _ = conjugate_gradients(on_face, b, face, tolerance=_EXACT * eps(y))
             return jnp.where(solved, jnp.concatenate([u, t], axis=-1), jnp.nan)
 
         rhs = jnp.concatenate([jnp.where(face, v, 0), jnp.zeros_like(y[..., :1])], axis=-1)
@@ -90,22 +98,31 @@ class Separable(Entropy):
     counts_zeros = True
 
     def __post_init__(self) -> None:
-        _check_hashable("phi", self.phi)
+        object.__setattr__(self, "phi", _comparable("phi", self.phi))
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         values = _over_batch(self._of_one(y), y.ndim)(jnp.where(allowed, _off_ends(y), 0.5))
-        return jnp.sum(jnp.where(allowed, values, 0), axis=-1, keepdims=True)
+        return total(jnp.where(allowed, values, 0))
 
     def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
-        top = jnp.max(x, axis=-1, keepdims=True)
-        z = (x - jnp.where(jnp.isinf(top), 0, top)) / gamma
-        return separable_weights(lambda t: (self._slope(t), self._curvature(t)), z)
+        return separable_weights(self._slopes, x, gamma)
 
-    def gradient(self, y: jax.Array) -> jax.Array:
-        return jnp.where(y == 0, 0, self._slope(_off_ends(y)))
+    def solve_capped(
+        self, x: jax.Array, gamma: jax.Array, size: jax.Array, upper: jax.Array, implementation: str | None
+    ) -> jax.Array:
+        return separable_weights(self._slopes, x, gamma, size, upper)
 
-    def product(self, y: jax.Array, v: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
-        return diagonal_product(jnp.where(y == 0, 0, 1 / self._curvature(_off_ends(y))), v) / gamma
+    def solve_box(self, u: jax.Array, lower: jax.Array, upper: jax.Array) -> jax.Array:
+        return separable_inverse(self._slopes, u, lower, upper)
+
+    def inverse(self, u: jax.Array) -> jax.Array:
+        return separable_inverse(self._slopes, u)
+
+    def slope(self, y: jax.Array) -> jax.Array:
+        return self._slope(_off_ends(y))
+
+    def inverse_curvature(self, y: jax.Array) -> jax.Array:
+        return jnp.where(y == 0, 0, 1 / self._curvature(_off_ends(y)))
 
     def with_params(self, params: Any) -> Separable:
         return Separable(self.phi, params)
@@ -113,6 +130,9 @@ class Separable(Entropy):
     def _of_one(self, like: jax.Array) -> Callable[[jax.Array], jax.Array]:
         # phi sees one coordinate: so it cannot tell them apart, without which penalties would not compose.
         return _checked("phi", self.phi, self.params, "one coordinate", like.dtype)
+
+    def _slopes(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self._slope(t), self._curvature(t)
 
     def _slope(self, t: jax.Array) -> jax.Array:
         return _over_batch(jax.grad(self._of_one(t)), t.ndim)(t)
@@ -156,13 +176,13 @@ def separable(phi: Callable[..., jax.Array], params: Any = None) -> Separable:
 
 def _off_ends(y: jax.Array) -> jax.Array:
     """y, off 0 and 1, where the slope of an entropy may be infinite."""
-    eps = float(jnp.finfo(y.dtype).eps)
-    return jnp.where(y > 1 - eps, 1 - eps, jnp.where(y < eps**1.75, eps**1.75, y))
+    below = 1 - eps(y)
+    return jnp.where((y > below) & (y <= 1), below, jnp.maximum(y, least(y)))
 
 
 def _inside(y: jax.Array) -> jax.Array:
     """y, off the boundary. A slice without an allowed position becomes ones: a norm has no gradient at 0."""
-    return jnp.where(jnp.any(y != 0, axis=-1, keepdims=True), y, 1) + float(jnp.finfo(y.dtype).eps) ** 1.75
+    return jnp.where(jnp.any(y != 0, axis=-1, keepdims=True), y, 1) + least(y)
 
 
 def _over_batch(function: Callable[[jax.Array], jax.Array], axes: int) -> Callable[[jax.Array], jax.Array]:
@@ -189,7 +209,7 @@ def _checked(
     return call
 
 
-def _check_hashable(name: str, function: Any) -> None:
+def _comparable(name: str, function: Any) -> SameFunction:
     try:
         hash(function)
     except TypeError:
@@ -197,6 +217,7 @@ def _check_hashable(name: str, function: Any) -> None:
             f"{name}={function!r} cannot be hashed, so JAX cannot compile for it: wrap it in a function and pass what "
             "it holds as params"
         ) from None
+    return function if isinstance(function, SameFunction) else SameFunction(function)
 
 
 def _check_result(name: str, function: Any, result: Any, task: str, argument: jax.Array) -> None:

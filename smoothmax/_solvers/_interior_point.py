@@ -1,13 +1,13 @@
 """The simplex problem for a smooth convex function.
 
-    minimise over y   Omega(y) - <x, y>    subject to   y >= 0,  sum_i y_i = 1
+    minimise over y   gamma Omega(y) - <x, y>    subject to   y >= 0,  sum_i y_i = 1
 
-solved for every slice at once by a primal-dual interior-point method that forms no matrix.
+solved for every slice at once by a primal-dual interior-point method that forms no matrix. Below, x is x / gamma.
 
-**Newton's step.** With multipliers z >= 0 of y >= 0 and c = grad Omega(y) - x, a solution has c + nu 1 = z and
-y_i z_i = 0. The method keeps y, z > 0 and aims at y_i z_i = t, with t falling to zero; eliminating dz leaves
+**Newton's step.** With multipliers z >= 0 of y >= 0 and slopes c = grad Omega(y) - x, a solution has c + nu 1 = z and
+y_i z_i = 0. The method keeps y, z > 0 and aims at y_i z_i = mu, with mu falling to zero; eliminating dz leaves
 
-    (H + diag(z / y)) dy + dnu 1 = t / y - c,    sum_i dy_i = 0,    H the Hessian of Omega,
+    (H + diag(z / y)) dy + dnu 1 = mu / y - c,    sum_i dy_i = 0,    H the Hessian of Omega,
 
 which conjugate gradients solve with products H v, preconditioned by a diagonal: an estimate of diag(H), plus z / y.
 Near the end z / y spans thirty orders of magnitude, and the slope of an entropy is unbounded; both are diagonal, so
@@ -16,20 +16,60 @@ neither slows the solver down, where projected gradients would need a step short
 **Zeros.** At the end y_i z_i is about eps^2: the coordinates with y_i below z_i are zeros, unless the slope at 0 says
 otherwise. On the others y is exact to rounding.
 
-**Certificate.** Nothing is returned on trust. A slice becomes NaN if its duality gap max_i g_i - <g, y>, g = -c, is
-not at rounding level, if Omega dips below its tangent between any two of a few points or is not finite there, or if
-conjugate gradients met a direction of negative curvature: the function is then not convex, or not smooth enough.
+**Trust.** Nothing is returned on trust: `_certificate.py` has the last word.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-_STEPS = 80  # of Newton; 10 to 25 are usual
+from .._arrays import eps, safe_ratio, tiny, total, varying_like
+from ._certificate import Problem, certified
+from ._conjugate_gradients import conjugate_gradients, hessian_product
+
+# Newton's steps. 10 to 25 are usual.
+_STEPS = 80
+# Halvings of a step before it is given up.
+_HALVINGS = 40
+# mu falls to a tenth after a step that was nearly whole, in the end superlinearly, else to a half.
+_NEARLY_WHOLE, _FALL, _SLOW_FALL = 0.8, 0.1, 0.5
+# mu ends at this part of eps^2, where y_i z_i no longer shows in any weight.
+_LAST_MU = 0.1
+# A step ends this part of the fall of mu before the boundary, and rounding before it in any case.
+_MARGIN, _MARGIN_ROUNDING = 0.01, 16
+# A step is too long where the slope along it has turned and is nine tenths as steep as it was at the start.
+_TURNED = 0.9
+# The rounding of that slope, in eps of its summands.
+_SLOPE_ROUNDING = 16
+# Multipliers that have lost touch with mu / y would spoil the next direction.
+_TOUCH = 1e3
+# The weights are settled when a step changes none by more than this many eps, nor by this part of itself.
+_SETTLED, _SETTLED_PART = 16, 0.01
+# A start beside the middle: most of the weight on the greatest score.
+_ON_THE_BEST = 0.9
 
 
-def interior_point(value, gradient, x):
+class _State(NamedTuple):
+    steps: jax.Array  # Newton's steps so far
+    y: jax.Array  # weights, positive where allowed
+    z: jax.Array  # multipliers of y >= 0, positive where allowed
+    mu: jax.Array  # the last aim for y_i z_i
+    taken: jax.Array  # the part of the last step that was taken
+    convex: jax.Array  # no direction of negative curvature came up
+    live: jax.Array  # slices that still move
+
+
+def interior_point(
+    value: Callable[[jax.Array], jax.Array],
+    gradient: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    gamma: jax.Array | float = 1.0,
+) -> jax.Array:
     """The solution for each slice along the last axis.
 
     Args:
@@ -37,193 +77,107 @@ def interior_point(value, gradient, x):
       gradient: its gradient, from `(*batch, d)` to the same shape. Both are called at points of the simplex with zeros
         at deleted positions, where the gradient is not used.
       x: scores `(*batch, d)`, -inf at deleted positions.
+      gamma: strength of Omega, positive: `()` or `(*batch or ones, 1)`.
 
     Returns:
       y `(*batch, d)`: zeros for a slice without an allowed position, NaN for one that was not solved.
     """
-    eps = float(jnp.finfo(x.dtype).eps)
-    allowed = x != -jnp.inf
-    broken = jnp.any(jnp.isnan(x) | (x == jnp.inf), -1, keepdims=True)
-    top = jnp.max(x, -1, keepdims=True)
-    x = jnp.where(allowed & ~broken, x - top, 0)
-    count = jnp.maximum(_total(allowed.astype(x.dtype)), 1)
-    centre = allowed.astype(x.dtype) / count
-
-    def cost(y):
-        return jnp.where(allowed, gradient(y) - x, 0)
-
-    c = cost(centre)
-    high = jnp.max(jnp.where(allowed, c, -jnp.inf), -1, keepdims=True)
-    low = jnp.min(jnp.where(allowed, c, jnp.inf), -1, keepdims=True)
-    size = jnp.max(jnp.abs(c), -1, keepdims=True)
-    # All multipliers and gaps are measured against the spread of the slopes.
-    scale = jnp.maximum(jnp.maximum(high - low, eps * size), jnp.finfo(x.dtype).tiny / eps)
-    hopeless = broken | ~jnp.isfinite(scale)
-
-    def step(state):
-        k, y, z, mu, moved, convex, live = state
-        inside = jnp.where(allowed, y, 1)
-        c, tangent = jax.linearize(gradient, y)
-        c = jnp.where(allowed, c - x, 0)
-        # The aim falls, in the end superlinearly, after each step that was nearly whole.
-        mu = jnp.max(y * z, -1, keepdims=True)
-        fall = jnp.minimum(0.1, jnp.sqrt(mu / scale))
-        mu = jnp.maximum(jnp.where(moved > 0.8, fall, 0.5) * mu, eps**2 / 10 * scale)
-        aim = mu / inside
-        dy, _, _, unbent = conjugate_gradients(
-            lambda v: jnp.where(allowed, tangent(v), 0), jnp.where(allowed, aim - c, 0), allowed, z / inside
-        )
-        dz = aim - z - z / inside * dy
-
-        # Not beyond the boundary, and not far beyond the least value of Omega - <x, .> - t sum log along dy.
-        t = _reach(inside, dy, fall)
-        z_new = z + _reach(jnp.where(allowed, z, 1), dz, fall) * dz
-        level = _total(y * (c - aim))  # dy sums to zero, but only up to rounding
-        slope = -_total((c - aim - level) * dy)
-        noise = 16 * eps * _total((jnp.abs(c) + aim) * jnp.abs(dy))
-
-        def far(state):
-            return (state[0] < 40) & jnp.any(state[2])
-
-        def shorten(state):
-            j, t, _ = state
-            trial = y + t * dy
-            after = _total((cost(trial) - mu / jnp.where(allowed, trial, 1) - level) * dy)
-            beyond = live & ~(after <= 0.9 * slope + noise)
-            return j + 1, jnp.where(beyond, t / 2, t), beyond
-
-        _, t, _ = lax.while_loop(far, shorten, (0, t, live))
-        y_new = jnp.where(live, y + t * dy, y)
-        # Multipliers that have lost touch with t / y would spoil the next direction.
-        centred = mu / jnp.where(allowed, y_new, 1)
-        z_new = jnp.where(live & allowed, jnp.clip(z_new, 1e-3 * centred, 1e3 * centred), z)
-        convex = convex & (unbent | ~live)
-        settled = (mu <= eps**2 * scale) & jnp.all(jnp.abs(dy) <= jnp.minimum(16 * eps, y / 100), -1, keepdims=True)
-        live = live & convex & ~settled & jnp.all(jnp.isfinite(dy), -1, keepdims=True)
-        return k + 1, y_new, z_new, mu, t, convex, live
-
-    z = jnp.where(allowed, scale, 0)
-    start = (0, centre, z, scale / count, jnp.ones_like(scale), ~hopeless, ~hopeless & (count > 1))
-    _, y, z, _, _, convex, _ = lax.while_loop(lambda s: (s[0] < _STEPS) & jnp.any(s[-1]), step, start)
-
-    small = y < jnp.minimum(z / scale, eps)
-    rounded = jnp.where(small, 0, y)
-    c = cost(rounded)
-    y = jnp.where(small & (c >= _total(rounded * c)), 0, y)
-    y = y / jnp.where(_total(y) == 0, 1, _total(y))
-
-    def objective(y):
-        return value(y) - _total(y * x)
-
-    solved = convex & _certified(objective, cost, x, y, centre, allowed, scale)
-    empty = ~jnp.any(allowed, -1, keepdims=True)
+    problem, start = _begin(value, gradient, x, gamma)
+    end = lax.while_loop(lambda s: (s.steps < _STEPS) & jnp.any(s.live), lambda s: _newton(problem, s), start)
+    y = _with_zeros(problem, end)
+    solved = end.convex & certified(problem, y)
+    empty = ~jnp.any(problem.allowed, -1, keepdims=True)
     return jnp.where(empty, 0, jnp.where(solved, y, jnp.nan))
 
 
-def _certified(objective, cost, x, y, centre, allowed, scale):
-    """Whether y is optimal, and the objective above its tangents at y and at some points inside the simplex."""
-    eps = jnp.finfo(y.dtype).eps
-    d = y.shape[-1]
-    weights = np.random.default_rng(0).exponential(size=(2, d)) ** 2
-    weights = jnp.where(allowed[None], jnp.asarray(weights, y.dtype).reshape(2, *(1,) * (y.ndim - 1), d), 0)
-    one, two = weights / jnp.where(_total(weights) == 0, 1, _total(weights))
-    best = jax.nn.one_hot(jnp.argmax(jnp.where(allowed, x, -jnp.inf), -1), d, dtype=y.dtype)
-    raised = (y + 16 * eps * centre) / (1 + 16 * eps)
-    points = jnp.stack([y, raised, centre, (9 * best + centre) / 10, one, two, (y + one) / 2, (y + two) / 2])
-    c = jax.vmap(cost)(points)
+def _begin(value, gradient, x, gamma) -> tuple[Problem, _State]:
+    """The problem with its scores centred, and the state to start from."""
+    allowed = x != -jnp.inf
+    top = jnp.max(x, -1, keepdims=True)
+    z = jnp.where(allowed, x - top, 0) / gamma
+    broken = ~jnp.all(jnp.isfinite(z), -1, keepdims=True)
+    z = jnp.where(broken, 0, z)
+    kept = allowed.astype(x.dtype)
+    count = jnp.maximum(total(kept), 1)
+    centre = kept / count
+    greatest = jnp.where(allowed & (z == 0), kept, 0)
+    edge = _ON_THE_BEST * safe_ratio(greatest, total(greatest)) + (1 - _ON_THE_BEST) * centre
+    problem = Problem(value, gradient, z, allowed, centre, edge, jnp.ones_like(count))
 
-    # The greatest slope is taken a little above y: a weight of 1e-20 need not be right to many digits.
-    gap = jnp.max(jnp.where(allowed, -c[1], -jnp.inf), -1, keepdims=True) + _total(c[0] * y)
-    size = jnp.max(jnp.where(y > 0, jnp.abs(c[0]), 0), -1, keepdims=True)
-    # No y does better than its own rounding, which a steep Omega shows as differences between the slopes.
-    signs = np.concatenate([np.ones((1, d)), np.random.default_rng(2).choice([-1.0, 1.0], size=(3, d))])
-    signs = jnp.asarray(signs, y.dtype).reshape(4, *(1,) * (y.ndim - 1), d)
-    _, tangent = jax.linearize(cost, points[1])
-    rounding = eps * jnp.max(jnp.abs(jax.vmap(tangent)(signs * y[None])), (0, -1))[..., None]
-    optimal = gap <= eps**0.75 * scale + 64 * eps * size + 64 * rounding
-
-    # F(b) >= F(a) + <c(a), b - a> for all points a, b; above[a, b] is the difference.
-    values = jax.vmap(objective)(points)[..., 0]
-
-    def differences(values, products, sign):
-        own = jnp.moveaxis(jnp.diagonal(products, axis1=0, axis2=1), -1, 0)
-        return values[None] + sign * values[:, None] + own[:, None] + sign * products
-
-    above = differences(values, jnp.einsum("a...i,b...i->ab...", c, points), -1)
-    noise = differences(jnp.abs(values), jnp.einsum("a...i,b...i->ab...", jnp.abs(c), points), 1)
-    return optimal & jnp.all(above >= -64 * eps * noise, axis=(0, 1))[..., None]
+    # A function that underflows in the middle, as a sum of high powers does, may have a slope elsewhere.
+    defined = jnp.all(jnp.isfinite(problem.slopes(centre)), -1, keepdims=True)
+    y = jnp.where(defined, centre, edge)
+    c = problem.slopes(y)
+    high = jnp.max(jnp.where(allowed, c, -jnp.inf), -1, keepdims=True)
+    low = jnp.min(jnp.where(allowed, c, jnp.inf), -1, keepdims=True)
+    size = jnp.max(jnp.abs(c), -1, keepdims=True)
+    scale = jnp.maximum(jnp.maximum(high - low, eps(x) * size), tiny(x) / eps(x))
+    problem = problem._replace(scale=scale)
+    usable = ~broken & jnp.isfinite(scale)
+    multipliers = jnp.where(allowed, scale * centre / jnp.where(allowed, y, 1), 0)
+    live = usable & (count > 1)
+    return problem, _State(jnp.int32(0), y, multipliers, scale / count, jnp.ones_like(scale), usable, live)
 
 
-def conjugate_gradients(product, b, face, extra=0.0, tolerance=None):
-    """Solves (H + diag(extra)) u + nu 1 = b on the face, sum_i u_i = 0, by preconditioned conjugate gradients.
+def _newton(problem: Problem, s: _State) -> _State:
+    """One step of Newton's method."""
+    allowed, scale = problem.allowed, problem.scale
+    inside = jnp.where(allowed, s.y, 1)
+    c, product = hessian_product(problem.slopes, s.y)
+    # The aim falls after each step that was nearly whole, from where y and z really are.
+    reached = jnp.max(s.y * s.z, -1, keepdims=True)
+    fall = jnp.minimum(_FALL, jnp.sqrt(reached / scale))
+    mu = jnp.where(s.taken > _NEARLY_WHOLE, fall, _SLOW_FALL) * reached
+    mu = jnp.maximum(mu, _LAST_MU * eps(c) ** 2 * scale)
+    aim = mu / inside
+    dy, _, _, convex = conjugate_gradients(product, jnp.where(allowed, aim - c, 0), allowed, s.z / inside)
+    dz = aim - s.z - s.z / inside * dy
 
-    Args:
-      product: v -> H v, symmetric; v and its result are 0 off the face.
-      b: right-hand side `(*batch, d)`, 0 off the face.
-      face: boolean `(*batch, d)`, the coordinates that take part.
-      extra: `(*batch, d)`, not negative.
-      tolerance: of the residual, relative to b, in the norm of the preconditioner.
+    taken = _length(problem, s, c, mu, dy, _reach(inside, dy, fall))
+    y = jnp.where(s.live, s.y + taken * dy, s.y)
+    z = s.z + _reach(jnp.where(allowed, s.z, 1), dz, fall) * dz
+    centred = mu / jnp.where(allowed, y, 1)
+    z = jnp.where(s.live & allowed, jnp.clip(z, centred / _TOUCH, centred * _TOUCH), s.z)
 
-    Returns:
-      u; nu; whether they solve the system; and whether no direction of negative curvature of H came up, `(*batch, 1)`.
-    """
-    eps = float(jnp.finfo(b.dtype).eps)
-    d = b.shape[-1]
-    tolerance = eps**0.4 if tolerance is None else tolerance
-    inverse = jnp.where(face, 1 / (_diagonal(product, face, b.dtype) + extra), 0)
-    total = _total(inverse)
-
-    def multiplier(r):
-        return _total(inverse * r) / jnp.where(total == 0, 1, total)
-
-    def level(r):
-        """Takes nu out of the residual: at its full size it would drown what remains."""
-        return jnp.where(face, r - multiplier(r), 0)
-
-    r = level(b)
-    p = inverse * r
-    first = rho = _total(r * p)
-    # Below the rounding of b there is nothing left to solve.
-    enough = jnp.maximum(tolerance**2 * first, 4 * eps**2 * _total(inverse * b * b))
-    live = rho > enough
-
-    def step(state):
-        k, u, r, p, rho, convex, live = state
-        hp = product(p)
-        bent = _total(p * hp)
-        convex = convex & ~(live & (bent < -(eps**0.5) * jnp.sqrt(_total(p * p) * _total(hp * hp))))
-        curvature = bent + _total(p * extra * p)
-        live = live & (curvature > 0)
-        length = jnp.where(live, rho / jnp.where(live, curvature, 1), 0)
-        u, r = u + length * p, level(r - length * (hp + extra * p))
-        new = _total(r * inverse * r)
-        p = jnp.where(live, inverse * r + new / jnp.where(rho == 0, 1, rho) * p, p)
-        rho = jnp.where(live, new, rho)
-        return k + 1, u, r, p, rho, convex, live & (rho > enough)
-
-    state = (0, jnp.zeros_like(b), r, p, rho, jnp.ones_like(live), live)
-    bound = min(2 * d + 8, 500)
-    _, u, _, _, rho, convex, _ = lax.while_loop(lambda s: (s[0] < bound) & jnp.any(s[-1]), step, state)
-    solved = rho <= jnp.maximum(enough, eps * first)
-    return u, multiplier(b - product(u) - extra * u), solved, convex
+    convex = s.convex & (convex | ~s.live)
+    still = jnp.abs(dy) <= jnp.minimum(_SETTLED * eps(c), _SETTLED_PART * s.y)
+    settled = (mu <= eps(c) ** 2 * scale) & jnp.all(still, -1, keepdims=True)
+    live = s.live & convex & ~settled & jnp.all(jnp.isfinite(dy), -1, keepdims=True)
+    return _State(s.steps + 1, y, z, mu, taken, convex, live)
 
 
-def _reach(y, dy, fall):
+def _reach(y: jax.Array, dy: jax.Array, fall: jax.Array) -> jax.Array:
     """The longest step up to 1 along dy that keeps y positive."""
-    limit = 1 - jnp.maximum(0.01 * fall, 16 * jnp.finfo(y.dtype).eps)
+    limit = 1 - jnp.maximum(_MARGIN * fall, _MARGIN_ROUNDING * eps(y))
     return limit / jnp.maximum(limit, jnp.max(-dy / y, -1, keepdims=True))
 
 
-def _diagonal(product, face, dtype):
-    """A positive estimate of the diagonal of H by two products with fixed random signs; exact if H is diagonal."""
-    d = face.shape[-1]
-    signs = np.random.default_rng(1).choice([-1.0, 1.0], size=(2, d))
-    signs = jnp.where(face[None], jnp.asarray(signs, dtype).reshape(2, *(1,) * (face.ndim - 1), d), 0)
-    products = jax.vmap(product)(signs)
-    diagonal = jnp.mean(signs * products, 0)
-    floor = jnp.sqrt(jnp.mean(products**2, 0)) / 10
-    return jnp.maximum(jnp.maximum(diagonal, floor), jnp.finfo(dtype).tiny)
+def _length(problem: Problem, s: _State, c, mu, dy, longest) -> jax.Array:
+    """The part of the step dy to take: not far beyond the least value of Omega - <x, .> - mu sum log along dy."""
+
+    def barrier_slopes(c: jax.Array, y: jax.Array) -> jax.Array:
+        return c - mu / jnp.where(problem.allowed, y, 1)
+
+    slopes = barrier_slopes(c, s.y)
+    mean = total(s.y * slopes)  # dy sums to zero, but only up to rounding
+    descent = -total((slopes - mean) * dy)
+    noise = _SLOPE_ROUNDING * eps(c) * total((jnp.abs(c) + mu / jnp.where(problem.allowed, s.y, 1)) * jnp.abs(dy))
+
+    def shorten(state):
+        halvings, length, _ = state
+        trial = s.y + length * dy
+        after = total((barrier_slopes(problem.slopes(trial), trial) - mean) * dy)
+        beyond = s.live & ~(after <= _TURNED * descent + noise)  # also where the slope is NaN
+        return halvings + 1, jnp.where(beyond, length / 2, length), beyond
+
+    start = (jnp.int32(0), longest, varying_like(s.live, longest))
+    return lax.while_loop(lambda state: (state[0] < _HALVINGS) & jnp.any(state[2]), shorten, start)[1]
 
 
-def _total(v):
-    return jnp.sum(v, axis=-1, keepdims=True)
+def _with_zeros(problem: Problem, end: _State) -> jax.Array:
+    """The weights with zeros where the multiplier is the greater of the two, and a sum of one."""
+    small = end.y < jnp.minimum(end.z / problem.scale, eps(end.y))
+    rounded = jnp.where(small, 0, end.y)
+    c = problem.slopes(rounded)
+    y = jnp.where(small & (c >= total(rounded * c)), 0, end.y)
+    return safe_ratio(y, total(y))

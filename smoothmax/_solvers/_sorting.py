@@ -11,61 +11,108 @@ regression (a chain problem), unsort.
 is plain vector code there and 5 to 20 times faster. Accelerators have good sorts of their own.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._chain import chain_prox
+from .. import _kernels
+from .._arrays import eps
+from ._chain import FALL, isotonic
+from ._scores import centred
 
 # Above this width the network's log^2(d)/2 stages take too long to compile.
-_WIDEST_NETWORK = 1024
+WIDEST_NETWORK = 1024
+# A pool that moves its values by no more than this many roundings of the largest one moves nothing.
+UNMOVED = 4
 
 
-def sort_descending(x):
-    """The values from the largest to the smallest, -inf last, and the int32 positions they came from."""
+def sorted_prox(
+    x: jax.Array, weights: jax.Array, *, implementation: str | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The prox of sum_k weights_k t_(k).
 
-    def by_xla(x):
-        position = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-        key, order = lax.sort((-x, position), num_keys=1, is_stable=False)
-        return -key, order
+    Args:
+      x: `(*batch, d)`, float32 or float64, at any offset; -inf marks a deleted position.
+      weights: `(*batch or ones, d)` for the ranks, non-increasing over the allowed ones.
+      implementation: None for the best one, or its name in the table of `_kernels`.
 
-    if x.shape[-1] > _WIDEST_NETWORK:
-        return by_xla(x)
-    return lax.platform_dependent(x, cpu=_network, default=by_xla)
+    Returns:
+      t `(*batch, d)` in the order of x, -inf at deleted positions; the sort order, int32; and jumps, int8, of the
+      regression in sorted order: nonzero where it falls behind a rank, 0 within a group. A slice with NaN or +inf gives
+      NaN.
+    """
+    return _kernels.run("ranks", implementation, _sorted_prox, x, weights)
 
 
-def _network(x):
+def _sorted_prox(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    # The largest is taken off before the weights are, which a large offset would swallow.
+    scores = centred(x)
+    values, order = sort_descending(scores.z)
+    weights = jnp.broadcast_to(weights, values.shape)
+    z = values - weights
+    t, jumps = isotonic(z, implementation="xla")
+    # Equal scores under equal weights are equal too, but not held together: where nothing else pooled
+    # them, each moves with its own score.
+    size = jnp.max(jnp.where(z > -jnp.inf, jnp.abs(z), 0), -1, keepdims=True)
+    unmoved = jnp.abs(t - z) <= UNMOVED * eps(z) * size
+    tied = (values[..., 1:] == values[..., :-1]) & (weights[..., 1:] == weights[..., :-1])
+    inner = jnp.where(tied & unmoved[..., 1:], jnp.int8(FALL), jumps[..., :-1])
+    t = jnp.where(scores.bad, jnp.nan, t + scores.top)
+    return put_back(t, order), order, jnp.concatenate([inner, jumps[..., -1:]], -1)
+
+
+def sort_descending(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The values `(*batch, d)` from the largest to the smallest, -inf last, and the int32 positions they came from."""
+    d = x.shape[-1]
+    # A length that is only a symbol (`jax.export`) has no network.
+    if not isinstance(d, int) or d > WIDEST_NETWORK:
+        return _by_xla(x)
+    return lax.platform_dependent(x, cpu=_network, default=_by_xla)
+
+
+def _by_xla(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    position = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    key, order = lax.sort((-x, position), num_keys=1, is_stable=False)
+    return -key, order
+
+
+def _network(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Bitonic merge sort, positions carried along; NaN is never exchanged, so any input ends."""
     key, d = _padded(x), x.shape[-1]
     position = lax.broadcasted_iota(jnp.int32, key.shape, 0)
-    n, batch = key.shape[0], key.shape[1:]
-
-    def exchange(key, position, half, mirror):
-        # The first stage of a merge compares mirror images: both halves are sorted downwards.
-        flip = slice(None, None, -1 if mirror else 1)
-        blocks = (n // (2 * half), 2, half, *batch)
-        key, position = key.reshape(blocks), position.reshape(blocks)
-        a, b = key[:, 0], key[:, 1, flip]
-        i, j = position[:, 0], position[:, 1, flip]
-        swap = b > a
-
-        def join(u, v):
-            first, second = jnp.where(swap, v, u), jnp.where(swap, u, v)
-            return jnp.stack([first, second[:, flip]], 1).reshape(n, *batch)
-
-        return join(a, b), join(i, j)
-
     size = 1
-    while size < n:
+    while size < key.shape[0]:
         half = size
         while half:
-            key, position = exchange(key, position, half, mirror=half == size)
+            key, position = _exchange(key, position, half, mirror=half == size)
             half //= 2
         size *= 2
     return jnp.moveaxis(key[:d], 0, -1), jnp.moveaxis(position[:d], 0, -1)
 
 
-def _padded(x):
+def _exchange(key: jax.Array, position: jax.Array, half: int, mirror: bool) -> tuple[jax.Array, jax.Array]:
+    """One stage: in blocks of twice `half`, puts the larger of each pair first.
+
+    The first stage of a merge compares mirror images: both halves are sorted downwards.
+    """
+    n, batch = key.shape[0], key.shape[1:]
+    flip = slice(None, None, -1 if mirror else 1)
+    blocks = (n // (2 * half), 2, half, *batch)
+    key, position = key.reshape(blocks), position.reshape(blocks)
+    a, b = key[:, 0], key[:, 1, flip]
+    i, j = position[:, 0], position[:, 1, flip]
+    swap = b > a
+
+    def join(u: jax.Array, v: jax.Array) -> jax.Array:
+        first, second = jnp.where(swap, v, u), jnp.where(swap, u, v)
+        return jnp.stack([first, second[:, flip]], 1).reshape(n, *batch)
+
+    return join(a, b), join(i, j)
+
+
+def _padded(x: jax.Array) -> jax.Array:
     """The slice axis first, lengthened with -inf to a power of two."""
     d = x.shape[-1]
     n = 1 << (d - 1).bit_length()
@@ -73,43 +120,17 @@ def _padded(x):
     return jnp.concatenate([x, jnp.full((n - d, *x.shape[1:]), -jnp.inf, x.dtype)]) if n > d else x
 
 
-def take(v, order):
-    """v in sorted order."""
+def take(v: jax.Array, order: jax.Array) -> jax.Array:
+    """v `(*batch, d)` in sorted order."""
     return jnp.take_along_axis(v, order, -1, mode="promise_in_bounds")
 
 
-def put_back(v, order):
-    """v in the original order: the inverse of `take`."""
+def put_back(v: jax.Array, order: jax.Array) -> jax.Array:
+    """v `(*batch, d)` in the original order: the inverse of `take`."""
 
-    def put(v, order):
+    def put(v: jax.Array, order: jax.Array) -> jax.Array:
         return jnp.zeros_like(v).at[order].set(v, unique_indices=True, mode="promise_in_bounds")
 
     for _ in range(order.ndim - 1):
         put = jax.vmap(put)
     return put(v, order)
-
-
-def sorted_prox(x, weights):
-    """The prox of sum_k weights_k t_(k).
-
-    Args:
-        x: array (..., d), float32 or float64; -inf marks a deleted position.
-        weights: array (..., d) for the ranks, non-increasing over the allowed ones.
-
-    Returns:
-        t (..., d) in the order of x, -inf at deleted positions; the sort order, int32; and jumps,
-        int8, of the regression in sorted order: nonzero where it falls behind a rank, 0 within a group.
-        A slice with NaN or +inf gives NaN.
-    """
-    values, order = sort_descending(x)
-    top = jnp.where(values[..., :1] == -jnp.inf, 0, values[..., :1])
-    values = values - top  # before the weights are, which a large offset would swallow
-    z = values - weights
-    t, jumps = chain_prox(z, jnp.inf, 0)
-    # Equal scores under equal weights are equal too, but not held together: where nothing else pooled
-    # them, each moves with its own score.
-    size = jnp.max(jnp.where(z > -jnp.inf, jnp.abs(z), 0), -1, keepdims=True)
-    unmoved = jnp.abs(t - z) <= 4 * jnp.finfo(z.dtype).eps * size
-    tied = (values[..., 1:] == values[..., :-1]) & (weights[..., 1:] == weights[..., :-1])
-    inner = jnp.where(tied & unmoved[..., 1:], jnp.int8(-1), jumps[..., :-1])
-    return put_back(t + top, order), order, jnp.concatenate([inner, jumps[..., -1:]], -1)

@@ -1,6 +1,6 @@
 """Weights of the entropies that one threshold per slice solves: Tsallis entropies and squared p-norms.
 
-The problems
+The problems, for scores x and z = x / gamma,
 
     argmax over y in the simplex of  <z, y> - (sum y^alpha - 1) / (alpha (alpha - 1))       (Tsallis, alpha >= 1)
     argmax over y in the simplex of  <z, y> - norm_p(y)^2 / 2                               (p-norm, 1 < p <= 2)
@@ -26,311 +26,322 @@ threshold of d equal scores.
   the integral of ``mid`` over all larger thresholds, and ``low`` its derivative; the three together reveal k. This
   saves up to half of the passes over the data. As b falls to 0, k grows without bound and one step is the logsumexp.
 
-For alpha > 2 the powers are concave, with infinite slope where a position enters, and the loop is another one
-(`_concave_weights`).
+For alpha > 2 the powers are concave, with infinite slope where a position enters: another loop, `_concave.py`.
 
 **A pass** computes one power; the others follow by multiplication. Sparsemax (r = 1) and 1.5-entmax (r = 2) need none,
 so these are chosen at run time, when the whole of alpha has that value: alpha may be traced, one trace serves all.
 
-Only reductions touch the last axis, so it may be sharded. Deleted positions (score -inf) have u = 0 everywhere; a NaN
-or +inf turns every sum of its slice into NaN, which no comparison counts as unfinished.
+Only reductions touch the last axis, so it may be sharded. Deleted positions have u = 0 everywhere.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._power import first_true, power, rough_power
+from .. import _kernels
+from .._arrays import eps, tiny, total, varying_like
+from ._concave import concave_weights
+from ._power import first_true, power
+from ._scores import Scores, Solved, answered, centred, phi, positive, stored, sum_noise
 
-# Three to six passes are the rule; the bound only matters for data built to be slow.
-_MAX_PASSES = 64
-# The relative error of `rough_power`, rounded up.
-_ROUGH = 0.07
+# Three to six passes are the rule; no data was found that takes more than twenty.
+MAX_PASSES = 64
 # log F down to which the exponent k is estimated from the sums.
-_FAR = 0.2
+FAR = 0.2
+# A normalisation repairs rounding: what the last step leaves over, of second order, and what summing adds.
+REPAIRABLE = 1e-3
+# In place of -inf: so low that a position stays out of every support, and safe to compute with.
+LOWEST = {"float32": 1e30, "float64": 1e100}
 
 
-def tsallis_weights(z, alpha):
-    """argmax over the simplex of <z, y> - (sum y^alpha - 1) / (alpha (alpha - 1)).
+def softmax_weights(x: jax.Array, gamma: jax.Array, *, implementation: str | None = None) -> jax.Array:
+    """`tsallis_weights` at alpha = 1."""
+    return _kernels.run("threshold", implementation, _softmax, x, gamma, jnp.ones((), x.dtype))
+
+
+def sparsemax_weights(x: jax.Array, gamma: jax.Array, *, implementation: str | None = None) -> jax.Array:
+    """`tsallis_weights` at alpha = 2, and `p_norm_weights` at p = 2."""
+    return _kernels.run("threshold", implementation, _sparsemax, x, gamma, jnp.full((), 2, x.dtype))
+
+
+def tsallis_weights(x: jax.Array, gamma: jax.Array, alpha: jax.Array, *, implementation: str | None = None) -> jax.Array:
+    """argmax over the simplex of <x, y> - gamma (sum y^alpha - 1) / (alpha (alpha - 1)).
 
     Args:
-      z: scores, shape (..., d), float32 or float64; -inf deletes a position.
-      alpha: at least 1, of z's dtype; a scalar or of shape (..., 1) with the rank of z.
+      x: scores `(*batch, d)`, float32 or float64, at any offset; -inf deletes a position.
+      gamma: greater than 0, of the dtype of `x`: `()`, or `(*batch or ones, 1)`.
+      alpha: at least 1, as `gamma`.
+      implementation: None for the best one, or its name in the table of `_kernels`.
 
     Returns:
-      The weights, in the shape of z. A slice of -inf gives zeros; NaN or +inf in a slice, or a NaN alpha, gives NaN.
+      The weights `(*batch, d)`: zeros for a slice of -inf, NaN for one with NaN or +inf or a NaN hyper-parameter, and for
+      one whose loop did not arrive.
     """
-    b = alpha - 1
-    z, zero = _below_top(z, b)
-
-    def solve(powers):
-        # b = 0 (softmax) among other values of b: the smallest positive b is the same to rounding.
-        positive = jnp.maximum(b, _eps(z))
-        return _convex_weights(z, zero, positive, positive, _tsallis_equation, powers)
-
-    def general():
-        convex = lax.cond(jnp.all(b > 1), lambda: jnp.zeros_like(z) + zero, lambda: solve(_any_power))
-        return lax.cond(jnp.any(b > 1), lambda: jnp.where(b > 1, _concave_weights(z, zero, b), convex), lambda: convex)
-
-    return first_true(
-        (jnp.all(b == 1), lambda: solve(_first_power)),
-        (jnp.all(b == 0.5), lambda: solve(_second_power)),
-        (jnp.all(b == 0), lambda: _normalize(jnp.exp(z) + zero)),
-        otherwise=general,
-    )
+    return _kernels.run("threshold", implementation, _tsallis, x, gamma, alpha)
 
 
-def p_norm_weights(z, p):
-    """argmax over the simplex of <z, y> - norm_p(y)^2 / 2, for 1 < p <= 2; arguments as `tsallis_weights`."""
-    b = p - 1
-    z, zero = _below_top(z, b)
-
-    def solve(powers):
-        return _convex_weights(z, zero, b, jnp.ones_like(b), _p_norm_equation, powers)
-
-    return first_true(
-        (jnp.all(b == 1), lambda: solve(_first_power)),
-        (jnp.all(b == 0.5), lambda: solve(_second_power)),
-        otherwise=lambda: solve(_any_power),
-    )
+def p_norm_weights(x: jax.Array, gamma: jax.Array, p: jax.Array, *, implementation: str | None = None) -> jax.Array:
+    """argmax over the simplex of <x, y> - gamma norm_p(y)^2 / 2, for 1 < p <= 2; arguments as `tsallis_weights`."""
+    return _kernels.run("p_norm", implementation, _p_norm, x, gamma, p)
 
 
-def softmax_weights(z):
-    """`tsallis_weights` at alpha = 1."""
-    z, zero = _below_top(z, jnp.zeros((), z.dtype))
-    return _normalize(jnp.exp(z) + zero)
+# The solvers in plain JAX.
 
 
-def sparsemax_weights(z):
-    """`tsallis_weights` at alpha = 2, and `p_norm_weights` at p = 2."""
+def _softmax(x: jax.Array, gamma: jax.Array, alpha: jax.Array) -> jax.Array:
+    scores, z = _scaled(x, gamma, alpha)
+    return answered(_exponential_weights(z), scores)
+
+
+def _sparsemax(x: jax.Array, gamma: jax.Array, alpha: jax.Array) -> jax.Array:
+    scores, z = _scaled(x, gamma, alpha)
     one = jnp.ones((), z.dtype)
-    z, zero = _below_top(z, one)
-    return _convex_weights(z, zero, one, one, _tsallis_equation, _first_power)
+    return answered(_convex_weights(z, _solvable(scores), one, TSALLIS, FIRST_POWER), scores)
+
+
+def _tsallis(x: jax.Array, gamma: jax.Array, alpha: jax.Array) -> jax.Array:
+    scores, z = _scaled(x, gamma, alpha)
+    b = alpha - 1
+
+    def solve(powers: Powers, b: jax.Array) -> Solved:
+        return _convex_weights(z, _solvable(scores) & (b <= 1), b, TSALLIS, powers)
+
+    def concave() -> Solved:
+        return concave_weights(z, _solvable(scores) & (b > 1), b)
+
+    def convex() -> Solved:
+        # b = 0 (softmax) among other values of b: the smallest positive b is the same to rounding.
+        return solve(ANY_POWER, jnp.maximum(b, eps(z)))
+
+    def both() -> Solved:
+        return jax.tree.map(lambda one, other: jnp.where(b > 1, one, other), concave(), convex())
+
+    solved = first_true(
+        (jnp.all(b == 1), lambda: solve(FIRST_POWER, b)),
+        (jnp.all(b == 0.5), lambda: solve(SECOND_POWER, b)),
+        (jnp.all(b == 0), lambda: _exponential_weights(z)),
+        (jnp.all(b <= 1), convex),
+        (jnp.all(b > 1), concave),
+        otherwise=both,
+    )
+    return answered(solved, scores)
+
+
+def _p_norm(x: jax.Array, gamma: jax.Array, p: jax.Array) -> jax.Array:
+    scores, z = _scaled(x, gamma, p)
+    b = p - 1
+
+    def solve(powers: Powers) -> Solved:
+        return _convex_weights(z, _solvable(scores) & (b <= 1), b, P_NORM, powers)
+
+    solved = first_true(
+        (jnp.all(b == 1), lambda: solve(FIRST_POWER)),
+        (jnp.all(b == 0.5), lambda: solve(SECOND_POWER)),
+        otherwise=lambda: solve(ANY_POWER),
+    )
+    return answered(solved, scores)
+
+
+def _scaled(x: jax.Array, gamma: jax.Array, parameter: jax.Array) -> tuple[Scores, jax.Array]:
+    """The scores at the door, and over gamma, with numbers in place of -inf."""
+    scores = centred(x, gamma, parameter)
+    return scores, jnp.maximum(scores.z / gamma, -LOWEST[x.dtype.name])
+
+
+def _solvable(scores: Scores) -> jax.Array:
+    return ~(scores.bad | scores.empty)
+
+
+def _exponential_weights(z: jax.Array) -> Solved:
+    e = jnp.exp(z)
+    size = total(e)
+    return Solved(e / size, size >= 1)
 
 
 # The loop for convex powers: alpha <= 2, and every p.
 
 
-def _convex_weights(z, zero, b, scale, equation, powers):
-    """y = u^r / sum u^r for u = max(scale z - tau, 0), with the `equation` that F(tau) = 1 is and the `powers` of u."""
-    r = 1 / b
-    log_d = jnp.log(jnp.asarray(z.shape[-1], z.dtype))
-    equal = -jnp.exp(-(b if equation is _tsallis_equation else 2 * b / (1 + b)) * log_d)
+class Sums(NamedTuple):
+    """Sums of u^(r-1), u^r and u^(r+1) along the slice, `(*batch, 1)`; or the summands, `(*batch, d)`."""
+
+    low: jax.Array
+    mid: jax.Array
+    high: jax.Array
+
+
+class Residual(NamedTuple):
+    """The equation log F(tau) = 0 at some tau. Each `(*batch, 1)`.
+
+    Attributes:
+      log_f: what has to become 0.
+      slope: -d log F / d tau.
+      inverse_exponent: 1 / k for the k that the sums reveal.
+    """
+
+    log_f: jax.Array
+    slope: jax.Array
+    inverse_exponent: jax.Array
+
+
+class Equation(NamedTuple):
+    """One of the two problems, as functions of b.
+
+    Attributes:
+      scale: what scores are multiplied with.
+      equal: d equal scores have the threshold -d^-equal.
+      newton: 1 / k for Newton's method on a norm.
+      residual: from b and the sums to the equation.
+      sums_to_one: whether u^r are the weights already, and dividing by their sum repairs only its rounding.
+    """
+
+    scale: Callable[[jax.Array], jax.Array]
+    equal: Callable[[jax.Array], jax.Array]
+    newton: Callable[[jax.Array], jax.Array]
+    residual: Callable[[jax.Array, Sums], Residual]
+    sums_to_one: bool
+
+
+class Powers(NamedTuple):
+    """How the powers of u are computed.
+
+    Attributes:
+      summands: from x, tau and r, with u = x - tau, to the three powers.
+      dear: whether a power costs so much that the last one is kept, and the last step taken to first order in it.
+    """
+
+    summands: Callable[[jax.Array, jax.Array, jax.Array], Sums]
+    dear: bool
+
+
+class _State(NamedTuple):
+    """The loop. Except for the first and the last: `(*batch, 1)`.
+
+    Attributes:
+      passes: int32 `()`: how many there were.
+      tau: the threshold of the last pass.
+      step: what the last pass wants it moved by.
+      active: the slices that have not arrived.
+      far: the slices whose steps still use the exponent that the sums reveal.
+      low_power: `(*batch, d)`: u^(r-1) of the last pass, or None where powers are cheap.
+    """
+
+    passes: jax.Array
+    tau: jax.Array
+    step: jax.Array
+    active: jax.Array
+    far: jax.Array
+    low_power: jax.Array | None
+
+
+def _convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equation, powers: Powers) -> Solved:
+    """y = u^r / sum u^r for u = max(scale z - tau, 0), tau the root of the equation.
+
+    Args:
+      z: `(*batch, d)`, at most 0, and 0 somewhere.
+      wanted: bool `(*batch, 1)`: the slices to solve; the others arrive nowhere.
+      b: 0 < b <= 1, `()` or `(*batch or ones, 1)`.
+    """
+    x, r = equation.scale(b) * z, 1 / b
+    equal = -jnp.exp(-equation.equal(b) * jnp.log(jnp.asarray(z.shape[-1], z.dtype)))
+    newton = equation.newton(b)
     # A step leaves a relative error of second order in the weights, of order r in weights close to 0: see the end.
-    enough = 4 * _eps(z) ** jnp.maximum(b, 0.5)
+    enough = 4 * eps(z) ** jnp.maximum(b, 0.5)
     # The sums are rounded: a residual this small whose step does not shrink any more is nothing but noise.
-    noise = _eps(z) * (16 + z.shape[-1] / 64)
+    noise = sum_noise(z)
 
-    def forward(tau, step):
-        return jnp.clip(tau + step, jnp.full_like(equal, -1), equal)
+    def forward(tau: jax.Array, step: jax.Array) -> jax.Array:
+        return jnp.clip(tau + step, -1, equal)
 
-    def one_pass(state):
-        passes, tau, step, active, far, _ = state
+    def one_pass(s: _State) -> _State:
         # A finished slice stays where it is: its weights must not depend on the other slices.
-        tau = jnp.where(active, forward(tau, step), tau)
-        low_power, summands = powers(scale * z, tau, r)
-        low, mid, high = (_total(v) for v in summands)
-        log_f, slope, inverse_k, inverse_norm = equation(b, low, mid, high)
+        tau = jnp.where(s.active, forward(s.tau, s.step), s.tau)
+        summands = powers.summands(x, tau, r)
+        log_f, slope, inverse_exponent = equation.residual(b, Sums(*(total(v) for v in summands)))
         # Once F has been close to 1 or below it, Newton's method alone: it cannot be thrown to and fro.
-        far = far & (log_f > _FAR)
-        new_step = _phi(log_f, jnp.where(far, inverse_k, inverse_norm)) / slope
-        new_step = jnp.where(mid == 0, zero, new_step)
-        stalled = (jnp.abs(log_f) < noise) & (2 * jnp.abs(new_step) > jnp.abs(step))
-        active = active & (r * jnp.abs(new_step) > -enough * tau) & ~stalled
-        return passes + 1, tau, new_step, active, far, low_power
+        far = s.far & (log_f > FAR)
+        step = phi(log_f, jnp.where(far, inverse_exponent, newton)) / slope
+        stalled = (jnp.abs(log_f) < noise) & (2 * jnp.abs(step) > jnp.abs(s.step))
+        arrives = (r * jnp.abs(step) <= -enough * tau) | stalled
+        return _State(s.passes + 1, tau, step, s.active & ~arrives, far, summands.low if powers.dear else None)
 
-    start = zero - 1
-    convex = (start < 0) & (b <= 1)  # a NaN makes it false
-    state = (0, start, zero, convex, convex, jnp.zeros_like(z) + zero if powers is _any_power else ())
-    _, tau, step, _, _, low_power = lax.while_loop(_unfinished, one_pass, state)
+    wanted = varying_like(wanted, z, b)
+    start = varying_like(jnp.full_like(z[..., :1], -1), wanted)
+    low_power = varying_like(jnp.zeros_like(x), x) if powers.dear else None
+    s = _State(jnp.int32(0), start, jnp.zeros_like(start), wanted, wanted, low_power)
+    s = lax.while_loop(lambda s: (s.passes < MAX_PASSES) & jnp.any(s.active), one_pass, s)
     # The last step: exactly where powers are cheap, to first order in the stored power where they are not.
-    if powers is _any_power:
-        y = low_power * _positive(_positive(scale * z - tau) - r * step)
+    if s.low_power is None:
+        y = powers.summands(x, forward(s.tau, s.step), r).mid
     else:
-        _, (_, y, _) = powers(scale * z, forward(tau, step), r)
-    return _normalize(y)
+        y = s.low_power * positive(positive(x - s.tau) - r * s.step)
+    size = total(y)
+    arrived = wanted & ~s.active & (jnp.abs(size - 1) <= REPAIRABLE if equation.sums_to_one else size > 0)
+    return Solved(y / jnp.where(size > 0, size, 1), arrived)
 
 
-def _unfinished(state):
-    passes, active = state[0], state[3]
-    return (passes < _MAX_PASSES) & jnp.any(active)
+# The two equations.
 
 
-# log F, -d log F / d tau, and 1 / k: as the sums tell it, and for Newton's method on a norm.
+def _tsallis_residual(b: jax.Array, sums: Sums) -> Residual:
+    return Residual(jnp.log(sums.mid), sums.low / (b * sums.mid), _inverse_exponent(b, sums))
 
 
-def _tsallis_equation(b, low, mid, high):
-    return jnp.log(mid), low / (b * mid), _inverse_exponent(b, low, mid, high), b
-
-
-def _p_norm_equation(b, low, mid, high):
+def _p_norm_residual(b: jax.Array, sums: Sums) -> Residual:
     r = 1 / b
+    low, mid, high = sums
     log_f = jnp.log(mid) + (1 - r) / (1 + r) * jnp.log(high)
     slope = r * low / mid + (1 - r) * mid / high
     # mid falls with exponent k and high with k + 1, hence F with exponent 1 + 2 (k - r) / (1 + r).
-    inverse_k = _inverse_exponent(b, low, mid, high)
-    inverse_k = inverse_k * (1 + r) / (2 + inverse_k * (1 - r))
-    return log_f, slope, inverse_k, jnp.ones_like(b)
+    inverse_k = _inverse_exponent(b, sums)
+    return Residual(log_f, slope, inverse_k * (1 + r) / (2 + inverse_k * (1 - r)))
 
 
-def _inverse_exponent(b, low, mid, high):
+def _inverse_exponent(b: jax.Array, sums: Sums) -> jax.Array:
     """1 / k such that ``mid ~ (end - tau)^k``; then low * high / ((1 + b) mid^2) = k / (k + 1)."""
-    return (1 + b) * mid / low * (mid / high) - 1
+    return (1 + b) * sums.mid / sums.low * (sums.mid / sums.high) - 1
 
 
-def _phi(x, c):
-    """(1 - exp(-c x)) / c, continuous at c = 0."""
-    return jnp.where(c == 0, x, -jnp.expm1(-c * x) / jnp.where(c == 0, jnp.ones_like(c), c))
+TSALLIS = Equation(
+    scale=lambda b: b, equal=lambda b: b, newton=lambda b: b, residual=_tsallis_residual, sums_to_one=True
+)
+P_NORM = Equation(
+    scale=jnp.ones_like,
+    equal=lambda b: 2 * b / (1 + b),
+    newton=jnp.ones_like,
+    residual=_p_norm_residual,
+    sums_to_one=False,
+)
 
 
-# u^(r-1), u^r and u^(r+1), and the first of them again where it is dear enough to be kept.
+# The powers of u.
 
 
-def _first_power(x, tau, r):
-    u = _stored(_positive(x - tau))
-    return (), (jnp.sign(u), u, u * u)
+def _first_powers(x: jax.Array, tau: jax.Array, r: jax.Array) -> Sums:
+    u = stored(positive(x - tau))
+    return Sums(jnp.sign(u), u, u * u)
 
 
-def _second_power(x, tau, r):
-    u, again = _stored((_positive(x - tau),) * 2)
-    return (), (u, u * u, again * again * again)
+def _second_powers(x: jax.Array, tau: jax.Array, r: jax.Array) -> Sums:
+    u = positive(x - tau)
+    u, again = stored((u, u))
+    return Sums(u, u * u, again * again * again)
 
 
-def _any_power(x, tau, r):
+def _any_powers(x: jax.Array, tau: jax.Array, r: jax.Array) -> Sums:
     u = x - tau
     # For small b, u is close to 1 and r multiplies the error of rounding it; the power gets that error back.
     # (Where u is less than half of the largest u, the subtraction was exact.)
     error = x - (u + tau)
-    low_power = jnp.sign(_positive(u)) * power(jnp.maximum(u, _tiny(u)), r - 1, error / jnp.maximum(u, -tau / 2))
-    low_power, u = _stored((low_power, _positive(u)))
-    return low_power, (low_power, low_power * u, low_power * u * u)
+    low = jnp.sign(positive(u)) * power(jnp.maximum(u, tiny(u)), r - 1, error / jnp.maximum(u, -tau / 2))
+    low, u = stored((low, positive(u)))
+    return Sums(low, low * u, low * u * u)
 
 
-# The loop for concave powers: alpha > 2.
-
-
-def _concave_weights(z, zero, b):
-    """Tsallis weights for b = alpha - 1 > 1, where u^r has infinite slope at 0.
-
-    A position close to the threshold makes the sum of powers steep, and a threshold cannot even be stored precisely
-    enough to say what such a position weighs. What can be: the smallest score c of the support and the weight w there.
-    The weights are ``(b (z - c) + w^b)^r``, convex in w with slopes between 0 and 1, so Newton's method on w is
-    well-behaved, and where it asks for a negative w, position c leaves the support. The state holds c and e = w^b, a
-    threshold at c - e / b; e <= 0 puts the threshold above c, and the next pass then finds the next larger c.
-
-    The search for the support is what takes passes, and it needs no precision: ten halvings of the bracket
-    r d^-b <= -tau <= r, on a logarithmic scale, with a power that is off by a few percent and costs next to nothing.
-    """
-    wanted = b > 1
-    b = jnp.where(wanted, b, jnp.full_like(b, 2))
-    r = 1 / b
-    log_d = jnp.log(jnp.asarray(z.shape[-1], z.dtype))
-    noise = _eps(z) * (16 + z.shape[-1] / 64)
-
-    def threshold(digits):
-        """From -r at 0 to the threshold of d equal scores at 1."""
-        return -r * jnp.exp(-b * log_d * digits)
-
-    def halve(k, digits):
-        more = digits + 2.0 ** -(k + 1)
-        u = b * (z - threshold(more))
-        rough_mid = _total(jnp.where(u > 0, rough_power(u, r), jnp.zeros_like(u)))
-        return jnp.where(rough_mid > 1 + _ROUGH, more, digits)
-
-    def support(c, e):
-        lowest = jnp.min(jnp.where(b * (z - c) > -e, z, jnp.zeros_like(z)), axis=-1, keepdims=True)
-        return lowest, e + b * (lowest - c)
-
-    def powers(c, e):
-        """u, and its power r - 1 above c; and that power at c, where u = e."""
-        x = b * (z - c)
-        u = jnp.where(x < 0, jnp.zeros_like(x), x + e)
-        # A position that rounding cannot tell from c counts as c: its power may be too large to be added to others.
-        low_power = jnp.where(u > e, power(u, r - 1), jnp.zeros_like(u))
-        return *_stored((u, low_power)), jnp.exp((r - 1) * jnp.log(e))
-
-    def one_pass(state):
-        passes, c, e, active, below, above, last = state
-        next_c, next_e = support(c, e)
-        c, e = jnp.where(active, next_c, c), jnp.where(active, next_e, e)
-        u, low_power, power_at_c = powers(c, e)
-        low, mid = _total(low_power), _total(low_power * u)
-        ties = _total((u == e).astype(u.dtype))
-        excess = mid + ties * power_at_c * e - 1
-        tau = c - r * e
-        below = jnp.where(excess > 0, jnp.maximum(below, tau), below)
-        above = jnp.where(excess < 0, jnp.minimum(above, tau), above)
-        # Newton's step for the weight at c ...
-        w = power_at_c * e - excess / (low / power_at_c + ties)
-        # ... or, without c, a step for the threshold, up to c at least.
-        jump = tau - c + mid / low * _phi(jnp.log(mid), b)
-        jump = _positive(jnp.where(mid > 1, jump, zero))
-        next_e = jnp.where(w > 0, jnp.exp(b * jnp.log(_positive(w))), -b * jump)
-        # Both can overshoot to a place with other positions in the support, and back; half of the way then.
-        middle = (below + above) / 2
-        target = c - r * next_e
-        too_low = (excess < 0) & (target < middle)
-        too_high = (excess > 0) & (target >= above)
-        far = (jnp.abs(excess) > 1e-3) | (passes > 16)
-        next_e = jnp.where(far & (too_low | too_high), b * (c - middle), next_e)
-        stalled = (jnp.abs(excess) < noise) & (2 * jnp.abs(excess) > jnp.abs(last))
-        moving = active & (jnp.abs(excess) > 4 * _eps(z)) & ~stalled
-        # From this side Newton's steps keep c and do not overshoot; what one leaves over is at most this.
-        left_over = (b - 1) * (power_at_c * e - w) ** 2 / (2 * w)
-        arrives = (excess > 0) & (w > 0) & (left_over <= 4 * _eps(z))
-        return passes + 1, c, jnp.where(moving, next_e, e), moving & ~arrives, below, above, excess
-
-    below = threshold(lax.fori_loop(0, 10, halve, zero))
-    state = (0, zero, -b * below, wanted & (zero == 0), below, threshold(zero + 1), zero + 1)
-    _, c, e, *_ = lax.while_loop(_unfinished, one_pass, state)
-    u, low_power, power_at_c = powers(c, e)
-    return _normalize(u * jnp.where(u == e, power_at_c, low_power))
-
-
-# The product with the Jacobian.
-
-
-def diagonal_product(s, v):
-    """J v = s (v - <s, v> / sum s), the Jacobian of weights whose inverse Hessian on the support is the diagonal s."""
-    total = _total(s)
-    return s * (v - _total(s * v) / jnp.where(total == 0, jnp.ones_like(total), total))
-
-
-# Pieces.
-
-
-def _below_top(z, b):
-    """Scores minus their maximum, and one zero per slice (NaN where the slice or b is).
-
-    A deleted score becomes a number so low that it stays out of every support, yet safe to compute with.
-    """
-    z = jnp.broadcast_to(z, jnp.broadcast_shapes(z.shape, b.shape))
-    top = jnp.max(z, axis=-1, keepdims=True)
-    top = jnp.where(top == -jnp.inf, jnp.zeros_like(top), top)
-    lowest = 1e30 if z.dtype == jnp.float32 else 1e100
-    return jnp.maximum(z - top, -lowest), 0 * top + 0 * b
-
-
-def _normalize(y):
-    total = _total(y)
-    return y / jnp.where(total == 0, jnp.ones_like(total), total)
-
-
-def _total(v):
-    return jnp.sum(v, axis=-1, keepdims=True)
-
-
-def _positive(v):
-    return jnp.maximum(v, 0)
-
-
-def _stored(values):
-    """The values themselves, written to memory on CPU, where several sums over one expression vectorize only then."""
-    return lax.platform_dependent(values, cpu=lax.optimization_barrier, default=lambda same: same)
-
-
-def _eps(z):
-    return float(jnp.finfo(z.dtype).eps)
-
-
-def _tiny(z):
-    return float(jnp.finfo(z.dtype).tiny)
+FIRST_POWER = Powers(_first_powers, dear=False)  # r = 1
+SECOND_POWER = Powers(_second_powers, dear=False)  # r = 2
+ANY_POWER = Powers(_any_powers, dear=True)

@@ -1,0 +1,239 @@
+"""The capped simplex: weights with bounds and a given sum, for an entropy that sums one function over the coordinates.
+
+    argmax over y of  <x, y> - gamma sum_i phi(y_i)    subject to   0 <= y_i <= u_i,  sum_i y_i = k
+
+The solution is ``y_i = clip(psi(z_i - tau), 0, u_i)`` with z = x / gamma, psi the inverse of phi' and tau such that the weights
+add up to k. No weight exceeds k or what psi attains, so the bounds are lowered to these first; let f be k over the sum
+of the bounds. At ``tau_i = z_i - phi'(f u_i)`` position i has the share f of its bound. So all have at least that share at the
+least tau_i, and at most that share at the greatest: the root lies between the two.
+
+**Steps.** Newton's method in this bracket; the sum is piecewise smooth, and for SquaredL2 piecewise linear, so that a step on
+unchanged sets of zeros and of full positions is exact. Where Newton's step leaves the bracket, or the last one did
+not halve the residual, the next one goes to the middle: in the end to the middle of all floats of the bracket, which
+so comes down to two neighbours within as many halvings as a float has bits, whatever its scale.
+
+**The straddle.** A sum of concave powers (alpha > 2) is so steep that no float is its root. Then the loop ends at two neighbours,
+of weights that add up to more and to less than k, and the solution is the mixture of the two that adds up to k: it
+differs only in the weights of positions that rounding puts on the threshold, and ties get the same. Its objective
+is off by less than the distance of two floats.
+
+**Two centres.** Scores are resolved next to their largest, but the threshold may be far below: at k = 3, behind two scores
+of 1e4. So slices whose threshold is far are solved again, centred at the score next to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .. import _kernels
+from .._arrays import eps, safe_ratio, total, varying_like
+from ._scores import Solved, answered, between, centred, sum_noise
+
+# Five to nine passes are the rule. Newton's steps alternate with halvings, of which 32 or 64 meet two neighbours.
+MAX_PASSES = 160
+# After so many passes the middle is that of the floats: halving numbers would not end where scales differ by much.
+PATIENCE = 24
+# The first bracket is widened by so many roundings.
+MARGIN = 8
+# A threshold this far from 0 costs more digits than the last centring gave: three bits.
+FAR = 8
+# The mixture and the last repair leave the rounding of one sum, no more than this many times.
+REPAIRABLE = 4
+
+
+class Entropy(Protocol):
+    """phi and its derivatives, position by position; hyper-parameters broadcast with slices `(*batch, d)`.
+
+    Attributes:
+      kernel_alpha: the alpha under which the kernels know this entropy, or None if they do not.
+    """
+
+    kernel_alpha: Any
+
+    def inverse(self, u: jax.Array) -> jax.Array:
+        """psi(u), the inverse of phi'; anything up to 0 where u is below phi'(0)."""
+        ...
+
+    def slope(self, y: jax.Array) -> jax.Array:
+        """phi'(y)."""
+        ...
+
+    def inverse_curvature(self, y: jax.Array) -> jax.Array:
+        """1 / phi''(y); 0 where phi'' is infinite."""
+        ...
+
+
+def capped_weights(
+    entropy: Entropy,
+    x: jax.Array,
+    gamma: jax.Array,
+    size: jax.Array,
+    upper: jax.Array,
+    *,
+    implementation: str | None = None,
+) -> jax.Array:
+    """argmax of <x, y> - gamma sum phi(y_i) over 0 <= y <= upper, sum y = size.
+
+    Args:
+      entropy: phi.
+      x: scores `(*batch, d)`, float32 or float64, at any offset; -inf deletes a position.
+      gamma: greater than 0, of the dtype of `x`: `()`, or `(*batch or ones, 1)`.
+      size: the sum, at least 0, as `gamma`.
+      upper: the bounds, at least 0, +inf allowed: `()`, or `(*batch or ones, 1 or d)`.
+      implementation: None for the best one, or its name in the table of `_kernels`.
+
+    Returns:
+      The weights `(*batch, d)`, exactly 0 or `upper` at a bound. Zeros for a slice of -inf; NaN for one with NaN or +inf or a
+      NaN hyper-parameter, for one whose bounds add up to less than `size`, and for one whose loop did not arrive.
+    """
+
+    def reference(x: jax.Array, gamma: jax.Array, size: jax.Array, upper: jax.Array) -> jax.Array:
+        return _capped_weights(entropy, x, gamma, size, upper)
+
+    if entropy.kernel_alpha is None:
+        return _kernels.run("capped, any entropy", implementation, reference, x, gamma, size, upper)
+
+    def known(x: jax.Array, gamma: jax.Array, alpha: jax.Array, size: jax.Array, upper: jax.Array) -> jax.Array:
+        return reference(x, gamma, size, upper)
+
+    alpha = jnp.asarray(entropy.kernel_alpha, x.dtype)
+    return _kernels.run("capped", implementation, known, x, gamma, alpha, size, upper)
+
+
+class _Bounds(NamedTuple):
+    """What the weights have to keep.
+
+    Attributes:
+      upper: `(*batch, d)`: the bounds, lowered to what is possible; 0 at deleted positions.
+      size: `(*batch, 1)`: the sum.
+      share: `(*batch, 1)`: the sum over that of the bounds.
+    """
+
+    upper: jax.Array
+    size: jax.Array
+    share: jax.Array
+
+
+class _State(NamedTuple):
+    """The loop. Except for the first `(*batch, 1)`.
+
+    Attributes:
+      passes: int32 `()`: how many there were.
+      tau: the threshold to be tried next; the root, where it was found.
+      low: a threshold at which the sum is not too small.
+      high: one at which it is not too large.
+      excess: the sum of the last pass, less what it should be.
+      active: the slices that have not arrived.
+    """
+
+    passes: jax.Array
+    tau: jax.Array
+    low: jax.Array
+    high: jax.Array
+    excess: jax.Array
+    active: jax.Array
+
+
+def _capped_weights(entropy: Entropy, x: jax.Array, gamma: jax.Array, size: jax.Array, upper: jax.Array) -> jax.Array:
+    upper = jnp.broadcast_to(upper, jnp.broadcast_shapes(x.shape, upper.shape))
+    x = jnp.broadcast_to(x, upper.shape)
+    scores = centred(x, gamma, size, varying_like(jnp.zeros((), x.dtype), upper))
+    bounds = _bounds(entropy, scores.z, size, upper)
+    spoiled = jnp.any(jnp.isnan(upper) | (upper < 0), axis=-1, keepdims=True) | (size < 0) | jnp.isnan(bounds.share)
+    scores = scores._replace(bad=scores.bad | spoiled)
+    free = ~(scores.bad | scores.empty) & (bounds.share > 0) & (bounds.share < 1)
+
+    z = jnp.where(bounds.upper > 0, scores.z, 0) / gamma
+    s = _search(entropy, z, bounds, free, None)
+    # The score next to the threshold, where that is far.
+    far = free & ~s.active & (jnp.maximum(jnp.abs(s.low), jnp.abs(s.high)) > FAR)
+    distance = jnp.where(bounds.upper > 0, jnp.abs(z - s.tau), jnp.inf)
+    nearest = distance == jnp.min(distance, axis=-1, keepdims=True)
+    centre = jnp.max(jnp.where(far & nearest, x, -jnp.inf), axis=-1, keepdims=True)
+    z = jnp.where(far & (bounds.upper > 0), (x - jnp.where(far, centre, 0)) / gamma, z)
+    start = s.tau - (centre - scores.top) / gamma
+    again = _search(entropy, z, bounds, far, jnp.where(far, start, 0))
+    s = jax.tree.map(lambda new, old: jnp.where(far, new, old) if new.ndim else new, again, s)
+
+    y = _straddled(entropy, z, bounds, s)
+    # At a share of 0 or 1 nothing is free.
+    y = jnp.where(bounds.share >= 1, bounds.upper, jnp.where(bounds.share > 0, y, 0))
+    lack = jnp.abs(total(y) - bounds.size)
+    arrived = ~s.active & (lack <= REPAIRABLE * sum_noise(z) * bounds.size)
+    return answered(Solved(y, arrived), scores)
+
+
+def _bounds(entropy: Entropy, z: jax.Array, size: jax.Array, upper: jax.Array) -> _Bounds:
+    """Bounds that the weights can reach: those of the others are at least 0, and psi may be bounded too."""
+    most = entropy.inverse(jnp.full((), jnp.finfo(z.dtype).max / 4, z.dtype))
+    upper = jnp.where(z == -jnp.inf, 0, jnp.minimum(jnp.minimum(upper, size), most))
+    size = jnp.broadcast_to(size, (*z.shape[:-1], 1))
+    room = total(upper)
+    return _Bounds(upper, size, jnp.where(room == 0, jnp.where(size > 0, jnp.inf, 0), safe_ratio(size, room)))
+
+
+def _search(
+    entropy: Entropy, z: jax.Array, bounds: _Bounds, wanted: jax.Array, start: jax.Array | None
+) -> _State:
+    """The threshold, or two neighbouring floats around it, for the slices that are wanted."""
+    usable = bounds.upper > 0
+    point = z - entropy.slope(jnp.where(usable, bounds.share * bounds.upper, bounds.share))
+    low = jnp.min(jnp.where(usable, point, jnp.inf), axis=-1, keepdims=True)
+    high = jnp.max(jnp.where(usable, point, -jnp.inf), axis=-1, keepdims=True)
+    if start is None:
+        # Where all positions are free and phi is a square, the root itself.
+        start = total(jnp.where(usable, point, 0)) / total(usable.astype(z.dtype))
+    # The bracket is rounded, as scores are and slopes of the order of one.
+    low, high = low - MARGIN * eps(z) * (1 + jnp.abs(low)), high + MARGIN * eps(z) * (1 + jnp.abs(high))
+    low, high = (jnp.where(wanted, end, 0) for end in (low, high))
+    tau = jnp.where(wanted, jnp.clip(start, low, high), 0)
+    wanted = varying_like(wanted, z, bounds)
+    s = _State(jnp.int32(0), tau, low, high, jnp.full_like(tau, jnp.inf), wanted)
+    s = jax.tree.map(lambda leaf: varying_like(leaf, wanted) if leaf.ndim else leaf, s)
+    return lax.while_loop(
+        lambda s: (s.passes < MAX_PASSES) & jnp.any(s.active), lambda s: _one_pass(entropy, z, bounds, s), s
+    )
+
+
+def _one_pass(entropy: Entropy, z: jax.Array, bounds: _Bounds, s: _State) -> _State:
+    y = _weights(entropy, z, bounds, s.tau)
+    excess = total(y) - bounds.size
+    low, high = jnp.where(excess >= 0, s.tau, s.low), jnp.where(excess <= 0, s.tau, s.high)
+    newton = s.tau + excess / total(_rates(entropy, bounds, y))
+    middle = jnp.where(s.passes < PATIENCE, (low + high) / 2, between(low, high))
+    slow = 2 * jnp.abs(excess) > jnp.abs(s.excess)
+    tau = jnp.where((newton > low) & (newton < high) & ~slow, newton, middle)
+
+    # A sum that is right to rounding, or to noise that does not shrink any more, has its threshold.
+    noise = jnp.where(slow, sum_noise(z), 4 * eps(z)) * bounds.size
+    found = jnp.abs(excess) <= noise
+    low, high = jnp.where(found, s.tau, low), jnp.where(found, s.tau, high)
+    neighbours = ~((low < middle) & (middle < high))
+    new = _State(s.passes + 1, jnp.where(found, s.tau, tau), low, high, excess, s.active & ~found & ~neighbours)
+    return jax.tree.map(lambda new, old: jnp.where(s.active, new, old) if new.ndim else new, new, s)
+
+
+def _straddled(entropy: Entropy, z: jax.Array, bounds: _Bounds, s: _State) -> jax.Array:
+    """The mixture of the weights at both ends of the bracket that has the right sum, to rounding."""
+    more, less = _weights(entropy, z, bounds, s.low), _weights(entropy, z, bounds, s.high)
+    below = total(less)
+    t = jnp.clip(safe_ratio(bounds.size - below, total(more) - below), 0, 1)
+    y = less + t * (more - less)
+    # One root has only its residual to repair: by a step of Newton's, to first order.
+    rates = _rates(entropy, bounds, y)
+    lack = jnp.where(s.low == s.high, bounds.size - total(y), 0)
+    return jnp.clip(y + rates * safe_ratio(lack, total(rates)), 0, bounds.upper)
+
+
+def _weights(entropy: Entropy, z: jax.Array, bounds: _Bounds, tau: jax.Array) -> jax.Array:
+    return jnp.clip(entropy.inverse(z - tau), 0, bounds.upper)
+
+
+def _rates(entropy: Entropy, bounds: _Bounds, y: jax.Array) -> jax.Array:
+    """How fast each weight follows its score: 0 at the bounds, and never so fast that a sum overflows."""
+    most = float(jnp.finfo(y.dtype).max) ** 0.5
+    return jnp.where((y > 0) & (y < bounds.upper), jnp.minimum(entropy.inverse_curvature(y), most), 0)

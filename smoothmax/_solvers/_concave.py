@@ -1,0 +1,182 @@
+"""Tsallis weights for alpha > 2: one threshold per slice, with powers of infinite slope.
+
+With b = alpha - 1 and r = 1 / b the weights are ``u^r`` for ``u = max(b (z - tau), 0)``, and r < 1. A position close to the
+threshold makes the sum of powers steep, and a threshold cannot even be stored precisely enough to say what such a
+position weighs: at b = 39 a weight of 0.1 stands for u = 1e-39. What can be stored: the smallest score c of the support
+and the weight w there. The weights above it are
+
+    y_i = (b (z_i - c) + w^b)^r,
+
+convex in w with slopes ``(w / y_i)^(b - 1)`` between 0 and 1. So Newton's method on w is well-behaved; where it asks for a
+negative w, position c leaves the support, and where w^b grows, smaller scores enter.
+
+The search for the support is what takes passes, and it needs no precision: ten halvings of the bracket
+``r d^-b <= -tau <= r``, on a logarithmic scale, with a power that is off by a few percent and costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._arrays import eps, tiny, total, varying_like
+from ._power import power, rough_power
+from ._scores import Solved, between, phi, positive, stored, sum_noise
+
+# Five to ten passes are the rule. Halving the bracket alone takes as many as a float has bits, 32 or 64.
+MAX_PASSES = 160
+# From this pass on a residual that was not halved has the bracket halved.
+PATIENCE = 12
+# Halvings with the rough power: one more would cost more than it saves the exact passes.
+ROUGH_HALVINGS = 10
+# The relative error of `rough_power`, rounded up.
+ROUGH = 0.07
+# A residual below which Newton's method is not held back any more.
+CLOSE = 1e-3
+# A normalisation repairs rounding, no more: of this many roundings of the sum.
+REPAIRABLE = 8
+
+
+class _State(NamedTuple):
+    """The loop. Except for the first `(*batch, 1)`.
+
+    Attributes:
+      passes: int32 `()`: how many there were.
+      c: the smallest score of the support that is tried.
+      w: the weight there.
+      floor: no score below it is in the support.
+      above: a threshold that is too high.
+      last: the sum of the weights less one, of the last pass.
+      active: the slices that have not arrived.
+    """
+
+    passes: jax.Array
+    c: jax.Array
+    w: jax.Array
+    floor: jax.Array
+    above: jax.Array
+    last: jax.Array
+    active: jax.Array
+
+
+class _Weights(NamedTuple):
+    """The weights that c and w stand for.
+
+    Attributes:
+      y: `(*batch, d)`: the weights above c, 0 elsewhere.
+      low_power: `(*batch, d)`: u^(r-1) = y / u there, 0 elsewhere.
+      at: bool `(*batch, d)`: the positions of weight w, c and what rounding cannot tell from it.
+    """
+
+    y: jax.Array
+    low_power: jax.Array
+    at: jax.Array
+
+
+def concave_weights(z: jax.Array, wanted: jax.Array, b: jax.Array) -> Solved:
+    """The weights for b > 1.
+
+    Args:
+      z: `(*batch, d)`, at most 0, and 0 somewhere.
+      wanted: bool `(*batch, 1)`: the slices to solve; the others arrive nowhere.
+      b: `()` or `(*batch or ones, 1)`.
+    """
+    wanted = varying_like(wanted, z, b)
+    b = jnp.where(wanted, b, 2)
+    floor, above = _rough_bracket(z, b)
+    c = _smallest(z, z > floor)
+    w = _root(b * (c - floor), b)
+    s = _State(jnp.int32(0), c, w, floor, above, jnp.full_like(c, jnp.inf), wanted)
+    s = lax.while_loop(
+        lambda s: (s.passes < MAX_PASSES) & jnp.any(s.active), lambda s: _one_pass(z, b, s), s
+    )
+    found = _weights(z, b, s.c, s.w)
+    y = jnp.where(found.at, s.w, found.y)
+    size = total(y)
+    arrived = wanted & ~s.active & (jnp.abs(size - 1) <= REPAIRABLE * sum_noise(z))
+    return Solved(y / jnp.where(size > 0, size, 1), arrived)
+
+
+def _rough_bracket(z: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two thresholds `(*batch, 1)` that enclose the root; the lower one is close to it, so far as a rough power tells."""
+    r = 1 / b
+    log_d = jnp.log(jnp.asarray(z.shape[-1], z.dtype))
+
+    def threshold(digits: jax.Array) -> jax.Array:
+        """From -r at 0 to the threshold of d equal scores at 1."""
+        return -r * jnp.exp(-b * log_d * digits)
+
+    def halve(k: jax.Array, digits: jax.Array) -> jax.Array:
+        more = digits + 2.0 ** -(k + 1)
+        u = b * (z - threshold(more))
+        rough_mid = total(jnp.where(u > 0, rough_power(u, r), jnp.zeros_like(u)))
+        return jnp.where(rough_mid > 1 + ROUGH, more, digits)
+
+    start = varying_like(jnp.zeros_like(z[..., :1]), z, b)
+    return threshold(lax.fori_loop(0, ROUGH_HALVINGS, halve, start)), threshold(start + 1)
+
+
+def _one_pass(z: jax.Array, b: jax.Array, s: _State) -> _State:
+    r = 1 / b
+    found = _weights(z, b, s.c, s.w)
+    ties = total(found.at.astype(z.dtype))
+    mid, low = total(found.y), total(found.low_power)
+    excess = mid + ties * s.w - 1
+    tau = s.c - r * s.w**b
+
+    # Newton's step for the weight at c. From above it never overshoots: where it leads below 0, c is not in the support.
+    slope = low * s.w ** (b - 1)
+    w = s.w - excess / (slope + ties)
+    leaves = w <= 0
+    floor = jnp.where(excess >= 0, jnp.maximum(s.floor, jnp.where(leaves, jnp.nextafter(s.c, 1.0), s.c)), s.floor)
+    above = jnp.where(excess < 0, jnp.minimum(s.above, tau), s.above)
+    # Without c, a step for the threshold, up to c at least.
+    jump = tau - s.c + mid / low * phi(jnp.log(mid), b)
+    jump = positive(jnp.where(mid > 1, jump, 0))
+    # The power of the new weight at c, below 0 for a threshold above c.
+    e = jnp.where(leaves, -b * jump, positive(w) ** b)
+
+    # Both can lead to a place with other positions in the support, and back. Then, and where it is slow, the middle of
+    # what is possible.
+    middle = between(floor, above)
+    target = s.c - r * e
+    strays = ((excess < 0) & (target < middle)) | ((excess > 0) & (target >= above))
+    slow = (s.passes > PATIENCE) & (s.passes % 2 == 0) & (2 * jnp.abs(excess) > jnp.abs(s.last))
+    halve = ((strays & (jnp.abs(excess) > CLOSE)) | slow) & (floor < middle) & (middle < above)
+    e = jnp.where(halve, b * (s.c - middle), e)
+    stays = ~leaves & ~halve
+    x = b * (z - s.c)
+    c = _smallest(z, ((x > -e) | (stays & (x == 0))) & (z >= floor))
+    w = jnp.where(stays & (c == s.c), w, _root(e + b * (c - s.c), b))
+
+    stalled = (jnp.abs(excess) < sum_noise(z)) & (2 * jnp.abs(excess) > jnp.abs(s.last))
+    there = (jnp.abs(excess) <= 4 * eps(z)) | stalled
+    # What Newton's step leaves over, for the second derivative in w is at most (b - 1) slope / w.
+    left_over = (b - 1) * slope * (s.w - w) ** 2 / (2 * w)
+    arrives = stays & (excess > 0) & (left_over <= 4 * eps(z))
+    move = s.active & ~there
+    c, w = jnp.where(move, c, s.c), jnp.where(move, w, s.w)
+    return _State(s.passes + 1, c, w, floor, above, excess, move & ~arrives)
+
+
+def _weights(z: jax.Array, b: jax.Array, c: jax.Array, w: jax.Array) -> _Weights:
+    e = w**b
+    x = b * (z - c)
+    # A position that rounding cannot tell from c counts as c.
+    above = (x > 0) & (x + e > e)
+    u = jnp.where(above, jnp.maximum(x + e, tiny(z)), 1)
+    y = jnp.where(above, power(u, 1 / b), 0)
+    y, low_power = stored((y, y / u))
+    return _Weights(y, low_power, (x >= 0) & ~above)
+
+
+def _smallest(z: jax.Array, inside: jax.Array) -> jax.Array:
+    """The smallest score inside, 0 if there is none: the largest score is always in the support."""
+    return jnp.min(jnp.where(inside, z, 0), axis=-1, keepdims=True)
+
+
+def _root(e: jax.Array, b: jax.Array) -> jax.Array:
+    return positive(e) ** (1 / b)

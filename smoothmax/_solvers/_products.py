@@ -1,0 +1,61 @@
+"""Products with Jacobians, which are differentiated again and again.
+
+A kernel computes a product but not its derivatives; these come from the form in plain JAX, in both modes and to every
+order.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from .. import _kernels
+from .._arrays import safe_ratio, total
+from ._power import support_power
+
+
+def product(problem: str, implementation: str | None, reference: Callable[..., jax.Array], *args: Any) -> jax.Array:
+    """`_kernels.run` for a product: differentiable, and left to the reference by an implementation that lacks it."""
+    if implementation == "xla" or not any(problem in kernels for kernels in _kernels.TABLE.values()):
+        return reference(*args)
+    return _by_kernel(problem, implementation, reference, *args)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _by_kernel(problem: str, implementation: str | None, reference: Callable[..., jax.Array], *args: Any) -> jax.Array:
+    return _kernels.run(problem, implementation, reference, *args, optional=True)
+
+
+@_by_kernel.defjvp
+def _by_kernel_jvp(
+    problem: str, implementation: str | None, reference: Callable[..., jax.Array], primals: Any, tangents: Any
+) -> tuple[jax.Array, jax.Array]:
+    return _by_kernel(problem, implementation, reference, *primals), jax.jvp(reference, primals, tangents)[1]
+
+
+def diagonal_product(s: jax.Array, v: jax.Array, *, implementation: str | None = None) -> jax.Array:
+    """J v = s (v - <s, v> / sum s), the Jacobian of weights whose inverse Hessian on the support is the diagonal s.
+
+    Args:
+      s: `(*batch, d)`, at least 0, and 0 off the support.
+      v: `(*batch, d)`.
+    """
+    return product("diagonal_product", implementation, _diagonal_product, s, v)
+
+
+def threshold_product(
+    y: jax.Array, v: jax.Array, alpha: jax.Array, scale: jax.Array, *, implementation: str | None = None
+) -> jax.Array:
+    """scale * J v at the Tsallis weights `y`, `(*batch, d)`; alpha and scale are `()` or `(*batch or ones, 1)`."""
+    return product("threshold_product", implementation, _threshold_product, y, v, alpha, scale)
+
+
+def _diagonal_product(s: jax.Array, v: jax.Array) -> jax.Array:
+    return s * (v - safe_ratio(total(s * v), total(s)))
+
+
+def _threshold_product(y: jax.Array, v: jax.Array, alpha: jax.Array, scale: jax.Array) -> jax.Array:
+    return scale * _diagonal_product(support_power(y, 2 - alpha), v)

@@ -1,0 +1,101 @@
+"""The door of every solver: scores are centred there once, and what cannot be solved is marked.
+
+Scores come at any offset. Their differences are what a solution depends on, and only next to 0 are they resolved.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._arrays import eps, varying_like
+
+
+class Scores(NamedTuple):
+    """Scores at the door, and what is known of their slices.
+
+    Attributes:
+      z: `(*batch, d)`: the scores less the largest one, hence at most 0; -inf at deleted positions.
+      top: `(*batch, 1)`: the largest score, 0 where there is none.
+      bad: bool `(*batch, 1)`: the slice holds NaN or +inf, or one of its hyper-parameters is not finite: NaN.
+      empty: bool `(*batch, 1)`: no position is allowed: zeros.
+    """
+
+    z: jax.Array
+    top: jax.Array
+    bad: jax.Array
+    empty: jax.Array
+
+
+def centred(x: jax.Array, *parameters: jax.Array) -> Scores:
+    """Scores `(*batch, d)` less the largest of their slice; hyper-parameters are `()` or `(*batch or ones, 1)`."""
+    shape = jnp.broadcast_shapes(x.shape, *(p.shape for p in parameters if p.ndim))
+    x = varying_like(jnp.broadcast_to(x, shape), *parameters)
+    top = jnp.max(x, axis=-1, keepdims=True)  # NaN if one of them is
+    bad = jnp.isnan(top) | (top == jnp.inf)
+    for parameter in parameters:
+        bad |= ~jnp.isfinite(parameter)
+    empty = ~bad & (top == -jnp.inf)
+    top = jnp.where(bad | empty, jnp.zeros_like(top), top)
+    return Scores(x - top, top, bad, empty)
+
+
+class Solved(NamedTuple):
+    """What a solver hands over.
+
+    Attributes:
+      y: `(*batch, d)`: the weights.
+      arrived: bool `(*batch, 1)`: whether they solve the problem; a loop that ran out of passes did not.
+    """
+
+    y: jax.Array
+    arrived: jax.Array
+
+
+def answered(solved: Solved, scores: Scores) -> jax.Array:
+    """The weights; NaN for slices that were bad or not solved, zeros for empty ones."""
+    y = jnp.where(solved.arrived & ~scores.bad, solved.y, jnp.full_like(solved.y, jnp.nan))
+    return jnp.where(scores.empty, jnp.zeros_like(y), y)
+
+
+# Pieces that the loops share.
+
+
+def sum_noise(v: jax.Array) -> float:
+    """The rounding of a sum of weights along the slice of `v`, relative to one, with a margin."""
+    return eps(v) * (16 + v.shape[-1] / 64)
+
+
+def positive(v: jax.Array) -> jax.Array:
+    return jnp.maximum(v, 0)
+
+
+def phi(x: jax.Array, c: jax.Array) -> jax.Array:
+    """(1 - exp(-c x)) / c, continuous at c = 0."""
+    return jnp.where(c == 0, x, -jnp.expm1(-c * x) / jnp.where(c == 0, jnp.ones_like(c), c))
+
+
+def stored(values: Any) -> Any:
+    """The values themselves, written to memory on CPU, where several sums over one expression vectorize only then."""
+    return lax.platform_dependent(values, cpu=lax.optimization_barrier, default=lambda same: same)
+
+
+def between(low: jax.Array, high: jax.Array) -> jax.Array:
+    """The float in the middle of all floats from `low` to `high`.
+
+    Halving a bracket so meets two neighbouring floats within as many steps as a float has bits, whatever the scale.
+    """
+    integer = jnp.int32 if low.dtype == jnp.float32 else jnp.int64
+
+    def count(v: jax.Array) -> jax.Array:
+        """Floats counted from 0, the negative ones below it."""
+        bits = lax.bitcast_convert_type(v, integer)
+        return jnp.where(bits < 0, jnp.iinfo(integer).min - bits, bits)
+
+    a, b = count(low), count(high)
+    middle = (a & b) + ((a ^ b) >> 1)  # (a + b) / 2 without overflow
+    bits = jnp.where(middle < 0, jnp.iinfo(integer).min - middle, middle)
+    return lax.bitcast_convert_type(bits, low.dtype)
