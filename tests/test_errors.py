@@ -32,7 +32,7 @@ each_function = cases.each_named(values=True)
 
 @each_function
 def test_scores_and_axis(function):
-    refuse(lambda: function(X, 2), "axis", "2", "(3, 4)", error=ValueError)
+    refuse(lambda: function(X, axis=2), "axis", "2", "(3, 4)", error=ValueError)
     refuse(lambda: function(X, axis=-3), "axis", "-3", error=ValueError)
     refuse(lambda: function(X, axis=(0, 5)), "axis", "5", error=ValueError)
     refuse(lambda: function(X, axis=(0, -2)), "axis", "(0, -2)", error=ValueError)
