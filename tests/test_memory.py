@@ -23,11 +23,13 @@ def test_residuals_are_the_weights_and_integers(case, method):
     which attention stores anyway, and of integers what the solver found (segments, sort order)."""
     params = {k: jnp.asarray(p, float) for k, p in case.params(WIDTH).items()}
     x = jnp.asarray(cases.scores(N, WIDTH))
-    out, pull = jax.vjp(getattr(case.family, method), x, params)
+    keep = functools.partial(jax.vjp, getattr(case.family, method))
+    numbers = method == "weights" and case in REPRESENTATIVES  # for the others shapes will do: nothing is compiled
+    out, pull = keep(x, params) if numbers else jax.eval_shape(keep, x, params)
     large = full_size(pull)
     floats = [leaf for leaf in large if jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert len(floats) <= 1, [(leaf.shape, leaf.dtype) for leaf in floats]
-    if method == "weights" and floats:
+    if numbers and floats:
         np.testing.assert_array_equal(np.sort(floats[0].ravel()), np.sort(out.ravel()))
     others = [leaf for leaf in large if not jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert all(leaf.size <= N * WIDTH and leaf.dtype.itemsize <= 4 for leaf in others)
