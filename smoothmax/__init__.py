@@ -10,6 +10,7 @@ from ._domains import Permutahedron as Permutahedron
 from ._domains import Simplex as Simplex
 from ._losses import fenchel_young_loss as fenchel_young_loss
 from ._losses import fenchel_young_loss_with_integer_labels as fenchel_young_loss_with_integer_labels
+from ._losses import linear_fenchel_young_loss as linear_fenchel_young_loss
 from ._operators import entmax as entmax
 from ._operators import fusedmax as fusedmax
 from ._operators import oscarmax as oscarmax
@@ -28,6 +29,7 @@ from ._regularizers import SquaredPNorm as SquaredPNorm
 from ._regularizers import TotalVariation as TotalVariation
 from ._regularizers import Tsallis as Tsallis
 from ._regularizers import separable as separable
+from ._scaling import length_scaled as length_scaled
 from ._selections import soft_rank as soft_rank
 from ._selections import soft_sort as soft_sort
 from ._selections import soft_topk as soft_topk

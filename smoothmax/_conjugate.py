@@ -25,6 +25,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _kernels
+from ._cache import bounded_jit
 from ._domains import Domain, Simplex
 from ._parameters import as_floats
 from ._problem import Found, Problem, multiply_out
@@ -149,8 +151,6 @@ def _max_jvp(primals: Any, tangents: Any) -> Any:
 # --- The pair of functions -----------------------------------------------------------------------------------
 
 
-# Compiled once for a shape, a dtype and a structure of the terms: the hyper-parameters are operands.
-@functools.partial(jax.jit, static_argnames=("axis",))
 def _run_argmax(op: Operator, x: Any, where: Any, *, axis: Axis) -> jax.Array:
     slices, (omega, over), layout = to_slices(x, axis, where, op.omega, op.over)
     problem = multiply_out(omega, over, slices.dtype, op.implementation)
@@ -158,11 +158,16 @@ def _run_argmax(op: Operator, x: Any, where: Any, *, axis: Axis) -> jax.Array:
     return layout.weights(y)
 
 
-@functools.partial(jax.jit, static_argnames=("axis",))
 def _run_max(op: Operator, x: Any, where: Any, *, axis: Axis) -> jax.Array:
     slices, (omega, over), layout = to_slices(x, axis, where, op.omega, op.over)
     problem = multiply_out(omega, over, slices.dtype, op.implementation)
     return layout.values((_max_forward if op.forward else _max)(problem, slices))
+
+
+# Compiled once for a shape, a dtype and a structure of the terms: the hyper-parameters are operands. A function of the
+# user's own is part of the structure, and there is no end of those: of their programs a bounded number is kept.
+_RUN = {run: jax.jit(run, static_argnames=("axis",)) for run in (_run_argmax, _run_max)}
+_RUN_FUNCTION = {run: bounded_jit(run, static_argnames=("axis",)) for run in (_run_argmax, _run_max)}
 
 
 @functools.partial(
@@ -215,7 +220,7 @@ class Operator:
         Returns:
           Values in the dtype of `x`, of its shape without `axis`; -inf for a slice with nothing allowed.
         """
-        return _run_max(*self._checked(x, axis), where, axis=axis)
+        return self._run(_run_max, x, axis, where)
 
     def argmax(
         self, x: jax.typing.ArrayLike, axis: Axis = -1, *, where: jax.typing.ArrayLike | None = None
@@ -230,7 +235,7 @@ class Operator:
         Returns:
           Weights in the dtype and shape of `x`, in the domain, or zero where nothing is allowed.
         """
-        return _run_argmax(*self._checked(x, axis), where, axis=axis)
+        return self._run(_run_argmax, x, axis, where)
 
     def __call__(
         self, x: jax.typing.ArrayLike, axis: Axis = -1, *, where: jax.typing.ArrayLike | None = None
@@ -238,12 +243,14 @@ class Operator:
         """`argmax`: an operator can stand wherever `jax.nn.softmax` can."""
         return self.argmax(x, axis, where=where)
 
-    def _checked(self, x: jax.typing.ArrayLike, axis: Axis) -> tuple[Operator, jax.typing.ArrayLike]:
-        """The operator with floats for its numbers, after what only known values can tell."""
+    def _run(self, run: Callable[..., jax.Array], x: Any, axis: Axis, where: Any) -> jax.Array:
+        """Runs the compiled function, after what only known values can tell."""
         if jax.tree.leaves(self.over):
             array = jnp.asarray(x)
-            self.over.check_length(int(np.prod([array.shape[a] for a in normal_axes(axis, array)])))
-        return as_floats(self), x
+            self.over.check_length(math.prod(array.shape[a] for a in normal_axes(axis, array)))
+        of_a_function = any(atom.of_a_function for atom in self.omega.atoms())
+        compiled = (_RUN_FUNCTION if of_a_function else _RUN)[run]
+        return compiled(as_floats(self), x, where, axis=axis)
 
 
 def check_expression(omega: Regularizer) -> None:

@@ -218,6 +218,61 @@ def test_vmap_and_jit_agree_with_a_loop(qkv):
     np.testing.assert_allclose(jax.jit(partial(attend, block_size=4))(q, k, v), expected, atol=1e-6)
 
 
+def test_block_size_may_be_any_integer(qkv):
+    attend = partial(dot_product_attention, *qkv, mapping=sm.sparsemax)
+    np.testing.assert_array_equal(attend(block_size=np.int64(4)), attend(block_size=4))
+
+
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_with_symbolic_lengths(block_size):
+    """An exported program serves every length; in blocks the number of queries must be known."""
+    t, s = jax.export.symbolic_shape("t, s")
+    q, k, v = (jax.ShapeDtypeStruct((1, n, N, H), f32) for n in (t, s, s))
+    attend = jax.jit(partial(dot_product_attention, mapping=sm.sparsemax, block_size=block_size))
+    if block_size is not None:
+        with pytest.raises(ValueError, match=r"block_size must be None .* got block_size=3 for query .*\(1, t, 4, 8\)"):
+            jax.export.export(attend)(q, k, v)
+        q = jax.ShapeDtypeStruct((1, T, N, H), f32)
+    exported = jax.export.export(attend)(q, k, v)
+    arrays = draw(0, 1, T, N, H), draw(1, 1, S, N, H), draw(2, 1, S, N, H)
+    np.testing.assert_allclose(exported.call(*arrays), dot_product_attention(*arrays, mapping=sm.sparsemax), atol=1e-6)
+
+
+# --- The implementation is handed to the mapping ----------------------------------------------------------------
+
+
+def spy(scores, axis=-1, *, where=None, alpha=1.0, implementation=None):
+    """A mapping that tells by its scale which implementation it was asked for."""
+    return {None: 1.0, "xla": 2.0, "native": 4.0}[implementation] * alpha * sm.softmax(scores, axis, where=where)
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        spy,
+        partial(spy, implementation="native"),
+        partial(spy, alpha=1.0),
+        jax.tree_util.Partial(spy, alpha=1.0),
+        sm.length_scaled(spy),
+        sm.length_scaled(partial(spy, alpha=1.0)),
+    ],
+    ids=["function", "with its own", "partial", "jax partial", "length scaled", "length scaled partial"],
+)
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_the_implementation_is_handed_to_the_mapping(qkv, mapping, block_size):
+    attend = partial(dot_product_attention, *qkv, block_size=block_size)
+    np.testing.assert_allclose(attend(mapping=mapping, implementation="xla"), 2 * attend(), atol=1e-5)
+
+
+def test_the_implementation_of_an_operator_and_a_named_mapping(qkv):
+    attend = partial(dot_product_attention, *qkv)
+    for mapping in (sm.sparsemax, sm.conjugate(sm.SquaredL2()), partial(sm.entmax, alpha=2.0)):
+        expected = attend(mapping=mapping)
+        np.testing.assert_allclose(attend(mapping=mapping, implementation="xla"), expected, atol=1e-6)
+        with pytest.raises(ValueError, match="implementation"):
+            attend(mapping=mapping, implementation="cudnn")
+
+
 # --- Bad input: each error names the argument, what it got and what to do -------------------------------------
 
 
@@ -236,7 +291,7 @@ def test_vmap_and_jit_agree_with_a_loop(qkv):
         (ValueError, {"mask": jnp.ones((B, S), bool)}, ["mask", "(2, 9)", "(2, 4, 7, 9)", "mask[:, None, None, :]"]),
         (ValueError, {"mask": jnp.ones((1, B, N, T, S), bool)}, ["mask", "(1, 2, 4, 7, 9)", "(2, 4, 7, 9)"]),
         (ValueError, {"bias": jnp.zeros((B, K, T, S), f32)}, ["bias", "(2, 2, 7, 9)", "(2, 4, 7, 9)"]),
-        (TypeError, {"bias": jnp.ones((T, S), bool)}, ["bias", "boolean", "mask"]),
+        (TypeError, {"bias": jnp.ones((T, S), bool)}, ["bias", "booleans", "mask"]),
         (ValueError, {"scale": jnp.ones((N,), f32)}, ["scale", "(4,)", "scalar"]),
         (ValueError, {"query_seq_lengths": jnp.ones((3,), jnp.int32)}, ["query_seq_lengths", "(3,)", "(2,)"]),
         (TypeError, {"key_value_seq_lengths": jnp.ones((B,), f32)}, ["key_value_seq_lengths", "float32", "integer"]),
@@ -245,6 +300,15 @@ def test_vmap_and_jit_agree_with_a_loop(qkv):
         (ValueError, {"block_size": 0}, ["block_size", "0", "at least 1"]),
         (TypeError, {"block_size": 2.5}, ["block_size", "2.5"]),
         (ValueError, {"block_size": 2, "return_weights": True}, ["block_size", "return_weights", "leave out"]),
+        (TypeError, {"block_size": True}, ["block_size", "True", "such as 128"]),
+        (ValueError, {"return_residual": True}, ["return_residual", "True", "softmax_value"]),
+        (ValueError, {"key": jnp.zeros((B, 0, K, H), f32), "value": jnp.zeros((B, 0, K, H), f32)},
+         ["key", "(2, 0, 2, 8)", "S = 0", "pad"]),
+        (ValueError, {"query": jnp.zeros((B, T, N, 0), f32), "key": jnp.zeros((B, S, K, 0), f32)},
+         ["key", "head size", "(2, 9, 2, 0)", "at least 1"]),
+        (TypeError, {"local_window_size": True}, ["local_window_size", "True"]),
+        (TypeError, {"mapping": lambda x, axis, where: x, "implementation": "xla"},
+         ["implementation", "'xla'", "lambda", "leave it out"]),
         (ValueError, {"mapping": sm.softmax_value}, ["mapping", "(2, 4, 7)", "(2, 4, 7, 9)", "value twin"]),
         (TypeError, {"mapping": 1.5}, ["mapping", "1.5", "callable"]),
     ],

@@ -362,10 +362,14 @@ def test_bad_input():
     f = attention_fn(sm.softmax)
     q, k = draw(0, B, T, N, D), draw(1, B, S, N, D)
     cases = [
-        ((q, k, k[:, 1:]), {}, r"value of shape \(2, 5, 4, 8\) does not fit"),
-        ((q, k[:1], k[:1]), {}, r"key of shape \(1, 6, 4, 8\) does not fit query of shape \(2, 5, 4, 8\)"),
-        ((q, k[:, :, :3], k[:, :, :3]), {}, r"key of shape \(2, 6, 3, 8\) .* multiple of the number of key heads"),
-        ((q, k, k), {"mask": MASK[:, 0]}, r"mask of shape \(2, 5, 6\) does not broadcast .*\(2, 4, 5, 6\)"),
+        ((q, k, k[:, 1:]), {}, r"value must have the shape of key, \(2, 6, 4, 8\), .* got \(2, 5, 4, 8\)"),
+        ((q, k[:1], k[:1]), {}, r"key must have the batch axes of query, of shape \(2, 5, 4, 8\), got shape \(1, 6"),
+        (
+            (q, k[:, :, :3], k[:, :, :3]),
+            {},
+            r"query must have a multiple of the 3 heads of key, of shape \(2, 6, 3, 8\), got 4",
+        ),
+        ((q, k, k), {"mask": MASK[:, 0]}, r"mask must broadcast to .* \(2, 4, 5, 6\), got shape \(2, 5, 6\)"),
         ((q, k, k), {"dropout_rate": 0.5}, r"dropout_rate=0.5 needs a dropout_rng"),
     ]
     for arguments, options, message in cases:

@@ -125,8 +125,29 @@ def test_impossible_classes_leave_the_rest_alone(name):
 def test_a_target_that_cannot_be_has_infinite_loss():
     x = jnp.array([0.0, -jnp.inf, 1.0])
     assert sm.fenchel_young_loss_with_integer_labels(x, 1, sm.SquaredL2()) == jnp.inf
+    assert sm.fenchel_young_loss(x, jnp.array([0.5, 0.5, 0.0]), sm.SquaredL2()) == jnp.inf
+    assert sm.fenchel_young_loss_with_integer_labels(x, 2, sm.SquaredL2(), where=jnp.array([1, 1, 0]) == 1) == jnp.inf
     assert jnp.isnan(sm.fenchel_young_loss_with_integer_labels(x, 3, sm.SquaredL2()))
     assert jnp.isnan(sm.fenchel_young_loss_with_integer_labels(x, -1, sm.SquaredL2()))
+    assert jnp.isnan(sm.fenchel_young_loss_with_integer_labels(x, np.uint8(255), sm.SquaredL2()))
+
+
+@pytest.mark.parametrize("name", ["shannon", "pnorm", "fused", "oscar"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_a_mask_hides_is_never_looked_at(name, compiled):
+    """Under `jax_debug_nans` every result of an eager call is searched, those kept for the backward pass among them."""
+    omega, _ = REGULARIZERS[name]
+    keep = np.arange(7) % 3 != 1
+    junk = jnp.asarray(np.where(keep, X, np.nan))
+    labels = np.array([0, 3, 6, 2, 2, 5])
+    run = jax.jit if compiled else lambda f: f
+    with jax.debug_nans(True):
+        for loss in (
+            lambda x: sm.fenchel_young_loss_with_integer_labels(x, labels, omega, where=keep),
+            lambda x: sm.fenchel_young_loss(x, np.where(keep, T, np.nan), omega, where=keep),
+        ):
+            value, gradient = run(jax.value_and_grad(lambda x, loss=loss: loss(x).sum()))(junk)
+            assert np.isfinite(value) and (np.asarray(gradient)[:, ~keep] == 0).all()
 
 
 def test_fully_masked_slice_is_zero_with_zero_gradient():
@@ -135,20 +156,68 @@ def test_fully_masked_slice_is_zero_with_zero_gradient():
         jnp.asarray(X)
     )
     assert value == 0 and (np.asarray(gradient) == 0).all()
+    padding = np.full(6, -1)  # no label
+    assert (sm.fenchel_young_loss_with_integer_labels(X, padding, sm.SquaredL2(), where=where) == 0).all()
 
 
-@pytest.mark.parametrize("axis", [0, 1, -2, (0, 1), None])
+# --- Other domains -----------------------------------------------------------------------------------------
+
+CHOICE = np.array([[1, 0, 1, 1, 0, 0, 0]] * 6, float)
+OVER = {
+    "k of d": (sm.conjugate(sm.SquaredL2(), over=sm.CappedSimplex(3.0)), CHOICE),
+    "smooth k of d": (sm.conjugate(sm.FermiDirac(), over=sm.CappedSimplex(3.0)), CHOICE),
+    "fused k of d": (sm.conjugate(sm.SquaredL2() + 0.2 * sm.TotalVariation(), over=sm.CappedSimplex(3.0)), CHOICE),
+    "any subset": (sm.conjugate(sm.SquaredL2(), over=sm.Box()), CHOICE),
+    "any subset, sigmoid": (sm.conjugate(sm.FermiDirac(), over=sm.Box()), CHOICE),
+    "order": (sm.conjugate(sm.SquaredL2(), over=sm.Permutahedron(np.arange(7.0))), np.argsort(T, axis=1).astype(float)),
+}
+
+
+@pytest.mark.parametrize("name", OVER)
+def test_over_another_domain(name):
+    """The definition, from the operator; exactly zero at the weights; the gradient; a label where there is one."""
+    op, t = OVER[name]
+    loss = sm.fenchel_young_loss(X, t, op)
+    np.testing.assert_allclose(loss, op.max(X) + op.omega(t) - (X * t).sum(-1), atol=1e-12)
+    assert (np.asarray(loss) > 0).all()
+    np.testing.assert_array_equal(sm.fenchel_young_loss(X, op(X), op), np.zeros(6))
+    gradient = jax.grad(lambda x: sm.fenchel_young_loss(x, t, op).sum())(jnp.asarray(X))
+    np.testing.assert_allclose(gradient, op(X) - t, atol=1e-15)
+    if op.over.has_vertices:
+        expected = sm.fenchel_young_loss(X, np.eye(7)[LABELS], op)
+        np.testing.assert_allclose(sm.fenchel_young_loss_with_integer_labels(X, LABELS, op), expected, atol=1e-12)
+
+
+def test_sigmoid_cross_entropy_is_the_loss_of_the_box():
+    logits, targets = jnp.asarray(X), jnp.asarray(CHOICE)
+    with jax.numpy_dtype_promotion("standard"):
+        expected = optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
+    op = sm.conjugate(sm.FermiDirac(), over=sm.Box())
+    np.testing.assert_allclose(sm.fenchel_young_loss(logits, targets, op), expected, atol=1e-12)
+
+
+def test_the_number_of_choices_is_learned():
+    """d/dk of the loss by finite differences: the domain's hyper-parameters have gradients too."""
+
+    def loss(k):
+        return sm.fenchel_young_loss(X, CHOICE, sm.conjugate(sm.SquaredL2(), over=sm.CappedSimplex(k))).sum()
+
+    difference = (loss(3.0 + 1e-6) - loss(3.0 - 1e-6)) / 2e-6
+    assert float(jax.grad(loss)(3.0)) == pytest.approx(float(difference), abs=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, np.int64(1), -2, (0, 1), None])
 def test_axis(axis):
     x, t = jnp.asarray(X[:3, :4]), jnp.asarray(T[:3, :4])
     axes = (0, 1) if axis is None else axis
     t = t / t.sum(axes, keepdims=True)
-    if axis in (0, 1, -2):
+    if isinstance(axis, (int, np.integer)):
         expected = jax.vmap(lambda x, t: sm.fenchel_young_loss(x, t, sm.Tsallis(1.5)), in_axes=1 - axis % 2, out_axes=0)
         np.testing.assert_allclose(sm.fenchel_young_loss(x, t, sm.Tsallis(1.5), axis), expected(x, t), atol=1e-12)
     else:
         expected = sm.fenchel_young_loss(x.ravel(), t.ravel(), sm.Tsallis(1.5))
         np.testing.assert_allclose(sm.fenchel_young_loss(x, t, sm.Tsallis(1.5), axis), expected, atol=1e-12)
-    if isinstance(axis, int):
+    if isinstance(axis, (int, np.integer)):
         labels = jnp.argmax(t, axis)
         onehot = jax.nn.one_hot(labels, x.shape[axis], axis=axis, dtype=x.dtype)
         np.testing.assert_allclose(
@@ -172,6 +241,12 @@ def test_dtype_is_that_of_the_logits(dtype):
     (lambda: sm.fenchel_young_loss_with_integer_labels(X, LABELS[:2], sm.Shannon()), ["labels", "(2,)", "(6,)"]),
     (lambda: sm.fenchel_young_loss_with_integer_labels(X, LABELS, sm.Shannon(), axis=2), ["axis=2", "(6, 7)"]),
     (lambda: sm.fenchel_young_loss_with_integer_labels(X, LABELS, sm.Shannon(), axis=(0, 1)), ["axis", "(0, 1)"]),
+    (lambda: sm.fenchel_young_loss_with_integer_labels(X, LABELS, sm.Shannon(), axis=True), ["axis", "True"]),
+    (lambda: sm.fenchel_young_loss_with_integer_labels(X, LABELS, OVER["k of d"][0]), ["CappedSimplex", "one-hot"]),
+    (lambda: sm.fenchel_young_loss_with_integer_labels(X, LABELS, OVER["order"][0]), ["Permutahedron", "one-hot"]),
+    (lambda: sm.fenchel_young_loss(X, T, sm.conjugate(sm.SquaredL2(), over=sm.CappedSimplex(8.0))), ["total", "8.0"]),
+    (lambda: sm.fenchel_young_loss(X, T, sm.Shannon(), axis=[0, 1]), ["axis", "[0, 1]"]),
+    (lambda: sm.fenchel_young_loss(X > 0, T, sm.Shannon()), ["bool"]),
     (lambda: sm.fenchel_young_loss(X, T, sm.Oscar()), ["Oscar()", "base"]),
     (lambda: sm.fenchel_young_loss(X, T, sm.Shannon(), where=np.ones((6, 7))), ["where", "boolean"]),
 ])  # fmt: skip

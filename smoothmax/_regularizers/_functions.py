@@ -39,6 +39,7 @@ class Function(Base):
     fun: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
     params: Any = None
 
+    of_a_function = True
     composes = False
     counts_zeros = True
 
@@ -95,6 +96,7 @@ class Separable(Entropy):
     phi: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
     params: Any = None
 
+    of_a_function = True
     counts_zeros = True
 
     def __post_init__(self) -> None:

@@ -51,6 +51,9 @@ class Regularizer(Parametrized):
       Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
 
+    of_a_function: ClassVar[bool] = False
+    """Whether it holds a function of the user's own, of which there is no end."""
+
     def __call__(
         self, y: jax.typing.ArrayLike, axis: Axis = -1, *, where: jax.typing.ArrayLike | None = None
     ) -> jax.Array:

@@ -45,10 +45,11 @@ def hessian_product(gradient: Product, y: jax.Array) -> tuple[jax.Array, Product
         ahead, behind = jax.vmap(gradient)(jnp.maximum(jnp.stack([y + h * v, y - h * v]), y[None] / 2))
         return safe_ratio(ahead - behind, 2 * h)
 
+    good = jnp.isfinite(total(tangent(y)))
+    all_good = jnp.all(good)
+
     def product(v: jax.Array) -> jax.Array:
-        exact = tangent(v)
-        good = jnp.all(jnp.isfinite(exact), -1, keepdims=True)
-        return lax.cond(jnp.all(good), lambda: exact, lambda: jnp.where(good, exact, difference(v)))
+        return lax.cond(all_good, lambda: tangent(v), lambda: jnp.where(good, tangent(v), difference(v)))
 
     return slope, product
 
@@ -132,7 +133,7 @@ def conjugate_gradients(
 def _diagonal(product: Product, face: jax.Array, like: jax.Array) -> jax.Array:
     """A positive estimate of the diagonal of H by products with fixed random signs; exact if H is diagonal."""
     signs = jnp.where(face[None], random_signs(1, _PROBES, like), 0)
-    products = lax.map(product, signs)  # under vmap, both sides of a condition in the product would run
+    products = jax.vmap(product)(signs)
     floor = _LEAST_SHARE * jnp.sqrt(jnp.mean(products**2, 0))
     return jnp.maximum(jnp.maximum(jnp.mean(signs * products, 0), floor), tiny(like))
 

@@ -266,7 +266,9 @@ def _convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equ
         far = s.far & (log_f > FAR)
         step = phi(log_f, jnp.where(far, inverse_exponent, newton)) / slope
         stalled = (jnp.abs(log_f) < noise) & (2 * jnp.abs(step) > jnp.abs(s.step))
-        arrives = (r * jnp.abs(step) <= -enough * tau) | stalled
+        # Next to alpha = 1 no float is near the root, and none needs to be: see the end.
+        stuck = jnp.abs(step) <= -2 * eps(z) * tau
+        arrives = (r * jnp.abs(step) <= -enough * tau) | stalled | stuck
         return _State(s.passes + 1, tau, step, s.active & ~arrives, far, summands.low if powers.dear else None)
 
     wanted = varying_like(wanted, z, b)
@@ -280,7 +282,9 @@ def _convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equ
     else:
         y = s.low_power * positive(positive(x - s.tau) - r * s.step)
     size = total(y)
-    arrived = wanted & ~s.active & (jnp.abs(size - 1) <= REPAIRABLE if equation.sums_to_one else size > 0)
+    # Dividing by the sum is a move of the threshold by b log size, which for small b is nothing, however coarse the sum.
+    repairable = b * jnp.abs(jnp.log(size)) <= REPAIRABLE if equation.sums_to_one else size > 0
+    arrived = wanted & ~s.active & repairable
     return Solved(y / jnp.where(size > 0, size, 1), arrived)
 
 

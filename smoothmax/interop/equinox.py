@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from .._operators import softmax
-from ._layers import attend_batched, missing
+from ._layers import attend, missing
 
 try:
     import equinox as eqx
@@ -103,11 +103,11 @@ class MultiheadAttention(eqx.nn.MultiheadAttention):
           Embeddings `(T, output_size)`.
         """
         inference = inference if deterministic is None else deterministic
-        heads = (
-            self._project(self.query_proj, query),
-            self._project(self.key_proj, key_),
-            self._project(self.value_proj, value),
-        )
+
+        def project(projection: eqx.nn.Linear, embeddings: jax.Array) -> jax.Array:
+            return jax.vmap(projection)(embeddings).reshape(embeddings.shape[0], self.num_heads, -1)
+
+        heads = project(self.query_proj, query), project(self.key_proj, key_), project(self.value_proj, value)
         if process_heads is not None:
             processed = process_heads(*heads)
             shapes, expected = [h.shape for h in processed], [h.shape for h in heads]
@@ -122,5 +122,5 @@ class MultiheadAttention(eqx.nn.MultiheadAttention):
             keys = jax.random.split(key, self.num_heads)
             return jax.vmap(lambda w, k: self.dropout(w, key=k, inference=inference))(weights, keys)
 
-        attention, _ = attend_batched(*heads, mask=mask, mapping=self.mapping, change_weights=drop)
+        attention, _ = attend(*heads, mask=mask, mapping=self.mapping, change_weights=drop)
         return jax.vmap(self.output_proj)(attention.reshape(query.shape[0], -1))

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._layers import attend_batched, missing
+from ._layers import attend, missing
 
 try:
     from flax import nnx
@@ -100,7 +100,7 @@ def attention_fn(mapping: Callable[..., jax.Array], *, block_size: int | None = 
             kept = jax.random.bernoulli(dropout_rng, keep, shape)
             return jnp.where(kept, weights / keep, jnp.zeros((), weights.dtype))
 
-        output, weights = attend_batched(
+        output, weights = attend(
             query,
             key,
             value,

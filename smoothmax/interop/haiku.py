@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from .._operators import softmax
-from ._layers import attend_batched, missing
+from ._layers import attend, missing
 
 try:
     import haiku as hk
@@ -79,9 +79,14 @@ class MultiHeadAttention(hk.MultiHeadAttention):
                 f"mask of shape {mask.shape} must have one axis more than query of shape {query.shape}, for the heads: "
                 "insert it, for example with mask[:, None]"
             )
-        # The names decide the parameters, and are those of the base class.
-        project: Callable[..., jax.Array] = self._linear_projection  # pyright: ignore[reportAssignmentType]
-        attention, _ = attend_batched(
+        options = {"w_init": self.w_init, "with_bias": self.with_bias, "b_init": self.b_init}
+
+        def project(embeddings: jax.Array, head_size: int, name: str) -> jax.Array:
+            # The names decide the parameters, and are those of the base class.
+            heads = hk.Linear(self.num_heads * head_size, **options, name=name)(embeddings)
+            return heads.reshape(*embeddings.shape[:-1], self.num_heads, head_size)
+
+        attention, _ = attend(
             project(query, self.key_size, "query"),
             project(key, self.key_size, "key"),
             project(value, self.value_size, "value"),
@@ -90,5 +95,4 @@ class MultiHeadAttention(hk.MultiHeadAttention):
             block_size=self.block_size,
         )
         attention = attention.reshape(*query.shape[:-1], self.num_heads * self.value_size)
-        out = hk.Linear(self.model_size, w_init=self.w_init, with_bias=self.with_bias, b_init=self.b_init)
-        return out(attention)
+        return hk.Linear(self.model_size, **options)(attention)

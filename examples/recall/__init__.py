@@ -1,0 +1,1 @@
+"""Long context: a small transformer trained on short sequences and asked about long ones."""

@@ -1,0 +1,106 @@
+"""The calls: each takes what the reference takes, brings the hyper-parameters into shape and calls its handler.
+
+A handler reads batch axes and the slice, the same batch in all its operands. So `vmap` only adds an axis, and a
+partitioner may cut the batch: what it needs to know is how many axes that is. A slice that is itself cut over devices is
+put together first; `implementation="xla"` computes on it as it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import custom_batching
+from jax.experimental.shard_alike import shard_alike
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from ..._arrays import varying_like
+from ._library import DTYPES, target
+
+_SERVED = tuple(jnp.dtype(d) for d in DTYPES)
+
+
+def threshold(x: jax.Array, gamma: jax.Array, alpha: jax.Array) -> jax.Array:
+    """`smoothmax._solvers.tsallis_weights`."""
+    return _call("threshold", (x, _row(gamma, x), _row(alpha, x)))
+
+
+def p_norm(x: jax.Array, gamma: jax.Array, p: jax.Array) -> jax.Array:
+    """`smoothmax._solvers.p_norm_weights`."""
+    return _call("p_norm", (x, _row(gamma, x), _row(p, x)))
+
+
+def capped(x: jax.Array, gamma: jax.Array, alpha: jax.Array, total: jax.Array, upper: jax.Array) -> jax.Array:
+    """`smoothmax._solvers.capped_weights` for a Tsallis entropy, or for Fermi-Dirac's where alpha is 0."""
+    return _call("capped", (x, _row(gamma, x), _row(alpha, x), _row(total, x), _row(upper, x)))
+
+
+def threshold_product(y: jax.Array, v: jax.Array, alpha: jax.Array, scale: jax.Array) -> jax.Array:
+    """`smoothmax._solvers.threshold_product`."""
+    return _call("threshold_product", (y, v, _row(alpha, y), _row(scale, y)))
+
+
+def chain(x: jax.Array, up: jax.Array, down: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`smoothmax._solvers.chain_prox`."""
+    return _call("chain", (x, _row(up, x), _row(down, x)), jnp.int8)
+
+
+def segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array) -> jax.Array:
+    """`smoothmax._solvers.segment_mean`."""
+    return _call("segment_mean", (v, jumps, weight.astype(v.dtype)))
+
+
+def ranks(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`smoothmax._solvers.sorted_prox`."""
+    weights = jnp.broadcast_to(jnp.asarray(weights, x.dtype), x.shape)
+    return _call("ranks", (x, weights), jnp.int32, jnp.int8)
+
+
+def refuses(x: Any, *_: Any) -> str | None:
+    """Why arguments such as these cannot be served, or None."""
+    dtype = jnp.asarray(x).dtype if not hasattr(x, "dtype") else x.dtype
+    if dtype in _SERVED:
+        return None
+    return f"it computes in {' and '.join(DTYPES)}, not in {dtype}"
+
+
+def _row(value: Any, x: jax.Array) -> jax.Array:
+    """A hyper-parameter with the batch of x: one value a slice, or as many as it has in its last axis."""
+    value = jnp.asarray(value, x.dtype)
+    size = value.shape[-1] if value.ndim else 1
+    return jnp.broadcast_to(value, (*x.shape[:-1], size))
+
+
+def _call(problem: str, operands: Sequence[jax.Array], *others: Any) -> Any:
+    """Calls a handler: its first result is like the first operand, the others have its shape and the dtypes `others`."""
+
+    @custom_batching.custom_vmap
+    def call(*operands):
+        x, manual = operands[0], bool(jax.sharding.get_abstract_mesh().manual_axes)
+        results = [jax.ShapeDtypeStruct(x.shape, dtype, **_placed(x)) for dtype in (x.dtype, *others)]
+        with set_xla_metadata(num_batch_dims=str(x.ndim - 1)):
+            results = jax.ffi.ffi_call(target(problem, str(x.dtype)), results)(*operands)
+        # The partitioner sees through the call, but sharding propagates by operations that it knows.
+        return tuple(results if manual else (shard_alike(x, result)[1] for result in results))
+
+    @call.def_vmap
+    def batched(size, is_batched, *operands):
+        operands = [
+            v if has_axis else jnp.broadcast_to(v, (size, *v.shape))
+            for v, has_axis in zip(operands, is_batched, strict=True)
+        ]
+        return call(*operands), (True,) * (1 + len(others))
+
+    operands = [varying_like(v, *operands) for v in operands]
+    results = call(*operands)
+    return results if others else results[0]
+
+
+def _placed(x: jax.Array) -> dict[str, Any]:
+    """What a result has in common with x: the mesh axes over which it varies in `shard_map`, and its explicit sharding."""
+    kind = jax.typeof(x)
+    names = ("manual_axis_type", "vma")  # from JAX 0.10 on, and before
+    placed = {name: getattr(kind, name) for name in names if hasattr(kind, name)}
+    return placed if kind.sharding.mesh.empty else placed | {"sharding": kind.sharding}

@@ -1,0 +1,246 @@
+// Entropies over the capped simplex: y_i = clip(psi(z_i - tau), 0, upper_i), sum y = total. See
+// smoothmax/_solvers/_capped.py.
+//
+// The sum falls as tau rises, and what is asked of it is only that: a bracket, Newton's method inside it, and a half of it
+// where Newton's method leaves it or is slow. The threshold may sit far below the top, where differences of scores are
+// coarse: found roughly, it becomes the centre of the scores, and is found again.
+#pragma once
+
+#include "power.h"
+#include "rows.h"
+#include "simplex.h"
+
+namespace smoothmax::SMOOTHMAX_TARGET {
+
+// psi and its derivative, as functions of w = z - tau; psi(0) = 1 (sigmoid: 1/2). It is steep if its slope has no bound.
+struct NotSteep {
+  bool steep() const { return false; }
+};
+template <class T>
+struct Sigmoid : NotSteep {
+  SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
+    // exp(-|w|) cannot overflow.
+    Vec<T> e = exp2<T>(smaller(w, -w) * T(kLog2E)), half = T{1} / (T{1} + e);
+    y = w < Vec<T>{} ? e * half : half;
+    slope = e * half * half;
+  }
+};
+template <class T>
+struct Exponential : NotSteep {
+  SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const { y = slope = exp2<T>(w * T(kLog2E)); }
+};
+template <class T>
+struct Linear : NotSteep {
+  SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
+    y = positive<T>(T{1} + w);
+    slope = y > Vec<T>{} ? all<T>(1) : Vec<T>{};
+  }
+};
+template <class T>
+struct Square : NotSteep {
+  SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
+    slope = positive<T>(T{1} + w * T(0.5));
+    y = slope * slope;
+  }
+};
+template <class T>
+struct AnyPower {
+  T b, r;
+  bool steep() const { return b > 1; }
+  SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
+    Vec<T> s = b * smaller(w, all<T>(T(1e30))), u = T{1} + s;
+    Vec<T> safe = greater(u, all<T>(std::numeric_limits<T>::min()));
+    slope = power<T>(u, r - 1, (s - (u - T{1})) / safe);
+    y = slope * positive<T>(u);
+  }
+};
+
+// A row: scores about a centre, with bounds.
+template <class T>
+struct Scores {
+  T* z;            // (x - centre) / gamma, a whole number of vectors, filled up with -inf
+  const T* upper;  // one bound, or one a position
+  bool one_bound;
+  int64_t d;
+  T most;  // above what any weight can be, so that none is infinite on the way
+
+  SMOOTHMAX_INLINE Vec<T> bound(int64_t i) const {
+    if (one_bound) return all<T>(std::min(upper[0], most));
+    return smaller(i + kWidth<T> <= d ? load(upper + i) : load_first(upper + i, d - i, T{0}), all<T>(most));
+  }
+  void centre(const T* x, T centre, T gamma) {
+    each(x, d, -kInf<T>, [&](int64_t i, Vec<T> v) { store<T>(z + i, (v - centre) / gamma); });
+  }
+};
+
+// The weights at tau: their sum, and its derivative by -tau.
+struct Filled {
+  double sum, slope;
+};
+
+template <class T, class Psi>
+Filled filled(const Scores<T>& scores, const Psi& psi, T tau) {
+  Vec<T> total = {}, lost = {}, slope = {};  // the sum of many ones rounds: what is lost is summed too
+  for (int64_t i = 0; i < scores.d; i += kWidth<T>) {
+    Vec<T> y, rate, bound = scores.bound(i), z = load(scores.z + i);
+    Mask<T> there = z > all<T>(-kInf<T>);
+    psi(z - tau, y, rate);
+    slope += (y < bound) & there ? rate : Vec<T>{};
+    y = there ? smaller(y, bound) : Vec<T>{};
+    Vec<T> more = total + y;
+    lost += y - (more - total);
+    total = more;
+  }
+  return {sum<T>(total) + sum<T>(lost), sum<T>(slope)};
+}
+
+// Where the sum is `total`: between low and high, nearest to tau.
+struct Root {
+  double tau;
+  Filled at;         // at tau
+  double low, high;  // where the sum is at least and at most `total`; infinite where never seen
+  bool arrived;
+};
+
+constexpr int kMaxSearch = 400;  // halvings from the largest to the least double, for hostile scores
+
+// Searches from `tau`, by steps of `stride` and more while the root is on one side. A step below `enough` ends the search where a short
+// step means a small excess, which it does but for powers with infinite slope at 0.
+template <class T, class Psi>
+Root find_root(const Scores<T>& scores, const Psi& psi, double total, double tau, double stride, double enough) {
+  Root root = {tau, {}, -HUGE_VAL, HUGE_VAL, false};
+  double last = HUGE_VAL;
+  for (int pass = 0; pass < kMaxSearch; ++pass) {
+    root.tau = static_cast<T>(tau);
+    root.at = filled(scores, psi, static_cast<T>(tau));
+    const double excess = root.at.sum - total, step = excess / root.at.slope;
+    const double resolution = kEps<T> * std::max(std::abs(root.tau), 1.0);
+    (excess >= 0 ? root.low : root.high) = root.tau;
+    root.arrived = std::abs(excess) <= kEps<T> * total || std::abs(step) <= std::max(enough, psi.steep() ? 0 : resolution);
+    if (root.arrived || root.high - root.low <= resolution) return root;
+    // Newton's method, if it stays inside the bracket and halves its steps; else the middle, or a stride to find a bracket.
+    const bool bracketed = root.low > -HUGE_VAL && root.high < HUGE_VAL;
+    tau = root.tau + step;
+    if (!(tau > root.low && tau < root.high && std::abs(step) <= std::min(last / 2, bracketed ? HUGE_VAL : stride))) {
+      tau = bracketed ? root.low + (root.high - root.low) / 2 : root.tau + std::copysign(stride, excess);
+      stride *= 4;
+    }
+    last = std::abs(tau - root.tau);
+  }
+  return root;
+}
+
+// Writes the weights at the root. What their sum lacks is shared out among the free ones in proportion to their rates;
+// where it jumps between two neighbouring thresholds (powers with infinite slope at 0), the weights lie between the two.
+template <class T, class Psi>
+void write_weights(const Scores<T>& scores, const Psi& psi, const Root& root, double total, T* y) {
+  constexpr double kNearly = 1e-4;
+  const double lack = total - root.at.sum;
+  const bool between = !root.arrived && root.low > -HUGE_VAL && root.high < HUGE_VAL;
+  const T low = static_cast<T>(root.low), high = static_cast<T>(root.high);
+  if (between) {
+    const double over = filled(scores, psi, low).sum, under = filled(scores, psi, high).sum;
+    if (!(over >= total && total >= under)) return fill(y, scores.d, kNaN<T>);
+    const T share = static_cast<T>(over > under ? (total - under) / (over - under) : 0);
+    map(scores.z, scores.d, -kInf<T>, y, [&](int64_t i, Vec<T> z) {
+      Vec<T> a, b, rate, u = scores.bound(i);
+      psi(z - low, a, rate);
+      psi(z - high, b, rate);
+      a = smaller(a, u);
+      b = smaller(b, u);
+      return z == all<T>(-kInf<T>) ? Vec<T>{} : b + share * (a - b);
+    });
+    return;
+  }
+  if (!(std::abs(lack) <= kNearly * total)) return fill(y, scores.d, kNaN<T>);
+  const T share = static_cast<T>(root.at.slope > 0 ? lack / root.at.slope : 0), tau = static_cast<T>(root.tau);
+  map(scores.z, scores.d, -kInf<T>, y, [&](int64_t i, Vec<T> z) {
+    Vec<T> w, rate, u = scores.bound(i);
+    psi(z - tau, w, rate);
+    Vec<T> free = positive<T>(smaller(w + share * rate, u));
+    w = (w > Vec<T>{}) & (w < u) ? free : smaller(w, u);
+    return z == all<T>(-kInf<T>) ? Vec<T>{} : w;
+  });
+}
+
+template <class T, class Psi>
+void capped_row(Scores<T>& scores, const T* x, T top, T gamma, double total, double start, T* y, const Psi& psi) {
+  constexpr double kRough = 1e-2;  // near enough for a centre
+  scores.centre(x, top, gamma);
+  Root root = find_root(scores, psi, total, start, 1, kRough);
+  scores.centre(x, static_cast<T>(top + gamma * root.tau), gamma);
+  root = find_root(scores, psi, total, 0, kRough, 0);
+  write_weights(scores, psi, root, total, y);
+}
+
+// What is known of a row of the capped simplex beforehand.
+template <class T>
+struct Budget {
+  double room;   // the sum of the bounds
+  double start;  // a first guess of the threshold, about the top, in units of gamma
+  bool broken;   // a bound is NaN or negative
+};
+
+template <class T>
+Budget<T> budget(const Scores<T>& scores, const T* x, T top, T gamma, double total) {
+  double room = 0, n = 0, mean = 0, square = 0;
+  bool broken = false;
+  for (int64_t i = 0; i < scores.d; ++i) {
+    const double u = scores.one_bound ? scores.upper[0] : scores.upper[i], v = (static_cast<double>(x[i]) - top) / gamma;
+    broken |= !(u >= 0);
+    if (x[i] == -kInf<T>) continue;
+    room += u;
+    n += 1;
+    mean += v;
+    square += v * v;
+  }
+  mean /= n;
+  // As if the scores were normal: the quantile that leaves as many above as bounds of average size hold.
+  constexpr double kLogisticToNormal = 1.702;
+  const double share = std::min(std::max(total / room, 0.5 / n), 1 - 0.5 / n);
+  const double spread = std::sqrt(std::max(square / n - mean * mean, 0.0));
+  const double guess = mean - spread * std::log(share / (1 - share)) / kLogisticToNormal;
+  return {room, std::min(guess, 0.0), broken};
+}
+
+template <class T>
+void capped(const Capped<T>& problem, int64_t begin, int64_t end) {
+  constexpr double kRounding = 8 * kEps<T>;
+  const int64_t d = problem.d;
+  Array<T> z(d);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = problem.x + row * d;
+    T* y = problem.y + row * d;
+    const T gamma = problem.gamma[row], alpha = problem.alpha[row], b = alpha - 1;
+    const double total = problem.total[row];
+    Scores<T> scores = {z, problem.upper + row * problem.upper_size, problem.upper_size == 1, d, static_cast<T>(2 * total)};
+    const Seen<T> seen = look(x, d);
+    const bool good = gamma > 0 && gamma < kInf<T> && total >= 0 && total < HUGE_VAL && (alpha == 0 || (b >= 0 && b < kInf<T>));
+    if (nothing_to_solve(seen, good, y, d)) continue;
+    const Budget<T> budget = SMOOTHMAX_TARGET::budget(scores, x, seen.top, gamma, total);
+    if (budget.broken || total > budget.room * (1 + kRounding)) {
+      fill(y, d, kNaN<T>);
+    } else if (total == 0 || total >= budget.room) {
+      for (int64_t i = 0; i < d; ++i) {
+        y[i] = total == 0 || x[i] == -kInf<T> ? T{0} : scores.upper[scores.one_bound ? 0 : i];
+      }
+    } else {
+      const auto solve = [&](const auto& psi) {
+        capped_row(scores, x, seen.top, gamma, total, budget.start, y, psi);
+      };
+      if (alpha == 0) {
+        solve(Sigmoid<T>{});
+      } else if (b < kEps<T>) {
+        solve(Exponential<T>{});
+      } else if (b == 1) {
+        solve(Linear<T>{});
+      } else if (b == T(0.5)) {
+        solve(Square<T>{});
+      } else {
+        solve(AnyPower<T>{b, 1 / b});
+      }
+    }
+  }
+}
+
+}  // namespace smoothmax::SMOOTHMAX_TARGET

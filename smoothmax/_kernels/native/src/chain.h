@@ -1,0 +1,160 @@
+// Chains: the prox of total variation and of the isotonic order, and means over segments. The problem is that of
+// smoothmax/_solvers/_chain.py; here it is solved by dynamic programming (Johnson 2013), one row at a time, in double.
+//
+// Let D_i(t) be the derivative of the least cost of positions 0..i, given that t_i = t. It is increasing and piecewise
+// linear,
+//
+//     D_i(t) = w_i (t - x_i) + clip(D_{i-1}(t), -down_{i-1}, up_{i-1}),
+//
+// and D_i reaches -down_i at lo_i and up_i at hi_i. At the end D = 0 gives the last t, and then t_i = clip(t_{i+1}, lo_i, hi_i).
+// A clip puts a constant piece at either end, in place of pieces that are never seen again: O(d) in all.
+#pragma once
+
+#include "kernels.h"
+#include "rows.h"
+
+namespace smoothmax::SMOOTHMAX_TARGET {
+
+// A linear piece of D. With the number and the sum of the positions so far (those that are not deleted), and what these were
+// when the piece was made, D(t) = force + (count - count0) t - (sum - sum0): to add a position changes no piece.
+struct Piece {
+  double count0, sum0, force;
+  double start;  // it reaches from here to the start of the next
+};
+
+class Derivative {
+ public:
+  Derivative(Piece* pieces, int64_t d) : first_(pieces + d), last_(first_) { *first_ = {0, 0, 0, -HUGE_VAL}; }
+
+  void add(double x) {
+    count_ += 1;
+    sum_ += x;
+  }
+
+  // Cuts D off below `least` (above `most`) and returns where; infinite where D never goes beyond.
+  double clip_below(double least) {
+    const Piece* before = first_;
+    while (first_ != last_ && at(*first_, first_[1].start) < least) ++first_;
+    const double slope = count_ - first_->count0;
+    if (slope == 0 && first_ == before) return -HUGE_VAL;
+    // A constant piece behind those that were dropped is beyond `least` by rounding alone, from where it starts.
+    const double where = slope == 0 ? first_->start : (least - first_->force + (sum_ - first_->sum0)) / slope;
+    first_->start = where;
+    *--first_ = {count_, sum_, least, -HUGE_VAL};
+    return where;
+  }
+  double clip_above(double most) {
+    const Piece* before = last_;
+    while (last_ != first_ && at(*last_, last_->start) > most) --last_;
+    const double slope = count_ - last_->count0;
+    if (slope == 0 && last_ == before) return HUGE_VAL;
+    const double where = slope == 0 ? last_[1].start : (most - last_->force + (sum_ - last_->sum0)) / slope;
+    *++last_ = {count_, sum_, most, where};
+    return where;
+  }
+
+  // Where D is 0; 0 where it is so everywhere.
+  double root() {
+    while (first_ != last_ && at(*first_, first_[1].start) < 0) ++first_;
+    const double slope = count_ - first_->count0;
+    return slope == 0 ? 0 : (sum_ - first_->sum0 - first_->force) / slope;
+  }
+
+ private:
+  double at(const Piece& piece, double t) const { return piece.force + (count_ - piece.count0) * t - (sum_ - piece.sum0); }
+
+  double count_ = 0, sum_ = 0;
+  Piece *first_, *last_;
+};
+
+// The last t of a row of finite and deleted (-inf) scores, and the limits of the others.
+template <class T>
+double forward(const T* x, double centre, const T* up, bool one_up, const T* down, bool one_down, int64_t d, Piece* pieces,
+               double* lo, double* hi) {
+  Derivative derivative(pieces, d);
+  for (int64_t i = 0; i < d; ++i) {
+    if (x[i] != -kInf<T>) derivative.add(static_cast<double>(x[i]) - centre);
+    if (i == d - 1) break;
+    const double u = up[one_up ? 0 : i], l = down[one_down ? 0 : i];
+    lo[i] = l == HUGE_VAL ? -HUGE_VAL : derivative.clip_below(-l);
+    hi[i] = u == HUGE_VAL ? HUGE_VAL : derivative.clip_above(u);
+  }
+  return derivative.root();
+}
+
+template <class T>
+void chain_row(const T* x, const T* up, bool one_up, const T* down, bool one_down, int64_t d, Piece* pieces, double* lo,
+               double* hi, T* t, int8_t* jumps) {
+  double least = HUGE_VAL, most = -HUGE_VAL, sum = 0, n = 0;
+  for (int64_t i = 0; i < d; ++i) {
+    if (x[i] == -kInf<T>) continue;
+    most = std::max(most, static_cast<double>(x[i]));
+    least = std::min(least, static_cast<double>(x[i]));
+  }
+  const double top = n == 0 && most == -HUGE_VAL ? 0 : most;
+  for (int64_t i = 0; i < d; ++i) {
+    if (x[i] == -kInf<T>) continue;
+    sum += static_cast<double>(x[i]) - top;
+    n += 1;
+  }
+  const double centre = top + (n == 0 ? 0 : sum / n);
+  // Values nearer than this are rounding apart: no segment is split for less.
+  const double slack = n == 0 ? 0 : 2 * kEps<T> * std::max(most - centre, centre - least);
+  double value = forward(x, centre, up, one_up, down, one_down, d, pieces, lo, hi);
+  for (int64_t i = d - 1; i >= 0; --i) {
+    if (i == d - 1) {
+      jumps[i] = 0;
+    } else {
+      const bool free = up[one_up ? 0 : i] + down[one_down ? 0 : i] == 0;
+      const bool rises = value > hi[i] + (free ? 0 : slack), falls = value < lo[i] - (free ? 0 : slack);
+      jumps[i] = static_cast<int8_t>(rises ? 1 : falls || free ? -1 : 0);
+      value = rises ? hi[i] : falls ? lo[i] : value;
+    }
+    t[i] = x[i] == -kInf<T> ? x[i] : static_cast<T>(value + centre);
+  }
+}
+
+template <class T>
+void chain(const Chain<T>& problem, int64_t begin, int64_t end) {
+  const int64_t d = problem.d;
+  Array<Piece> pieces(2 * d + 2);
+  Array<double> lo(d), hi(d);
+  for (int64_t row = begin; row < end; ++row) {
+    const T *x = problem.x + row * d, *up = problem.up + row * problem.up_size, *down = problem.down + row * problem.down_size;
+    T* t = problem.t + row * d;
+    int8_t* jumps = problem.jumps + row * d;
+    bool broken = look(x, d).broken;
+    for (int64_t i = 0; i < problem.up_size; ++i) broken |= !(up[i] >= 0);
+    for (int64_t i = 0; i < problem.down_size; ++i) broken |= !(down[i] >= 0);
+    if (broken) {
+      fill(t, d, kNaN<T>);
+      for (int64_t i = 0; i < d; ++i) jumps[i] = 0;
+    } else {
+      chain_row(x, up, problem.up_size == 1, down, problem.down_size == 1, d, pieces, lo, hi, t, jumps);
+    }
+  }
+}
+
+// The sum of v over each segment divided by the sum of weight there; 0 where that is 0.
+template <class T>
+void segment_mean(const SegmentMean<T>& problem, int64_t begin, int64_t end) {
+  const int64_t d = problem.d;
+  for (int64_t row = begin; row < end; ++row) {
+    const T *v = problem.v + row * d, *weight = problem.weight + row * d;
+    const int8_t* jumps = problem.jumps + row * d;
+    T* mean = problem.mean + row * d;
+    int64_t start = 0;
+    double total = 0, size = 0;
+    for (int64_t i = 0; i < d; ++i) {
+      total += v[i];
+      size += weight[i];
+      if (jumps[i] == 0 && i != d - 1) continue;
+      const T value = static_cast<T>(size == 0 ? 0 : total / size);
+      for (int64_t j = start; j <= i; ++j) mean[j] = value;
+      start = i + 1;
+      total = size = 0;
+    }
+  }
+}
+
+}  // namespace smoothmax::SMOOTHMAX_TARGET

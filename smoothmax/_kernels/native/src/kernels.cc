@@ -1,0 +1,22 @@
+// The kernels for one instruction set: compiled once for each, with SMOOTHMAX_TARGET as its name.
+#include "kernels.h"
+
+#include "capped.h"
+#include "chain.h"
+#include "ranks.h"
+#include "simplex.h"
+
+#define SMOOTHMAX_STRING(name) #name
+#define SMOOTHMAX_NAME(name) SMOOTHMAX_STRING(name)
+
+namespace smoothmax::SMOOTHMAX_TARGET {
+
+template <class T>
+constexpr Table<T> table_of() {
+  return {threshold<T>, p_norm<T>, capped<T>, threshold_product<T>, chain<T>, segment_mean<T>, ranks<T>};
+}
+
+extern const Kernels kernels;
+const Kernels kernels = {SMOOTHMAX_NAME(SMOOTHMAX_TARGET), table_of<float>(), table_of<double>()};
+
+}  // namespace smoothmax::SMOOTHMAX_TARGET

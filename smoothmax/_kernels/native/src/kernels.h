@@ -1,0 +1,88 @@
+// The problems, and for each instruction set a table of functions that solve them.
+//
+// Every function solves the rows [begin, end) of its problem. Rows are independent, so how they are cut up among threads
+// cannot change a result. Arrays are dense, the slice last; a hyper-parameter has one value a row. What the problems
+// are, and the mathematics, stands with the reference: smoothmax/_solvers.
+#pragma once
+
+#include <cstdint>
+
+namespace smoothmax {
+
+template <class T>
+struct Threshold {  // also the p-norm, whose p takes the place of alpha
+  const T *x, *gamma, *alpha;
+  T* y;
+  int64_t d;
+};
+
+template <class T>
+struct Capped {
+  const T *x, *gamma, *alpha, *total, *upper;
+  int64_t upper_size;  // values of `upper` in a row: 1 or d
+  T* y;
+  int64_t d;
+};
+
+template <class T>
+struct ThresholdProduct {
+  const T *y, *v, *alpha, *scale;
+  T* out;
+  int64_t d;
+};
+
+template <class T>
+struct Chain {
+  const T *x, *up, *down;
+  int64_t up_size, down_size;  // values in a row: 1 or d - 1
+  T* t;
+  int8_t* jumps;
+  int64_t d;
+};
+
+template <class T>
+struct SegmentMean {
+  const T* v;
+  const int8_t* jumps;
+  const T* weight;
+  T* mean;
+  int64_t d;
+};
+
+template <class T>
+struct Ranks {
+  const T *x, *weights;
+  int64_t weights_rows;  // 1 where all rows share them
+  T* t;
+  int32_t* order;
+  int8_t* ties;
+  int64_t d;
+};
+
+template <class T>
+struct Table {
+  void (*threshold)(const Threshold<T>&, int64_t begin, int64_t end);
+  void (*p_norm)(const Threshold<T>&, int64_t begin, int64_t end);
+  void (*capped)(const Capped<T>&, int64_t begin, int64_t end);
+  void (*threshold_product)(const ThresholdProduct<T>&, int64_t begin, int64_t end);
+  void (*chain)(const Chain<T>&, int64_t begin, int64_t end);
+  void (*segment_mean)(const SegmentMean<T>&, int64_t begin, int64_t end);
+  void (*ranks)(const Ranks<T>&, int64_t begin, int64_t end);
+};
+
+struct Kernels {
+  const char* name;
+  Table<float> f32;
+  Table<double> f64;
+};
+
+template <class T>
+const Table<T>& table(const Kernels& kernels) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return kernels.f32;
+  } else {
+    return kernels.f64;
+  }
+}
+
+}  // namespace smoothmax

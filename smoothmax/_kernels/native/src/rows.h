@@ -1,0 +1,89 @@
+// What the kernels do with a row before they solve it, and the memory that they work in.
+#pragma once
+
+#include <cstdlib>
+
+#include "vector.h"
+
+namespace smoothmax::SMOOTHMAX_TARGET {
+
+// Working memory of one thread: arrays of n values and room for one vector more, so that whole vectors can be written.
+template <class T>
+class Array {
+ public:
+  explicit Array(int64_t n) : data_(static_cast<T*>(std::malloc(sizeof(T) * static_cast<size_t>(n) + kSlack))) {}
+  ~Array() { std::free(data_); }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  operator T*() const { return data_; }
+
+ private:
+  static constexpr size_t kSlack = 64 * 8;  // a vector of int64, whatever T is
+  T* data_;
+};
+
+template <class T>
+struct Seen {
+  T top;        // the largest score, -inf where all are deleted
+  bool broken;  // NaN or +inf is among the scores
+};
+
+template <class T>
+SMOOTHMAX_INLINE Seen<T> look(const T* x, int64_t d) {
+  Vec<T> top = all<T>(-kInf<T>);
+  Mask<T> usable = ~Mask<T>{};
+  each(x, d, -kInf<T>, [&](int64_t, Vec<T> v) {
+    top = greater(v, top);
+    usable &= v < all<T>(kInf<T>);
+  });
+  return {largest<T>(top), any<T>(~usable)};
+}
+
+template <class T>
+SMOOTHMAX_INLINE void fill(T* out, int64_t d, T value) {
+  for (int64_t i = 0; i < d; ++i) out[i] = value;
+}
+
+// The scores that may get weight, and where they were: the search for a threshold need not look at the others.
+template <class T>
+struct Kept {
+  T* s;         // (x - top) * scale, a whole number of vectors: those beyond n are so low that they get no weight
+  int32_t* at;  // their positions in the row
+  T* y;         // their weights, as they are found
+  int64_t n;
+};
+
+template <class T>
+SMOOTHMAX_INLINE Kept<T> keep_above(T lowest, const T* x, int64_t d, T top, T scale, T* s, int32_t* at, T* y) {
+  int64_t n = 0;
+  each(x, d, -kInf<T>, [&](int64_t i, Vec<T> v) {
+    v = (v - top) * scale;
+    uint32_t hit = bits<T>(v > all<T>(lowest));
+    if (hit == 0) return;
+    for (int64_t lane = 0; lane < kWidth<T>; ++lane, hit >>= 1) {
+      s[n] = v[lane];
+      at[n] = static_cast<int32_t>(i + lane);
+      n += hit & 1;
+    }
+  });
+  constexpr T kNowhere = -4;
+  store(s + n, all<T>(kNowhere + lowest));
+  return {s, at, y, n};
+}
+
+// Writes the weights of the kept scores, divided by their sum, and zeros elsewhere. They should sum to 1 before, but for
+// rounding, unless they are only in proportion; NaN where they do not: what did not arrive is no answer.
+template <class T>
+SMOOTHMAX_INLINE void give_back(const Kept<T>& kept, bool in_proportion, T* out, int64_t d) {
+  constexpr double kNearly = 0.1;
+  Vec<T> partial = {};
+  for (int64_t i = 0; i < kept.n; i += kWidth<T>) partial += load(kept.y + i);
+  double total = sum<T>(partial);
+  if (!(in_proportion ? total > 0 : std::abs(total - 1) < kNearly)) return fill(out, d, kNaN<T>);
+  T factor = static_cast<T>(1 / total);
+  if (kept.n == d) return map(kept.y, d, T{0}, out, [&](int64_t, Vec<T> y) { return y * factor; });
+  fill(out, d, T{0});
+  for (int64_t i = 0; i < kept.n; ++i) out[kept.at[i]] = kept.y[i] * factor;
+}
+
+}  // namespace smoothmax::SMOOTHMAX_TARGET

@@ -1,0 +1,117 @@
+// Rows over the simplex: "threshold" and "p_norm", and the product with their Jacobian.
+#pragma once
+
+#include "concave.h"
+#include "threshold.h"
+
+namespace smoothmax::SMOOTHMAX_TARGET {
+
+// The weights of a row without NaN or +inf, whose largest score is `top`.
+template <class T>
+void softmax_row(const T* x, int64_t d, T top, T gamma, T* y) {
+  const T scale = static_cast<T>(kLog2E / gamma);
+  Vec<T> total = {};
+  map(x, d, -kInf<T>, y, [&](int64_t, Vec<T> v) {
+    v = exp2<T>((v - top) * scale);
+    total += v;
+    return v;
+  });
+  const T factor = static_cast<T>(1 / sum<T>(total));
+  map(y, d, T{0}, y, [&](int64_t, Vec<T> v) { return v * factor; });
+}
+
+// Fills a row that has no weights to find, and says so: NaN for bad input, 0 for an empty slice.
+template <class T>
+bool nothing_to_solve(const Seen<T>& seen, bool good_parameters, T* y, int64_t d) {
+  const bool broken = seen.broken || !good_parameters, empty = seen.top == -kInf<T>;
+  if (broken || empty) fill(y, d, broken ? kNaN<T> : T{0});
+  return broken || empty;
+}
+
+template <class T>
+void threshold(const Threshold<T>& problem, int64_t begin, int64_t end) {
+  const int64_t d = problem.d;
+  Array<T> s(d), w(d);
+  Array<int32_t> at(d);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = problem.x + row * d;
+    T* y = problem.y + row * d;
+    const T gamma = problem.gamma[row], alpha = problem.alpha[row], b = alpha - 1;
+    const Seen<T> seen = look(x, d);
+    if (nothing_to_solve(seen, gamma > 0 && gamma < kInf<T> && b >= 0 && b < kInf<T>, y, d)) continue;
+    if (b < kEps<T>) {
+      softmax_row(x, d, seen.top, gamma, y);
+      continue;
+    }
+    const Kept<T> kept = keep_above<T>(-1, x, d, seen.top, b / gamma, s, at, w);
+    const bool arrived = b == 1         ? whole_power_weights<1>(kept)
+                         : b == T(0.5)  ? whole_power_weights<2>(kept)
+                         : b < 1        ? any_power_weights<TsallisEquation>(kept, b)
+                                        : concave_weights(kept, b);
+    arrived ? give_back(kept, false, y, d) : fill(y, d, kNaN<T>);
+  }
+}
+
+template <class T>
+void p_norm(const Threshold<T>& problem, int64_t begin, int64_t end) {
+  const int64_t d = problem.d;
+  Array<T> s(d), w(d);
+  Array<int32_t> at(d);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = problem.x + row * d;
+    T* y = problem.y + row * d;
+    const T gamma = problem.gamma[row], b = problem.alpha[row] - 1;
+    const Seen<T> seen = look(x, d);
+    if (nothing_to_solve(seen, gamma > 0 && gamma < kInf<T> && b > 0 && b <= 1, y, d)) continue;
+    const Kept<T> kept = keep_above<T>(-1, x, d, seen.top, 1 / gamma, s, at, w);
+    const bool arrived = b == 1 ? whole_power_weights<1>(kept) : any_power_weights<PNormEquation>(kept, b);
+    arrived ? give_back(kept, b != 1, y, d) : fill(y, d, kNaN<T>);
+  }
+}
+
+// scale * s (v - <s, v> / sum s) for s = y^(2 - alpha) where y > 0, written over rates `s`.
+template <class T, class Rate>
+SMOOTHMAX_INLINE void product_row(const T* y, const T* v, int64_t d, T scale, T* s, T* out, Rate&& rate) {
+  Vec<T> rates = {}, weighted = {};
+  each(y, d, T{0}, [&](int64_t i, Vec<T> w) {
+    Mask<T> on = w != Vec<T>{};  // NaN too
+    if (!any<T>(on)) return store<T>(s + i, Vec<T>{});
+    w = on ? rate(w) : Vec<T>{};
+    store<T>(s + i, w);
+    Vec<T> value = i + kWidth<T> <= d ? load(v + i) : load_first(v + i, d - i, T{0});
+    rates += w;
+    weighted += on ? w * value : Vec<T>{};
+  });
+  const double total = sum<T>(rates);
+  const T mean = static_cast<T>(total == 0 ? 0 : sum<T>(weighted) / total);
+  map(v, d, T{0}, out, [&](int64_t i, Vec<T> value) {
+    Vec<T> w = load(s + i);
+    return w != Vec<T>{} ? scale * w * (value - mean) : Vec<T>{};
+  });
+}
+
+template <class T>
+void threshold_product(const ThresholdProduct<T>& problem, int64_t begin, int64_t end) {
+  const int64_t d = problem.d;
+  Array<T> s(d);
+  for (int64_t row = begin; row < end; ++row) {
+    const T *y = problem.y + row * d, *v = problem.v + row * d;
+    T* out = problem.out + row * d;
+    const T scale = problem.scale[row], exponent = 2 - problem.alpha[row];
+    if (exponent == 0) {
+      product_row<T>(y, v, d, scale, s, out, [](Vec<T> w) { return w == w ? all<T>(1) : w; });
+    } else if (exponent == 1) {
+      product_row<T>(y, v, d, scale, s, out, [](Vec<T> w) { return w; });
+    } else if (exponent == T(0.5)) {
+      product_row<T>(y, v, d, scale, s, out, [](Vec<T> w) {
+        for (int64_t i = 0; i < kWidth<T>; ++i) w[i] = std::sqrt(w[i]);
+        return w;
+      });
+    } else {
+      // Computing with NaN: the power itself would not hand it on.
+      product_row<T>(y, v, d, scale, s, out, [exponent](Vec<T> w) { return power<T>(w, exponent) + (w - w) * exponent; });
+    }
+  }
+}
+
+}  // namespace smoothmax::SMOOTHMAX_TARGET

@@ -1,0 +1,128 @@
+// Tsallis entropies and p-norms over the simplex: one threshold a row. See smoothmax/_solvers/_threshold.py.
+//
+// A score more than 1 / scale below the top never gets weight, so one look at the row leaves few to search among. The
+// search runs from the left and is Newton's method; powers are computed where no square root serves.
+#pragma once
+
+#include "kernels.h"
+#include "power.h"
+#include "rows.h"
+
+namespace smoothmax::SMOOTHMAX_TARGET {
+
+constexpr int kMaxPasses = 64;  // three to six are the rule
+
+// y = u^R / sum u^R for u = max(s - tau, 0), R = 1 (sparsemax) or 2 (1.5-entmax).
+template <int R, class T>
+bool whole_power_weights(const Kept<T>& kept) {
+  // The last step leaves an error of second order, and none on an unchanged support where R is 1.
+  const double enough = R == 1 ? 4 * kEps<T> : 2 * std::sqrt(kEps<T>);
+  double tau = -1, step = 0;
+  bool arrived = false;
+  for (int pass = 0; pass < kMaxPasses && !arrived; ++pass) {
+    Vec<T> low = {}, mid = {};
+    const Vec<T> t = all<T>(static_cast<T>(tau));
+    for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
+      Vec<T> u = load(kept.s + i) - t;
+      Mask<T> in = u > Vec<T>{};
+      if constexpr (R == 1) {
+        low -= __builtin_convertvector(in, Vec<T>);  // a mask that holds is -1
+        mid += in ? u : Vec<T>{};
+      } else {
+        u = in ? u : Vec<T>{};
+        low += u;
+        mid += u * u;
+      }
+    }
+    const double f = sum<T>(mid);
+    step = (f - (R == 1 ? 1 : std::sqrt(f))) / sum<T>(low);
+    // Rounding alone lets Newton's method step back here.
+    arrived = std::abs(R * step) <= enough * -tau || (pass > 0 && step <= 0);
+    tau = std::min(static_cast<double>(static_cast<T>(tau)) + step, 0.0);
+  }
+  const Vec<T> t = all<T>(static_cast<T>(tau));
+  for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
+    Vec<T> u = positive<T>(load(kept.s + i) - t);
+    store<T>(kept.y + i, R == 1 ? u : u * u);
+  }
+  return arrived;
+}
+
+struct Sums {
+  double low, mid, high;  // of u^(r-1), u^r, u^(r+1)
+};
+
+// The sums at tau; u^(r-1) is kept in place of the weights.
+template <class T>
+Sums power_sums(const Kept<T>& kept, T tau, T r) {
+  Vec<T> low = {}, mid = {}, high = {};
+  const Vec<T> t = all<T>(tau), half = t * T(-0.5);
+  for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
+    Vec<T> s = load(kept.s + i), u = s - t;
+    // For small b, u is close to 1 and r multiplies the error of rounding it; the power gets that error back.
+    Vec<T> error = s - (u + t);
+    Vec<T> p = power<T>(u, r - 1, error / greater(u, half));
+    store<T>(kept.y + i, p);
+    low += p;
+    mid += p * u;
+    high += p * u * u;
+  }
+  return {sum<T>(low), sum<T>(mid), sum<T>(high)};
+}
+
+// (1 - exp(-c x)) / c, continuous at c = 0.
+inline double phi(double x, double c) { return c == 0 ? x : -std::expm1(-c * x) / c; }
+
+// What a step is made of: log F, its slope, and 1 / k as the sums tell it and for Newton's method on a norm.
+struct Equation {
+  double log_f, slope, inverse_k, inverse_norm;
+};
+
+inline double inverse_exponent(double b, const Sums& f) { return (1 + b) * f.mid / f.low * (f.mid / f.high) - 1; }
+
+struct TsallisEquation {
+  static double equal(double b, double d) { return -std::pow(d, -b); }
+  static Equation at(double b, const Sums& f) {
+    return {std::log(f.mid), f.low / (b * f.mid), inverse_exponent(b, f), b};
+  }
+};
+
+struct PNormEquation {
+  static double equal(double b, double d) { return -std::pow(d, -2 * b / (1 + b)); }
+  static Equation at(double b, const Sums& f) {
+    const double r = 1 / b, k = inverse_exponent(b, f);
+    return {std::log(f.mid) + (1 - r) / (1 + r) * std::log(f.high), r * f.low / f.mid + (1 - r) * f.mid / f.high,
+            k * (1 + r) / (2 + k * (1 - r)), 1};
+  }
+};
+
+// y = u^r / sum u^r for r = 1 / b >= 1, any power.
+template <class Of, class T>
+bool any_power_weights(const Kept<T>& kept, double b) {
+  constexpr double kFar = 0.2;  // log F down to which the exponent k is estimated from the sums
+  const double r = 1 / b, equal = Of::equal(b, static_cast<double>(kept.n));
+  const double enough = 4 * std::pow(static_cast<double>(kEps<T>), std::max(b, 0.5));
+  const double noise = kEps<T> * (16 + static_cast<double>(kept.n) / 64);
+  double tau = -1, step = 0;
+  bool far = true, arrived = false;
+  for (int pass = 0; pass < kMaxPasses && !arrived; ++pass) {
+    tau = static_cast<T>(std::min(std::max(tau + step, -1.0), equal));
+    const Sums f = power_sums(kept, static_cast<T>(tau), static_cast<T>(r));
+    const Equation e = Of::at(b, f);
+    far = far && e.log_f > kFar;
+    const double last = step;
+    step = phi(e.log_f, far ? e.inverse_k : e.inverse_norm) / e.slope;
+    const bool stalled = std::abs(e.log_f) < noise && 2 * std::abs(step) > std::abs(last);
+    arrived = r * std::abs(step) <= enough * -tau || stalled;
+  }
+  // The last step, to first order in the power that was kept.
+  const Vec<T> t = all<T>(static_cast<T>(tau));
+  const T rest = static_cast<T>(r * step);
+  for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
+    Vec<T> u = positive<T>(load(kept.s + i) - t);
+    store<T>(kept.y + i, load(kept.y + i) * positive<T>(u - rest));
+  }
+  return arrived;
+}
+
+}  // namespace smoothmax::SMOOTHMAX_TARGET

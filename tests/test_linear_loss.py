@@ -1,0 +1,275 @@
+"""The loss of a linear layer in chunks: the numbers of the whole, less memory, and no collective too many."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import smoothmax as sm
+
+N, H, V = 24, 5, 16
+COLLECTIVES = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
+OMEGAS = {
+    "shannon": lambda theta: theta * sm.Shannon(),
+    "l2": lambda theta: theta * sm.SquaredL2(),
+    "tsallis": lambda theta: sm.Tsallis(1 + 0.5 * theta),
+    "pnorm": lambda theta: sm.SquaredPNorm(1 + 0.5 * theta),
+    "fused": lambda theta: sm.SquaredL2() + 0.2 * theta * sm.TotalVariation(),
+    "oscar": lambda theta: sm.Tsallis(1.5) + 0.05 * theta * sm.Oscar(),
+    "separable": lambda theta: sm.separable(lambda t, p: p["a"] * t**3 / 3 + t ** p["two"] / 2, {"a": theta, "two": 2}),
+    "box": lambda theta: sm.conjugate(theta * sm.FermiDirac(), over=sm.Box()),
+}
+
+
+def draw(dtype=float):
+    rng = np.random.default_rng(0)
+    arrays = rng.normal(size=(4, N // 4, H)), 2 * rng.normal(size=(H, V)), rng.normal(size=V)
+    labels = jnp.asarray(rng.integers(0, V, size=(4, N // 4)))
+    return (
+        tuple(jnp.asarray(a, dtype) for a in arrays),
+        labels,
+        jnp.asarray(rng.uniform(1, 2, size=labels.shape), dtype),
+    )
+
+
+def whole(hidden, kernel, labels, omega, bias=None, where=None):
+    logits = hidden @ kernel if bias is None else hidden @ kernel + jnp.broadcast_to(bias, (*labels.shape, V))
+    return sm.fenchel_young_loss_with_integer_labels(logits, labels, omega, where=where)
+
+
+def losses_and_gradients(loss, theta, hidden, kernel, bias, labels, factor, omega):
+    def total(theta, hidden, kernel, bias):
+        value = loss(hidden, kernel, labels, omega(theta), bias=bias)
+        return jnp.sum(factor * value), value
+
+    gradients, value = jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True)(theta, hidden, kernel, bias)
+    return value, gradients
+
+
+def same(a, b, **tolerance):
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(left, right, **tolerance)
+
+
+# --- The numbers -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OMEGAS)
+def test_values_and_all_gradients_are_those_of_the_whole(name):
+    (hidden, kernel, bias), labels, factor = draw()
+    compute = jax.jit(losses_and_gradients, static_argnums=(0, 7))
+    arrays = jnp.float64(0.9), hidden, kernel, bias, labels, factor, OMEGAS[name]
+    chunked = compute(functools.partial(sm.linear_fenchel_young_loss, chunk_size=7), *arrays)
+    same(chunked, compute(whole, *arrays), atol=1e-11)  # sums of 24 terms of order one, in another order
+
+
+def test_tokens_of_different_weight():
+    """The gradient is made before the weights are known: equal ones scale it, others have it computed again."""
+    (hidden, kernel, bias), labels, factor = draw()
+    loss = functools.partial(sm.linear_fenchel_young_loss, chunk_size=5)
+    where = jax.random.bernoulli(jax.random.key(1), 0.6, (4, N // 4, 1))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradients(loss, factor, where):
+        def total(theta, *arrays):
+            h, k, b = arrays
+            return jnp.sum(factor * loss(h, k, labels, sm.Tsallis(theta), bias=b, where=where))
+
+        return jax.grad(total, argnums=(0, 1, 2, 3))(jnp.float64(1.4), hidden, kernel, bias)
+
+    for weights in (jnp.full_like(factor, 0.3), factor, jnp.zeros_like(factor), jnp.where(where[..., 0], 0.3, 7.0)):
+        same(gradients(loss, weights, where), gradients(whole, weights, where), atol=1e-11)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, np.int64(12), 24, 1000, None])
+def test_every_chunk_size_gives_the_same(chunk_size):
+    (hidden, kernel, _), labels, _ = draw()
+    loss = sm.linear_fenchel_young_loss(hidden, kernel, labels, sm.SquaredL2(), chunk_size=chunk_size)
+    np.testing.assert_allclose(loss, whole(hidden, kernel, labels, sm.SquaredL2()), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(V,), (N // 4, 1), (4, N // 4, V)])
+def test_masks_of_words_of_tokens_and_of_both(shape):
+    (hidden, kernel, _), labels, _ = draw()
+    where = jax.random.bernoulli(jax.random.key(0), 0.7, shape)
+    run = lambda loss: jax.value_and_grad(lambda h: _finite_sum(loss(h, kernel, labels, sm.Tsallis(1.5), where=where)))(
+        hidden
+    )
+    same(run(functools.partial(sm.linear_fenchel_young_loss, chunk_size=5)), run(whole), atol=1e-12)
+
+
+def _finite_sum(losses):
+    """A masked label has an infinite loss."""
+    return jnp.sum(jnp.where(jnp.isfinite(losses), losses, 0))
+
+
+def test_padding_has_no_loss_and_no_gradient():
+    (hidden, kernel, _), labels, _ = draw()
+    padded = labels.at[1].set(-1)
+    loss = lambda h: sm.linear_fenchel_young_loss(
+        h, kernel, padded, sm.SquaredL2(), where=(padded >= 0)[..., None], chunk_size=5
+    )
+    assert (loss(hidden)[1] == 0).all() and (loss(hidden)[0] > 0).all()
+    assert (jax.grad(lambda h: loss(h).sum())(hidden)[1] == 0).all()
+
+
+def test_second_derivatives():
+    (hidden, kernel, _), labels, _ = draw()
+    pull = lambda loss: jax.grad(
+        lambda k: jnp.sum(jax.grad(lambda k: jnp.sum(loss(hidden, k, labels, sm.Shannon())))(k) ** 2)
+    )(kernel)
+    same(pull(functools.partial(sm.linear_fenchel_young_loss, chunk_size=8)), pull(whole), atol=1e-9)
+
+
+def test_vmap_over_kernels_labels_and_a_hyper_parameter():
+    (hidden, kernel, _), labels, _ = draw()
+    kernels, alphas = jnp.stack([kernel, -kernel]), jnp.array([1.2, 1.8])
+    run = lambda loss: jax.vmap(lambda k, a: loss(hidden, k, labels, sm.Tsallis(a)))(kernels, alphas)
+    same(run(functools.partial(sm.linear_fenchel_young_loss, chunk_size=8)), run(whole), atol=1e-12)
+
+
+def test_half_precision_is_accumulated_in_float32():
+    """The gradient of the kernel sums 4,096 equal terms of 2^-9: bfloat16 would stop at the first 256 of them."""
+    hidden, kernel = jnp.ones((4096, 1), jnp.bfloat16), jnp.zeros((1, 2), jnp.bfloat16)
+    labels = jnp.zeros(4096, int)
+    loss = lambda h, k: sm.linear_fenchel_young_loss(h, k, labels, sm.Shannon(), chunk_size=1)
+    assert loss(hidden, kernel).dtype == jnp.bfloat16
+    gradient = jax.grad(lambda k: (loss(hidden, k) / 256).astype(jnp.float32).sum())(kernel)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(gradient, float), [[-8.0, 8.0]])
+    mixed = sm.linear_fenchel_young_loss(hidden, kernel.astype(jnp.float32), labels, sm.Shannon())
+    assert mixed.dtype == jnp.float32
+
+
+# --- Memory ------------------------------------------------------------------------------------------------
+
+
+def test_memory_is_a_quarter_of_the_cross_entropy():
+    """2,048 tokens, 256 features, 32,768 words, gradients included, compiled and not run."""
+    hidden = jax.ShapeDtypeStruct((2048, 256), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((256, 32768), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2048,), jnp.int32)
+
+    def temporary(loss):
+        compiled = jax.jit(jax.value_and_grad(lambda h, k, t: loss(h, k, t).mean(), (0, 1)))
+        return compiled.lower(hidden, kernel, labels).compile().memory_analysis().temp_size_in_bytes
+
+    dense = temporary(lambda h, k, t: optax.softmax_cross_entropy_with_integer_labels(h @ k, t))
+    ours = {
+        "softmax": lambda h, k, t: sm.linear_fenchel_young_loss(h, k, t, sm.Shannon()),
+        "entmax": lambda h, k, t: sm.linear_fenchel_young_loss(h, k, t, sm.Tsallis(1.5)),
+        "weighted": lambda h, k, t: jnp.arange(2048.0) * sm.linear_fenchel_young_loss(h, k, t, sm.SquaredL2()),
+    }
+    for name, loss in ours.items():
+        share = temporary(loss) / dense
+        assert share <= 1 / 4, f"{name}: {share:.2f} of the cross-entropy's"
+
+
+def test_labels_cost_no_array_of_the_size_of_the_logits():
+    """Not even by the side of targets that are one-hot: those are an array, and all else is the same."""
+    logits, labels = jax.ShapeDtypeStruct((64, 32768), jnp.float32), jax.ShapeDtypeStruct((64,), jnp.int32)
+
+    def temporary(loss):
+        compiled = jax.jit(jax.value_and_grad(lambda x, k: loss(x, k, sm.Shannon()).mean())).lower(logits, labels)
+        return compiled.compile().memory_analysis().temp_size_in_bytes / (4 * 64 * 32768)
+
+    onehot = temporary(lambda x, k, omega: sm.fenchel_young_loss(x, jax.nn.one_hot(k, 32768, dtype=x.dtype), omega))
+    assert temporary(sm.fenchel_young_loss_with_integer_labels) <= min(onehot, 4.1)
+
+
+# --- Devices -----------------------------------------------------------------------------------------------
+
+SHARDED = {
+    "tokens": (PartitionSpec("devices"), PartitionSpec()),
+    "words": (PartitionSpec(), PartitionSpec(None, "devices")),
+}
+
+
+@pytest.mark.parametrize("split", SHARDED)
+@pytest.mark.parametrize("omega", [sm.Shannon(), sm.SquaredL2()], ids=repr)
+def test_sharded_under_jit(mesh, split, omega):
+    """Sharded words need all-reduces of one number a token alone, and one of the features' gradient; sharded tokens
+    the kernel's gradient. Neither the logits nor the kernel are gathered."""
+    of_tokens, of_words = SHARDED[split]
+    rng = np.random.default_rng(1)
+    hidden, kernel = rng.normal(size=(32, H)), rng.normal(size=(H, V))
+    labels = rng.integers(0, V, size=32)
+    step = jax.jit(
+        jax.value_and_grad(
+            lambda h, k, t: sm.linear_fenchel_young_loss(h, k, t, omega, chunk_size=16).mean(), argnums=(0, 1)
+        )
+    )
+    arrays = [
+        jax.device_put(a, NamedSharding(mesh, spec))
+        for a, spec in ((hidden, of_tokens), (kernel, of_words), (labels, of_tokens))
+    ]
+    compiled = step.lower(*arrays).compile()
+    same(compiled(*arrays), step(hidden, kernel, labels), atol=1e-12)
+    sent = set()
+    for shapes, kind in COLLECTIVES.findall(compiled.as_text()):
+        sent |= {f"{kind} {shape}" for shape in re.findall(r"\w+\[[\d,]*\]", shapes)}
+    assert sent, "nothing was sharded"
+    whole_logits = re.compile(rf"\[(32|16),{V}\]")
+    assert not any("all-reduce" not in s or whole_logits.search(s) for s in sent), sent
+
+
+def test_inside_shard_map(mesh):
+    """Each device has its tokens; the kernel's gradient is one sum, after the last chunk."""
+    rng = np.random.default_rng(1)
+    hidden, kernel, labels = rng.normal(size=(32, H)), rng.normal(size=(H, V)), rng.integers(0, V, size=32)
+    loss = lambda h, k, t: sm.linear_fenchel_young_loss(h, k, t, sm.SquaredL2(), chunk_size=2)
+    split = PartitionSpec("devices")
+
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(split, PartitionSpec(), split), out_specs=(split, PartitionSpec())
+    )
+    def step(h, k, t):
+        return jax.grad(lambda h, k: loss(h, k, t).sum(), argnums=(0, 1))(h, k)
+
+    expected = jax.grad(lambda h, k: loss(h, k, labels).sum(), argnums=(0, 1))(hidden, kernel)
+    same(step(hidden, kernel, labels), expected, atol=1e-12)
+    text = jax.jit(step).lower(hidden, kernel, labels).compile().as_text()
+    assert [shapes for shapes, _ in COLLECTIVES.findall(text)] == [f"f64[{H},{V}]{{1,0}}"]
+
+
+# --- Errors ------------------------------------------------------------------------------------------------
+
+HIDDEN, KERNEL, LABELS = np.ones((6, H)), np.ones((H, V)), np.arange(6)
+WRONG = [
+    ({"labels": LABELS + 12}, ValueError, ["labels", "15", "16", "where"]),
+    ({"labels": LABELS - 1}, ValueError, ["labels", "-1"]),
+    ({"labels": LABELS[:5]}, ValueError, ["labels", "(5,)", "(6, 5)"]),
+    ({"labels": LABELS * 1.0}, TypeError, ["labels", "float64"]),
+    ({"hidden": HIDDEN[:, 1:]}, ValueError, ["hidden", "(6, 4)", "kernel", "(5, 16)"]),
+    ({"hidden": HIDDEN.astype(int)}, TypeError, ["hidden", "int64"]),
+    ({"kernel": KERNEL[0]}, ValueError, ["kernel", "(16,)"]),
+    ({"bias": np.ones(5)}, ValueError, ["bias", "(5,)", "(16,)"]),
+    ({"bias": np.ones(V, int)}, TypeError, ["bias", "int64"]),
+    ({"where": np.ones((6, V))}, TypeError, ["where", "float64"]),
+    ({"where": np.ones((5, V), bool)}, ValueError, ["where", "(5, 16)"]),
+    ({"chunk_size": 0}, ValueError, ["chunk_size", "0"]),
+    ({"chunk_size": True}, TypeError, ["chunk_size", "True"]),
+    ({"chunk_size": 2.0}, TypeError, ["chunk_size", "2.0"]),
+    ({"omega": sm.Tsallis(np.full((6, 1), 1.5))}, ValueError, ["alpha", "(6, 1)", "vmap"]),
+    ({"omega": sm.conjugate(sm.SquaredL2(), over=sm.CappedSimplex(2.0))}, ValueError, ["CappedSimplex", "one-hot"]),
+    ({"omega": 3}, TypeError, ["omega", "3"]),
+]
+
+
+@pytest.mark.parametrize(("change", "kind", "words"), WRONG)
+def test_bad_input_is_named(change, kind, words):
+    arguments = {"hidden": HIDDEN, "kernel": KERNEL, "labels": LABELS, "omega": sm.Shannon()} | change
+    with pytest.raises(kind) as error:
+        sm.linear_fenchel_young_loss(**arguments)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_traced_label_out_of_range_is_nan():
+    loss = jax.jit(lambda labels: sm.linear_fenchel_young_loss(HIDDEN, KERNEL, labels, sm.Shannon()))(LABELS + 12)
+    np.testing.assert_array_equal(np.isnan(loss), LABELS + 12 >= V)

@@ -1,0 +1,195 @@
+"""`length_scaled` against NumPy: scores times (base + slope * log(n)^power), with n counted slice by slice."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import smoothmax as sm
+
+f64 = jnp.float64
+X = jax.random.normal(jax.random.key(0), (2, 3, 7), f64)
+WHERE = (
+    jax.random.bernoulli(jax.random.key(1), 0.6, X.shape).at[0, 0].set(False).at[0, 1].set(False).at[0, 1, 3].set(True)
+)
+NUMBERS = {"base": 0.7, "slope": 0.4, "power": 1.3}
+
+
+def by_hand(mapping, x, where=None, *, base=1.0, slope=0.0, power=1.0, axis=-1):
+    """Each slice on its own, with what is not allowed taken out."""
+    x, axis = np.moveaxis(np.asarray(x, np.float64), axis, -1), -1
+    where = np.ones(x.shape, bool) if where is None else np.moveaxis(np.broadcast_to(where, x.shape), axis, -1)
+    out = np.zeros(x.shape)
+    base, slope, power = (np.broadcast_to(np.asarray(p), (*x.shape[:-1], 1)) for p in (base, slope, power))
+    for index in np.ndindex(*x.shape[:-1]):
+        allowed = where[index] & (x[index] != -np.inf)
+        n = allowed.sum()
+        if n:
+            factor = base[index][0] + slope[index][0] * np.log(n) ** power[index][0]
+            out[index][allowed] = mapping(factor * x[index][allowed])
+    return out
+
+
+def softmax_by_hand(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def sparsemax_by_hand(x):
+    return oracles.tsallis(x, 2.0)
+
+
+MAPPINGS = [(sm.softmax, softmax_by_hand), (sm.sparsemax, sparsemax_by_hand)]
+MINUS_INFINITY = X.at[1, 0, :4].set(-jnp.inf).at[1, 1, 1:].set(-jnp.inf)  # n = 3 and n = 1
+
+
+@pytest.mark.parametrize(("mapping", "expected"), MAPPINGS, ids=["softmax", "sparsemax"])
+@pytest.mark.parametrize(("x", "where"), [(X, None), (X, WHERE), (MINUS_INFINITY, None), (MINUS_INFINITY, WHERE)])
+def test_scores_are_scaled_by_the_number_of_allowed_positions(mapping, expected, x, where):
+    result = sm.length_scaled(mapping, **NUMBERS)(x, where=where)
+    np.testing.assert_allclose(result, by_hand(expected, x, where, **NUMBERS), atol=1e-12)
+
+
+def test_what_is_not_allowed_may_hold_anything():
+    scaled = sm.length_scaled(sm.sparsemax, **NUMBERS)
+    loss = lambda numbers, x: jnp.sum(sm.length_scaled(sm.sparsemax, **numbers)(x, where=WHERE) ** 2)
+    clean = scaled(X, where=WHERE), *jax.grad(loss, (0, 1))(NUMBERS, X)
+    for filling in (jnp.nan, jnp.inf, -jnp.inf, 1e30):
+        dirty = jnp.where(WHERE, X, filling)
+        chex.assert_trees_all_equal((scaled(dirty, where=WHERE), *jax.grad(loss, (0, 1))(NUMBERS, dirty)), clean)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -2, (0, 2), (-1, 1), None])
+def test_any_axis(axis):
+    scaled = sm.length_scaled(sm.sparsemax, **NUMBERS)
+    axes = tuple(range(3)) if axis is None else (axis,) if isinstance(axis, int) else axis
+    axes = tuple(a % 3 for a in axes)
+    rest = tuple(i for i in range(3) if i not in axes)
+    order = rest + tuple(sorted(axes))
+    flat = lambda a: a.transpose(order).reshape(*(a.shape[i] for i in rest), -1)
+    result = flat(scaled(X, axis, where=WHERE))
+    np.testing.assert_allclose(result, by_hand(sparsemax_by_hand, flat(X), flat(WHERE), **NUMBERS), atol=1e-12)
+
+
+def test_short_slices_are_safe():
+    """With one allowed position, or none, log(n) is 0 or -inf: values and gradients stay finite."""
+    x = X[0]
+    where = jnp.arange(7)[None, :] < jnp.array([0, 1, 2])[:, None]
+
+    def loss(numbers, x):
+        weights = sm.length_scaled(sm.sparsemax, **numbers)(x, where=where)
+        return jnp.sum(weights * jnp.cos(jnp.arange(7.0))[None, :]), weights
+
+    for power in (0.0, 0.5, 1.0, 2.0):
+        numbers = {"base": 1.0, "slope": 0.1, "power": power}
+        (_, weights), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(numbers, x)
+        chex.assert_tree_all_finite(grads)
+        assert not weights[0].any() and weights[1, 0] == 1 and not weights[1, 1:].any()
+        np.testing.assert_allclose(weights[2].sum(), 1)
+        assert not grads[1][:2].any()
+    # A power of zero is a factor that does not depend on the length, at any length.
+    box = lambda x, axis=-1, *, where=None: x
+    scaled = sm.length_scaled(box, base=1.0, slope=2.0, power=0.0)
+    np.testing.assert_allclose(scaled(jnp.ones((1,), f64)), 3.0)
+
+
+@pytest.mark.parametrize("name", ["softmax", "entmax", "fusedmax", "oscarmax", "pnormmax"])
+def test_gradients_by_finite_differences(name):
+    mapping = getattr(sm, name)
+    theta = {
+        "x": X,
+        "base": jnp.array([0.8, 1.0, 1.2], f64)[:, None],
+        "slope": jnp.array([0.1, 0.2, -0.1], f64)[:, None],
+        "power": jnp.array([0.5, 1.0, 1.5], f64)[:, None],
+    }
+    factor = jnp.sin(jnp.arange(X.size, dtype=f64)).reshape(X.shape)
+
+    @jax.jit
+    def loss(theta):
+        numbers = {name: theta[name] for name in NUMBERS}
+        return jnp.sum(factor * sm.length_scaled(mapping, **numbers)(theta["x"], where=WHERE))
+
+    grads = jax.jit(jax.grad(loss))(theta)
+    step = 1e-6  # the error of the difference is of order step^2, and rounding 1e-16 / step
+    for name, value in theta.items():
+        direction = jax.random.normal(jax.random.key(7), value.shape, f64)
+        ahead, behind = (loss(theta | {name: value + sign * step * direction}) for sign in (1, -1))
+        assert jnp.abs(grads[name]).max() > 1e-3
+        np.testing.assert_allclose(jnp.vdot(grads[name], direction), (ahead - behind) / (2 * step), atol=1e-7)
+
+
+def test_one_factor_a_head_in_attention_whole_and_in_blocks():
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 6, 3, 4), f64) for i in range(3))
+    numbers = {"base": jnp.array([0.8, 1.0, 1.2], f64).reshape(3, 1, 1), "slope": 0.5, "power": 1.5}
+    attend = partial(sm.dot_product_attention, q, k, v, is_causal=True, key_value_seq_lengths=jnp.array([4, 6]))
+
+    def loss(numbers, block_size):
+        return jnp.sum(attend(mapping=sm.length_scaled(sm.sparsemax, **numbers), block_size=block_size) ** 2)
+
+    _, weights = attend(mapping=sm.length_scaled(sm.sparsemax, **numbers), return_weights=True)
+    scores = np.einsum("btnh,bsnh->bnts", q, k) / 2
+    t, s = np.arange(6)[:, None], np.arange(6)[None, :]
+    where = ((s <= t) & (s < np.array([4, 6])[:, None, None]))[:, None]
+    np.testing.assert_allclose(weights, by_hand(sparsemax_by_hand, scores, where, **numbers), atol=1e-12)
+    whole, blocked = (jax.jit(jax.value_and_grad(loss), static_argnums=1)(numbers, size) for size in (None, 2))
+    chex.assert_trees_all_close(whole, blocked, atol=1e-12)
+
+
+def test_it_is_a_pytree_whose_numbers_are_its_leaves():
+    scaled = sm.length_scaled(sm.conjugate(sm.Tsallis(1.5)), base=1, slope=jnp.array(0.5))
+    assert {0.5, 1.0, 1.5} <= set(map(float, jax.tree.leaves(scaled)))
+    assert len(jax.tree.leaves(sm.length_scaled(sm.sparsemax))) == 3
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(scaled)]
+    assert {".base", ".slope", ".power"} < set(names) and any(name.startswith(".mapping") for name in names)
+
+    @jax.jit
+    @partial(chex.assert_max_traces, n=1)
+    def gradient(scaled, x):
+        return jax.grad(lambda scaled: jnp.sum(scaled(x) ** 2))(scaled)
+
+    for alpha in (1.3, 1.7):
+        scaled = sm.length_scaled(sm.conjugate(sm.Tsallis(alpha)), slope=alpha / 20)
+        grads = jax.tree.leaves(gradient(scaled, X))
+        assert all(jnp.isfinite(g) for g in grads) and sum(bool(g != 0) for g in grads) >= 3
+    chex.clear_trace_counter()
+
+
+def test_transforms_and_dtypes():
+    scaled = sm.length_scaled(sm.sparsemax, **NUMBERS)
+    expected = scaled(X, where=WHERE)
+    chex.assert_trees_all_close(jax.vmap(lambda x, w: scaled(x, where=w))(X, WHERE), expected, atol=1e-12)
+    chex.assert_trees_all_close(jax.jit(lambda x: scaled(x, where=WHERE))(X), expected, atol=1e-12)
+    for dtype, tolerance in [(jnp.float32, 1e-6), (jnp.bfloat16, 1e-2), (jnp.float16, 2e-3)]:
+        low = X.astype(dtype)
+        result = scaled(low)
+        assert result.dtype == dtype
+        np.testing.assert_allclose(result.astype(f64), scaled(low.astype(f64)), atol=tolerance)
+    # 300 cannot be counted in bfloat16
+    long = jnp.zeros((301,), jnp.bfloat16).at[0].set(1)
+    box = lambda x, axis=-1, *, where=None: x
+    np.testing.assert_allclose(sm.length_scaled(box, base=0.0, slope=1.0)(long)[0].astype(f64), np.log(301), rtol=4e-3)
+    assert jnp.issubdtype(scaled(jnp.array([3, 1, 2])).dtype, jnp.floating)
+
+
+@pytest.mark.parametrize(
+    ("error", "build", "words"),
+    [
+        (TypeError, lambda: sm.length_scaled(1.5), ["mapping", "1.5", "sparsemax"]),
+        (TypeError, lambda: sm.length_scaled(sm.softmax, base="a"), ["base", "'a'", "real number"]),
+        (TypeError, lambda: sm.length_scaled(sm.softmax, slope=True), ["slope", "True"]),
+        (TypeError, lambda: sm.length_scaled(sm.softmax, power=1j), ["power", "1j"]),
+        (TypeError, lambda: sm.length_scaled(sm.softmax)(X > 0), ["x", "bool"]),
+        (ValueError, lambda: sm.length_scaled(sm.softmax, base=jnp.inf), ["base", "inf", "finite"]),
+        (ValueError, lambda: sm.length_scaled(sm.softmax, base=jnp.ones(3))(X), ["base", "(3,)", "(2, 3, 1)"]),
+        (ValueError, lambda: sm.length_scaled(sm.softmax, slope=jnp.ones((7,)))(X), ["slope", "(7,)", "(2, 3, 1)"]),
+    ],
+)  # fmt: skip
+def test_bad_input(error, build, words):
+    with pytest.raises(error) as caught:
+        build()
+    for word in words:
+        assert word in str(caught.value)

@@ -1,0 +1,207 @@
+"""Functions whose Hessian overflows, vanishes, or is lost in rounding: right or NaN, and an answer where one exists.
+
+norm_p(y) = (sum y^p)^(1/p):   y ~ (x - tau)+^(1/(p-1)),  tau from norm_q((x - tau)+) = 1,  1/p + 1/q = 1
+sum y^k:                       y = ((x - tau)+ / k)^(1/(k-1)),  tau from sum y = 1
+"""
+
+import gc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import smoothmax as sm
+from smoothmax._cache import SameFunction, bounded_jit
+
+LD = np.longdouble
+RNG = np.random.default_rng(21)
+X = np.concatenate([scale * RNG.normal(size=(60, 6)) for scale in (0.1, 1.0, 5.0)])
+WIDE = np.concatenate([scale * RNG.normal(size=(4, 256)) for scale in (0.1, 1.0, 5.0)])
+
+
+def norm(p):
+    return lambda y: jnp.sum(jnp.abs(y) ** p) ** (1 / p)
+
+
+def power_sum(k):
+    return lambda y: jnp.sum(y**k)
+
+
+def bisected(excess, low, high):
+    """The root of a falling function, one for each row, in 200 halvings: more than a long double has bits."""
+    for _ in range(200):
+        middle = low + (high - low) / 2
+        above = excess(middle) > 0
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return low, high
+
+
+def norm_weights(x, p):
+    z = x - x.max(-1, keepdims=True)
+    q = LD(p) / (LD(p) - 1)
+    low = np.full_like(z[:, :1], -1.001)
+    tau, _ = bisected(lambda t: (np.maximum(z - t, 0) ** q).sum(-1, keepdims=True) - 1, low, 0 * low)
+    y = np.maximum(z - tau, 0) ** (1 / (LD(p) - 1))
+    return y / y.sum(-1, keepdims=True)
+
+
+def power_sum_weights(x, k):
+    z = x - x.max(-1, keepdims=True)
+    low = np.full_like(z[:, :1], -1.001 * k)
+
+    def weights(tau):
+        return (np.maximum(z - tau, 0) / k) ** (1 / (LD(k) - 1))
+
+    # Next to a score the sum jumps from one long double to the next: the weights between them add up to one.
+    above, below = map(weights, bisected(lambda t: weights(t).sum(-1, keepdims=True) - 1, low, 0 * low))
+    missing, jump = 1 - below.sum(-1, keepdims=True), (above - below).sum(-1, keepdims=True)
+    return below + np.where(jump == 0, 0, missing / np.where(jump == 0, 1, jump)) * (above - below)
+
+
+CASES = {f"norm{p}": (norm(p), norm_weights, p) for p in (1.5, 2, 3, 5, 10, 20, 40)}
+CASES |= {f"sum{k}": (power_sum(k), power_sum_weights, k) for k in (2, 3, 4, 6, 8, 12)}
+
+
+def worth(x, y, name, p):
+    powers = (y**p).sum(-1)
+    return (x * y).sum(-1) - (powers ** (1 / LD(p)) if name.startswith("norm") else powers)
+
+
+def check(name, x, dtype, atol, may_be_nan=False):
+    function, oracle, p = CASES[name]
+    x = x.astype(dtype)
+    y = np.asarray(sm.conjugate(function).argmax(x)).astype(LD)
+    solved = ~np.isnan(y).any(-1)
+    assert solved.all() or may_be_nan
+    x, y = x[solved].astype(LD), y[solved]
+    expected = oracle(x, p)
+    np.testing.assert_allclose(expected.sum(-1).astype(float), 1, atol=1e-15)
+    np.testing.assert_allclose(y.sum(-1).astype(float), 1, atol=8 * float(jnp.finfo(dtype).eps))
+    y /= y.sum(-1, keepdims=True)
+    short = worth(x, expected, name, p) - worth(x, y, name, p)
+    assert len(short) == 0 or short.max() <= atol
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float64(name):
+    # The gap that the certificate allows is eps^0.75, 2e-12, of the spread of the slopes.
+    check(name, X, np.float64, 1e-10)
+
+
+@pytest.mark.parametrize("name", ["norm3", "norm10", "norm40", "sum6", "sum12"])
+def test_float32(no_x64, name):
+    # The same gap in float32 is 6e-6 of the spread, at most about 20.
+    check(name, X, np.float32, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["norm10", "norm40", "sum12"])
+def test_wide(name):
+    check(name, WIDE, np.float64, 1e-10)
+
+
+def test_wide_float32(no_x64):
+    # 256^-40 underflows: next to equal weights the function is 0 in float32, and its slope NaN.
+    check("norm40", WIDE, np.float32, 1e-4, may_be_nan=True)
+
+
+def test_gradients_where_the_hessian_overflows(no_x64):
+    x = X[60:70].astype(np.float32)
+    bar = RNG.normal(size=x.shape)
+    op = sm.conjugate(norm(40))
+    gradient = jax.grad(lambda x: jnp.sum(jnp.asarray(bar, jnp.float32) * op.argmax(x)))(x)
+    h, expected = 1e-6, np.zeros(x.shape)
+    for i, e in enumerate(np.eye(6) * h):
+        difference = norm_weights(x.astype(LD) + e, 40) - norm_weights(x.astype(LD) - e, 40)
+        expected[:, i] = (difference * bar).sum(-1) / (2 * h)
+    # The difference quotients have about eps^(2/3), 2e-5, of their size; they stand in for the Hessian.
+    np.testing.assert_allclose(gradient, expected, atol=1e-4)
+
+
+def test_shift_and_masks():
+    op = sm.conjugate(power_sum(6))
+    x, where = X[:6], RNG.random((6, 6)) > 0.3
+    where[:, 0] = True
+    np.testing.assert_allclose(op.argmax(x + 1e6), op.argmax((x + 1e6) - 1e6), atol=1e-13)
+    y = np.asarray(op.argmax(np.where(where, x, np.nan), where=where))
+    for i in range(6):
+        np.testing.assert_allclose(
+            y[i, where[i]], power_sum_weights(x[i : i + 1, where[i]].astype(LD), 6)[0], atol=1e-9
+        )
+        assert (y[i, ~where[i]] == 0).all()
+
+
+# --- Separable functions over other domains ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "upper"), [(3, 1.0), (1, 0.4), (2, 5.0)])
+def test_separable_over_the_capped_simplex(size, upper):
+    x = X[60:120]
+    over = sm.CappedSimplex(size, upper)
+    y = sm.conjugate(sm.separable(lambda t: t**2 / 2), over).argmax(x)
+    np.testing.assert_allclose(y, sm.conjugate(sm.SquaredL2(), over).argmax(x), atol=1e-12)
+    np.testing.assert_allclose(np.sum(y, -1), size, atol=1e-13)
+
+
+def test_separable_over_the_box():
+    x = X[60:120]
+    for upper in (0.7, 1.0, 3.0):
+        y = sm.conjugate(sm.separable(lambda t: t * jnp.log(t)), sm.Box(0.1, upper)).argmax(x)
+        np.testing.assert_allclose(y, np.clip(np.exp(x - 1), 0.1, upper), atol=1e-13)
+
+
+def test_separable_with_bounds_that_cannot_be_met_is_nan():
+    f = jax.jit(lambda k: sm.conjugate(sm.separable(lambda t: t**2), sm.CappedSimplex(k, 0.5)).argmax(X[:2]))
+    assert np.isnan(f(3.1)).all() and (np.asarray(f(0.0)) == 0).all()
+    np.testing.assert_allclose(f(3.0), 0.5)
+
+
+# --- What is kept ---------------------------------------------------------------------------------------------
+
+
+def test_functions_are_the_same_if_their_code_and_constants_are():
+    def make(rate):
+        return SameFunction(lambda y: jnp.sum(y**2) * rate)
+
+    assert make(2.0) == make(2.0) and hash(make(2.0)) == hash(make(2.0))
+    assert make(2.0) != make(3.0) and make(0.0) != make(-0.0) and make(1) != make(True)
+    assert make(X[0, 0]) != make(X[0, 0])  # what NumPy holds may change
+    assert make([1.0]) != make([1.0])
+    array = jnp.ones(3)
+    assert make(array) == make(array) and make(array) != make(jnp.ones(3))
+
+
+def test_a_global_that_changes_is_seen():
+    space = {"jnp": jnp, "rate": 1.0}
+    results = []
+    for rate in (1.0, 4.0):
+        space["rate"] = rate
+        results.append(sm.conjugate(sm.separable(eval("lambda t: rate * t**2 / 2", space))).argmax(X[0]))
+    np.testing.assert_allclose(results[0], sm.sparsemax(X[0]), atol=1e-12)
+    np.testing.assert_allclose(results[1], sm.sparsemax(X[0], gamma=4.0), atol=1e-12)
+
+
+def maps():
+    with open("/proc/self/maps") as lines:
+        return sum(1 for _ in lines)
+
+
+def test_four_hundred_fresh_functions_are_one_program():
+    def call():
+        return sm.conjugate(sm.separable(lambda t: t**2 + t)).argmax(X[0])
+
+    call()
+    before = maps()
+    for _ in range(400):
+        call()
+    assert maps() <= before + 20
+
+
+def test_programs_are_forgotten():
+    run = bounded_jit(lambda tree, x: x * len(tree) + 1, most=2)
+    kept = []
+    for n in range(1, 13):
+        run((1.0,) * n, jnp.ones(3))
+        gc.collect()
+        kept.append(maps())
+    assert max(kept[6:]) <= max(kept[:6]) + 4
