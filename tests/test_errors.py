@@ -13,7 +13,8 @@ import smoothmax as sm
 
 X = np.ones((3, 4))
 VERBS = (
-    "see use choose give pass add insert wrap drop compare convert write combine sort make build replace set multiply"
+    "see use choose give pass add insert wrap drop compare convert write combine sort make build replace set multiply "
+    "lower raise exchange"
 )
 REMEDY = rf"(?i)\b({'|'.join(VERBS.split())}|instead|for example)\b"
 

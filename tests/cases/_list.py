@@ -48,6 +48,14 @@ NAMED = {
 }
 
 
+# Named functions that give distributions and need no argument beside the scores, with what the oracle is then told.
+DISTRIBUTIONS = {
+    named.name: {"base": base} | named.defaults
+    for (base, _, domain, _), named in NAMED.items()
+    if domain == "simplex"
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """What is static about a case: its parts, the names of its hyper-parameters and its implementation."""
