@@ -32,7 +32,8 @@ def flatten(x, axis):
 
 @pytest.mark.parametrize("axis", [0, 1, (0, 2), None], ids=str)
 def test_axis(axis):
-    check_axis(cases.BY_ID["tsallis+edges"], axis)  # its weights depend on positions, and a hyper-parameter lies along them
+    """Of weights that depend on positions, with a hyper-parameter that lies along them."""
+    check_axis(cases.BY_ID["tsallis+edges"], axis)
 
 
 @cases.each(cases.REPRESENTATIVES)

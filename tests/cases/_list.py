@@ -50,9 +50,7 @@ NAMED = {
 
 # Named functions that give distributions and need no argument beside the scores, with what the oracle is then told.
 DISTRIBUTIONS = {
-    named.name: {"base": base} | named.defaults
-    for (base, _, domain, _), named in NAMED.items()
-    if domain == "simplex"
+    named.name: {"base": base} | named.defaults for (base, _, domain, _), named in NAMED.items() if domain == "simplex"
 }
 
 
