@@ -89,3 +89,7 @@ def run(problem: str, implementation: str | None, reference: Solver, *args: Any,
         f"implementation={implementation!r} cannot serve here: {reason}. Use implementation='xla', which serves "
         "everything, or None, which takes the best that serves"
     )
+
+
+# The kernels enter themselves; they need the names above.
+from . import native as native  # noqa: E402
