@@ -249,7 +249,7 @@ def _deformed_log(y: jax.Array, alpha: jax.Array) -> jax.Array:
 def _deformed_exp(u: jax.Array, alpha: jax.Array) -> jax.Array:
     """The inverse of `_deformed_log`, (1 + (alpha - 1) u)^(1 / (alpha - 1)), exp(u) at alpha = 1; 0 below its range."""
     t = (alpha - 1) * u
-    inside = t > -1
+    inside = ~(t <= -1)  # NaN goes through
     t, u = jnp.where(inside, t, 0), jnp.where(inside, u, 0)
     # log1p(t) / t is 1 - t / 2 next to 0, to rounding.
     near = jnp.abs(t) < eps(u) ** 0.5
