@@ -34,8 +34,8 @@ class Example:
     """One source with its target (summary, translation or hypothesis).
 
     `gold` holds, for each row of attention, the source positions that the row should attend to; an
-    empty set says that nothing is known of that row. Rows are target words, or the one query of a
-    hypothesis.
+    empty set says that nothing is known of that row. Rows are target words; a single set stands for
+    all rows, or for the one query of a whole hypothesis.
     """
 
     source: tuple[str, ...]
