@@ -67,7 +67,7 @@ def run(task: Task, one: Run) -> dict | None:
     out = one.out or pathlib.Path("runs") / f"{task.name}-{mapping.name}"
     corpus = load(task, settings)
     network = task.build(corpus, mapping, settings)
-    shapes = bucket_shapes(corpus.train, settings.buckets, settings.longest, task.margin)
+    shapes = bucket_shapes(corpus.train, settings.buckets, settings.limits(), task.margin)
     batches = Batches(corpus.train, network.encode, shapes, settings.batch)
     valid, test = (
         Batches(part, network.encode, shapes, 4 * settings.batch) for part in (corpus.valid, corpus.test)
@@ -101,10 +101,11 @@ def run(task: Task, one: Run) -> dict | None:
     }
     if corpus.test:
         answers = task.answer(network, params, test, corpus.test, settings)
-        figures = attention_figures(network, settings, params, test, corpus.test)
+        attention = attention_figures(network, settings, params, test, corpus.test)
+        attention |= task.explain(answers, corpus.test)
         metrics |= {
             "score": task.score(answers.predictions, corpus.test),
-            "attention": figures | task.explain(answers, corpus.test),
+            "attention": {} if mapping.name == "none" else attention,
             "outcomes": packed(task.outcomes(answers.predictions, corpus.test)),
         }
         write_answers(task, out, answers, corpus.test, str(mapping))
@@ -120,10 +121,13 @@ def completed(task: Task, settings: Settings):
 def load(task: Task, settings: Settings) -> Corpus:
     """The corpus, as much of it as the settings ask for."""
     corpus = task.load(settings.data, settings) if settings.data else corpora.corpus(task.name)
-    longest = settings.longest
-    fitting = [e for e in corpus.train if len(e.source) <= longest and len(e.target) <= longest]
+    source, target = settings.limits()
+    fitting = [e for e in corpus.train if len(e.source) <= source and len(e.target) <= target]
     if not fitting:
-        raise DataError(f"{corpus.name}: expected a training example of at most {longest} words (--longest), found none")
+        raise DataError(
+            f"{corpus.name}: expected a training example of at most {source} and {target} words (--longest, "
+            "--longest-target), found none"
+        )
     return Corpus(
         corpus.name,
         fitting[: settings.train_size],

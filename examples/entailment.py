@@ -34,7 +34,7 @@ class Entailment(Task):
     headline = "accuracy"
     settings = EntailmentSettings
     built_in = Task.built_in | {"steps": 1500, "model": "paper"}
-    real = Task.real | {"epochs": 8, "model": "decomposable", "dropout": 0.3, "rate": 0.001, "vocabulary": 10000}
+    real = Task.real | {"epochs": 8, "model": "decomposable", "dropout": 0.3, "buckets": 3}
 
     def load(self, folder, settings):
         corpus = load_entailment(folder)

@@ -78,18 +78,24 @@ class Mapping:
         ]
         return ":".join([self.name, ",".join(parts)] if parts else [self.name])
 
-    def starts(self) -> list[tuple[str, jax.Array]]:
-        """Where each learned hyper-parameter starts, as a number on the whole line."""
-        return [(key, sm.unbounded(jnp.float32(value), *BOUNDS[key])) for key, value in self.values if key in self.learned]
+    def starts(self) -> dict[str, jax.Array]:
+        """Every hyper-parameter as a number of its own; on the whole line where it is learned."""
+        return {
+            key: sm.unbounded(jnp.float32(value), *BOUNDS[key]) if key in self.learned else jnp.float32(value)
+            for key, value in self.values
+        }
 
-    def bounded(self, raw: dict) -> dict[str, jax.Array]:
-        """Learned hyper-parameters, from the whole line into their ranges."""
-        return {key: sm.bounded(raw[key], *BOUNDS[key]) for key in self.learned}
+    def hyperparameters(self, numbers: dict) -> dict[str, jax.Array]:
+        """From the numbers that started as `starts` to what the mapping takes."""
+        return {
+            key: sm.bounded(numbers[key], *BOUNDS[key]) if key in self.learned else jax.lax.stop_gradient(numbers[key])
+            for key, _ in self.values
+        }
 
-    def function(self, raw: dict) -> Callable[..., jax.Array]:
+    def function(self, numbers: dict) -> Callable[..., jax.Array]:
         """From scores to weights, as the library's attention calls it: `(scores, axis=, where=)`."""
         if self.name == "none":
             return lambda scores, axis, where: jnp.zeros_like(scores)
         if self.name == "uniform":
             return lambda scores, axis, where: where / jnp.maximum(where.sum(axis, keepdims=True), 1) + 0 * scores
-        return functools.partial(getattr(sm, self.name), **dict(self.values) | self.bounded(raw))
+        return functools.partial(getattr(sm, self.name), **self.hyperparameters(numbers))

@@ -28,13 +28,14 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, query, key, value, mask):
-        raw = {name: self.param(name, nn.initializers.constant(start), ()) for name, start in self.mapping.starts()}
+        # Fixed hyper-parameters are numbers too, not constants of the program: one compilation serves all their values.
+        numbers = {key: self.param(key, lambda _, start=start: start) for key, start in self.mapping.starts().items()}
         output, weights = sm.dot_product_attention(
             query[:, :, None],
             key[:, :, None],
             value[:, :, None],
             mask=mask[:, None, None],
-            mapping=self.mapping.function(raw),
+            mapping=self.mapping.function(numbers),
             return_weights=True,
         )
         return output[:, :, 0], weights[:, 0]
@@ -42,7 +43,8 @@ class Attention(nn.Module):
 
 def learned_values(params: dict, mapping: Mapping) -> dict[str, float]:
     """What training made of the hyper-parameters that `mapping` learns."""
-    return {key: float(value) for key, value in mapping.bounded(params.get("attention", {})).items()}
+    values = mapping.hyperparameters(params.get("attention", {}))
+    return {key: float(values[key]) for key in mapping.learned}
 
 
 # ---------------------------------------------------------------- entailment
@@ -62,18 +64,19 @@ class Decomposable(nn.Module):
 
     @nn.compact
     def __call__(self, batch, train: bool = False):
+        # The same units for all words of a sentence: as good here, and far fewer random numbers.
+        drop = nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)
+
         def layer(name):
-            dense, drop = nn.Dense(self.hidden, name=name), nn.Dropout(self.dropout, deterministic=not train)
+            dense = nn.Dense(self.hidden, name=name)
             return lambda inputs: drop(nn.relu(dense(inputs)))
 
         embed = nn.Embed(self.vocabulary, self.hidden, embedding_init=WORDS, name="embed")
-        drop = nn.Dropout(self.dropout, deterministic=not train)
-        project = nn.Dense(self.hidden, use_bias=False, name="project")
         attend, ask = Attention(self.mapping, name="attention"), layer("ask")
         compare, sum_up = layer("compare"), layer("sum_up")
 
         masks = batch["source"] != PAD, batch["target"] != PAD
-        premise, hypothesis = (project(drop(embed(batch[side]))) for side in ("source", "target"))
+        premise, hypothesis = (drop(embed(batch[side])) for side in ("source", "target"))
         asking = ask(premise), ask(hypothesis)
         found_by_hypothesis, weights = attend(asking[1], asking[0], premise, masks[0])
         found_by_premise, _ = attend(asking[0], asking[1], hypothesis, masks[1])
@@ -85,7 +88,8 @@ class Decomposable(nn.Module):
             conclude(premise, found_by_premise, masks[0]),
             conclude(hypothesis, found_by_hypothesis, masks[1]),
         ]
-        return nn.Dense(len(LABELS), name="label")(sum_up(jnp.concatenate(both, axis=-1))), weights
+        summary = sum_up(jnp.concatenate(both, axis=-1)[:, None])[:, 0]
+        return nn.Dense(len(LABELS), name="label")(summary), weights
 
     @staticmethod
     def answers(batch):

@@ -38,12 +38,18 @@ class Settings:
     """Groups of sentences of like length, each compiled once."""
     longest: int = 50
     """Longer training examples are left out, longer inputs cut."""
+    longest_target: int | None = None
+    """The same for the target (hypothesis, translation, summary); as the source if not given."""
     train_size: int | None = None
     """Use the first N training examples only."""
     valid_size: int = 2000
     """Use the first N validation examples."""
     test_size: int | None = None
     """Use the first N test examples; 0 leaves the test out."""
+
+    def limits(self) -> tuple[int, int]:
+        """Most words of a source and of a target."""
+        return self.longest, self.longest_target or self.longest
 
     def decisive(self) -> dict:
         """All that decides the trained parameters, except the budget; the folder of the data by its name alone."""
@@ -124,7 +130,7 @@ def complete(settings: S, defaults: dict) -> S:
         defaults = {key: value for key, value in defaults.items() if key not in ("steps", "epochs")}
     missing = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
     settings = dataclasses.replace(settings, **missing)
-    counts = ("steps", "epochs", "hidden", "batch", "buckets", "longest", "vocabulary", "train_size", "valid_size", "beam")
+    counts = ("steps", "epochs", "hidden", "batch", "buckets", "longest", "longest_target", "vocabulary", "train_size", "valid_size", "beam")
     for name in counts:
         value = getattr(settings, name, None)
         if value is not None and value < 1:
