@@ -33,8 +33,10 @@ PICTURES = 6
 def main(task: Task, arguments: Sequence[str] | None = None):
     """`python -m examples.TASK`: exit status 0 when done, 130 when interrupted, 2 for what the user can mend."""
     kind: Any = Run[task.settings]
-    description = f"{type(task).__doc__}\n\nA first run: python -m examples.{task.name} --mapping sparsemax --out runs/first"
-    one = command_line(kind, f"python -m examples.{task.name}", description, arguments)
+    first = f"A first run: python -m examples.{task.name} --mapping sparsemax --out runs/first"
+    one = command_line(
+        kind, f"python -m examples.{task.name}", "\n\n".join((str(task.__doc__), first, usual(task))), arguments
+    )
     if mended(lambda: run(task, one), "add --resume to go on") is None:
         raise SystemExit(130)
 
@@ -43,6 +45,13 @@ def command_line(kind, program: str, description: str, arguments: Sequence[str] 
     """The options from the arguments; --help is made from the dataclass."""
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
     return tyro.cli(kind, prog=program, description=description, args=arguments, config=config)
+
+
+def usual(task: Task) -> str:
+    """What the options that are None stand for, in words."""
+    sides = {"on the built-in corpus": task.built_in, "with --data": task.real}
+    said = (f"{side} {', '.join(f'{key} {value}' for key, value in values.items())}" for side, values in sides.items())
+    return f"What None stands for: {'; '.join(said)}."
 
 
 def mended(action: Callable, stopped: str):
@@ -69,9 +78,7 @@ def run(task: Task, one: Run) -> dict | None:
     network = task.build(corpus, mapping, settings)
     shapes = bucket_shapes(corpus.train, settings.buckets, settings.limits(), task.margin)
     batches = Batches(corpus.train, network.encode, shapes, settings.batch)
-    valid, test = (
-        Batches(part, network.encode, shapes, 4 * settings.batch) for part in (corpus.valid, corpus.test)
-    )
+    valid, test = (Batches(part, network.encode, shapes, 4 * settings.batch) for part in (corpus.valid, corpus.test))
 
     sizes = f"{len(corpus.train)} / {len(corpus.valid)} / {len(corpus.test)} examples"
     print(f"{task.name} on {corpus.name}: {sizes}, mapping {mapping}, seed {one.seed}, into {out}", flush=True)

@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None):
         raise SystemExit(0 if arguments in (["--help"], ["-h"]) else 2)
     task = task_of(arguments[0])
     kind: Any = Comparison[task.settings]
-    comparison = cli.command_line(kind, f"python -m examples.compare {task.name}", str(__doc__), arguments[1:])
+    comparison = cli.command_line(
+        kind, f"python -m examples.compare {task.name}", f"{__doc__}\n{cli.usual(task)}", arguments[1:]
+    )
     cli.mended(lambda: compare(task, comparison), "the same command goes on from here")
 
 

@@ -213,7 +213,9 @@ class Vocabulary:
 # ---------------------------------------------------------------- batches
 
 
-def bucket_shapes(examples: Sequence[Example], count: int, longest: tuple[int, int], margin: int) -> list[tuple[int, int]]:
+def bucket_shapes(
+    examples: Sequence[Example], count: int, longest: tuple[int, int], margin: int
+) -> list[tuple[int, int]]:
     """At most `count` shapes (source length, target length): each one is compiled once.
 
     An example is as long as the longer of its sides, each side measured by its mean. The boundaries

@@ -17,14 +17,15 @@ from .pictures import wrapped
 from .task import Answers, Network, Task
 
 # Words that say little by themselves; what people point at is measured without them.
-FUNCTION_WORDS = frozenset(
-    """a an the this that these those some any each both all no not n't and or but nor so if while as than then because
-    of in on at by to from with for into onto over under near up down out off through across about around behind
-    between during after before along above below against is are was were be been being am has have had having do does
-    did doing will would can could may might must shall should he she it they we you i him her them us me his hers its
-    their theirs our your my who whom whose which what where when why how there here 's 're 've 'll 'd 'm other another
-    . , ; : ! ? " ' ( ) - -- `` ''""".split()
-)
+_FUNCTION_WORDS = r"""
+a an the this that these those some any each both all no not n't and or but nor so if while as than then because
+of in on at by to from with for into onto over under near up down out off through across about around behind
+between during after before along above below against is are was were be been being am has have had having do
+does did doing will would can could may might must shall should he she it they we you i him her them us me his
+hers its their theirs our your my who whom whose which what where when why how there here 's 're 've 'll 'd 'm
+other another . , ; : ! ? " ' ( ) - -- `` ''
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 
 
 class Entailment(Task):

@@ -58,7 +58,9 @@ class Mapping:
         for part in filter(None, rest.split(",")):
             match = re.fullmatch(rf"(\w+)([=~])({_NUMBER})", part)
             if not match:
-                raise ValueError(f"{text!r} has the part {part!r}: write KEY=NUMBER, or KEY~NUMBER to learn it from there")
+                raise ValueError(
+                    f"{text!r} has the part {part!r}: write KEY=NUMBER, or KEY~NUMBER to learn it from there"
+                )
             key, sign, value = match[1], match[2], float(match[3])
             if key not in own:
                 raise ValueError(f"{name} has no {key}: it takes {' and '.join(own) or 'nothing'}")

@@ -27,24 +27,24 @@ def bleu(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str
 
 
 def bleu_counts(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """What BLEU is made of, for each sentence: the n-grams found and those there are (n = 1 to 4), words there should be."""
+    """What BLEU is made of, by sentence: n-grams found, n-grams said (n = 1 to 4), and the length of the reference."""
     rows = []
     for said, reference in zip(predictions, references, strict=True):
-        found, there = [], []
+        found, spoken = [], []
         for n in range(1, 5):
             ours, theirs = (collections.Counter(zip(*(s[k:] for k in range(n)))) for s in (said, reference))  # noqa: B905
             found.append((ours & theirs).total())
-            there.append(ours.total())
-        rows.append([*found, *there, len(reference)])
+            spoken.append(ours.total())
+        rows.append([*found, *spoken, len(reference)])
     return np.array(rows, int)
 
 
 def bleu_of_counts(means: np.ndarray) -> np.ndarray:
     """Corpus BLEU from sums or means of `bleu_counts` (..., 9)."""
-    found, there, length = means[..., :4], means[..., 4:8], means[..., 8]
+    found, spoken, length = means[..., :4], means[..., 4:8], means[..., 8]
     with np.errstate(divide="ignore", invalid="ignore"):
-        precision = np.exp(np.log(found / there).mean(axis=-1))
-        brevity = np.exp(np.minimum(1 - length / there[..., 0], 0))
+        precision = np.exp(np.log(found / spoken).mean(axis=-1))
+        brevity = np.exp(np.minimum(1 - length / spoken[..., 0], 0))
     return np.nan_to_num(100 * brevity * precision)
 
 

@@ -114,7 +114,7 @@ class Comparison(Generic[S]):
     seeds: tuple[int, ...] = (0,)
     """One run of each mapping for each seed."""
     search: bool = False
-    """Choose: of the mappings with the same name, only the one with the least validation loss (first seed) is tested."""
+    """Of the mappings with the same name, test only the one with the least validation loss (first seed)."""
     jobs: int = 1
     """Runs side by side."""
     out: pathlib.Path | None = None
@@ -130,7 +130,19 @@ def complete(settings: S, defaults: dict) -> S:
         defaults = {key: value for key, value in defaults.items() if key not in ("steps", "epochs")}
     missing = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
     settings = dataclasses.replace(settings, **missing)
-    counts = ("steps", "epochs", "hidden", "batch", "buckets", "longest", "longest_target", "vocabulary", "train_size", "valid_size", "beam")
+    counts = (
+        "steps",
+        "epochs",
+        "hidden",
+        "batch",
+        "buckets",
+        "longest",
+        "longest_target",
+        "vocabulary",
+        "train_size",
+        "valid_size",
+        "beam",
+    )
     for name in counts:
         value = getattr(settings, name, None)
         if value is not None and value < 1:

@@ -172,7 +172,12 @@ class Training:
         progress = self.progress
         train_loss, valid_loss = progress.loss / steps, self.validate()
         progress.history.append(
-            {"epoch": progress.epoch + 1, "train_loss": train_loss, "valid_loss": valid_loss, "seconds": progress.seconds}
+            {
+                "epoch": progress.epoch + 1,
+                "train_loss": train_loss,
+                "valid_loss": valid_loss,
+                "seconds": progress.seconds,
+            }
         )
         progress.epoch, progress.position, progress.loss, progress.seconds = progress.epoch + 1, 0, 0.0, 0.0
         bar.set_postfix(train=f"{train_loss:.3f}", valid=f"{valid_loss:.3f}", refresh=False)
