@@ -107,7 +107,11 @@ class Store:
 
     def __init__(self, path: pathlib.Path, out: pathlib.Path):
         self.path, self.out = path, out
-        self.records: list[dict] = report.read(path) if path.exists() else []
+
+    @property
+    def records(self) -> list[dict]:
+        """From the file each time: another comparison may add to it meanwhile."""
+        return report.read(self.path) if self.path.exists() else []
 
     def find(self, task: Task, run: Run) -> dict | None:
         """The record of just this run; the test may have been used, where `run` leaves it out."""
@@ -121,10 +125,9 @@ class Store:
 
     def add(self, record: dict):
         same = ("task", "mapping", "seed", "settings", "budget")
-        others = [other for other in self.records if any(other[key] != record[key] for key in same)]
-        self.records = [*others, record]
+        records = [*(other for other in self.records if any(other[key] != record[key] for key in same)), record]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = sorted(json.dumps(record, ensure_ascii=False) + "\n" for record in self.records)
+        lines = sorted(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         cli.write_text(self.path, "".join(lines))
 
     def write_tables(self):
@@ -137,7 +140,8 @@ class Store:
         missing = [run for run in runs if self.find(task, run) is None]
         if jobs == 1 or len(missing) < 2:
             for run in missing:
-                self._note(cli.run(task, run))
+                if self.find(task, run) is None:
+                    self._note(cli.run(task, run))
             return
         context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
         with concurrent.futures.ProcessPoolExecutor(jobs, context) as pool:
