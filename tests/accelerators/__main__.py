@@ -52,9 +52,13 @@ def main() -> int:
                 continue
             start = time.perf_counter()
             facts, problems = check(program, target)
-            held = "" if facts is None else (
-                f"{facts.kernels} kernels, {facts.loops} loops, {facts.sorts} sorts, "
-                f"{facts.temporary / 2**20:.1f} MiB"
+            held = (
+                ""
+                if facts is None
+                else (
+                    f"{facts.kernels} kernels, {facts.loops} loops, {facts.sorts} sorts, "
+                    f"{facts.temporary / 2**20:.1f} MiB"
+                )
             )
             print(f"{name}: {program.name}: {held or 'refused'} ({time.perf_counter() - start:.1f} s)", flush=True)
             for problem in problems:

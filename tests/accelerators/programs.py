@@ -19,10 +19,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import smoothmax as sm
 
-# Slices of an operator's program, and two widths: memory must grow no faster than from one to the other.
-SLICES, NARROW, WIDE = 64, 256, 1024
-# Temporary arrays of the size of the scores that weights, value and pull-back together may take. The plain function
-# (interior point) and the compositions of chain and sort take the most.
+# Slices of an operator's program, and two widths: memory must grow no faster than from one to the other. A quadratic
+# program grows sixteenfold; rounding to tiles and what does not grow at all blur a factor of four to no more than six.
+SLICES, NARROW, WIDE, GROWTH = 256, 256, 1024, 6
+# Temporary arrays of the size of the scores that a program may take. The plain function (interior point) and the
+# compositions of chain and sort take the most.
 MOST_ARRAYS = 40
 # Attention: batch, queries and keys, heads, head size, and the block of queries.
 BATCH, LENGTH, HEADS, HEAD_SIZE, BLOCK = 4, 1024, 4, 64, 128
@@ -54,6 +55,7 @@ def everything(target: str) -> Iterator[Program]:
     """All programs for a kind of machine."""
     for case in cases.REPRESENTATIVES:
         yield from _operator(case)
+        yield _loss(case)
     yield from _attention()
     yield from _sharded()
     yield from _controls()
@@ -77,7 +79,61 @@ def _params(mesh: Mesh, case: cases.Case, width: int) -> dict[str, jax.ShapeDtyp
 
 
 def _sorts(case: cases.Case) -> bool:
-    """Whether the operator has a penalty on ranks, which nothing but a sort can find."""
+    """Whether there is a penalty on ranks, which nothing but a sort can find."""
+    return bool({"oscar", "weights"} & set(case.values))
+
+
+def _operator(case: cases.Case) -> Iterator[Program]:
+    """Weights, and their gradient in scores and hyper-parameters; at two widths."""
+    narrow = []
+
+    def function(params, x, where, bar):
+        y, pull = jax.vjp(lambda params, x: case.family.weights(x, params, -1, where), params, x)
+        return y, pull(bar)
+
+    def arguments(width, mesh):
+        x = array(mesh, SLICES, width)
+        return _params(mesh, case, width), x, _like(x, jnp.bool_), x
+
+    def law(width, facts):
+        yield from _of_slices(case, width, facts)
+        if narrow:
+            most = GROWTH * narrow[0] + _bytes(SLICES, width)
+            yield from _within(facts.temporary, most, f"linear growth from width {NARROW} gives")
+        narrow.append(facts.temporary)
+
+    for width in (NARROW, WIDE):
+        yield Program(f"{case.id}, width {width}", function, partial(arguments, width), partial(law, width))
+
+
+def _loss(case: cases.Case) -> Program:
+    """The Fenchel-Young loss of integer labels, which is made of the operator's value, with its gradient."""
+
+    def function(params, x, labels):
+        def loss(params, x):
+            return jnp.sum(sm.fenchel_young_loss_with_integer_labels(x, labels, case.family.op(params)))
+
+        return jax.value_and_grad(loss, (0, 1))(params, x)
+
+    def arguments(mesh):
+        return _params(mesh, case, NARROW), array(mesh, SLICES, NARROW), array(mesh, SLICES, dtype=jnp.int32)
+
+    return Program(f"loss of {case.id}", function, arguments, partial(_of_slices, case, NARROW))
+
+
+def _params(mesh: Mesh, case: cases.Case, width: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: array(mesh, *np.shape(value)) for name, value in case.params(width).items()}
+
+
+def _of_slices(case: cases.Case, width: int, facts: Facts) -> Iterator[str]:
+    """The laws of a program on slices, on one chip."""
+    yield from _alone(facts)
+    yield from _sorts_only_where(facts, _sorts(case))
+    yield from _within(facts.temporary, MOST_ARRAYS * _bytes(SLICES, width), f"{MOST_ARRAYS} arrays of scores")
+
+
+def _sorts(case: cases.Case) -> bool:
+    """Whether there is a penalty on ranks, which nothing but a sort can find."""
     return bool({"oscar", "weights"} & set(case.values))
 
 
@@ -113,7 +169,7 @@ def _operator(case: cases.Case) -> Iterator[Program]:
 
 
 def _sorts(case: cases.Case) -> bool:
-    """Whether the operator has a penalty on ranks, which nothing but a sort can find."""
+    """Whether there is a penalty on ranks, which nothing but a sort can find."""
     return bool({"oscar", "weights"} & set(case.values))
 
 
@@ -175,7 +231,9 @@ def _sharded() -> Iterator[Program]:
             yield Program(f"attention over {over}, {name}", whole, place, flags, chips=4)
             yield Program(f"attention over {over} by shard_map, {name}", alone, place, nothing, chips=4)
     # A fused row is one sequence, and blocks slice the keys: over the keys go whole rows of a threshold mapping.
-    yield Program("attention over keys", _with_gradient(sm.sparsemax, None), partial(_qkv, keys=1), all_reduces, chips=4)
+    yield Program(
+        "attention over keys", _with_gradient(sm.sparsemax, None), partial(_qkv, keys=1), all_reduces, chips=4
+    )
     place = partial(_qkv, queries=0, keys=0)
     yield Program("attention in blocks over batch", _with_gradient(sm.sparsemax, BLOCK), place, flags, chips=4)
 
@@ -193,9 +251,6 @@ def _controls() -> Iterator[Program]:
 
     def gather(x):
         return x - jnp.sum(x @ x.T)
-
-    def quadratic(x):
-        return jnp.sum(jnp.sin(x[:, :, None] * x[:, None, :] + jnp.cumsum(x, 0)[:, :, None]), axis=(1, 2))
 
     yield Program("control: a sort", jnp.sort, rows, partial(broken, lambda f: _sorts_only_where(f, False)))
     yield Program("control: a collective", gather, rows, partial(broken, _alone), chips=4)
