@@ -37,10 +37,16 @@ def varying_like(x: jax.Array, *others: Any) -> jax.Array:
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return x
-    over = frozenset().union(*(jax.typeof(leaf).vma for leaf in jax.tree.leaves(others) if hasattr(leaf, "dtype")))
-    missing = tuple(sorted(over - jax.typeof(x).vma))
+    over = frozenset().union(*(_varies_over(leaf) for leaf in jax.tree.leaves(others) if hasattr(leaf, "dtype")))
+    missing = tuple(sorted(over - _varies_over(x)))
     if not missing:
         return x
     if hasattr(lax, "pcast"):
         return lax.pcast(x, missing, to="varying")
     return lax.pvary(x, missing)  # its name before JAX 0.9
+
+
+def _varies_over(x: jax.Array) -> frozenset[Any]:
+    """The mesh axes over which an array differs, inside `jax.shard_map`."""
+    aval = jax.typeof(x)
+    return aval.vma if hasattr(aval, "vma") else aval.manual_axis_type.varying  # its name from JAX 0.10 on

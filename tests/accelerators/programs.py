@@ -19,9 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import smoothmax as sm
 
-# Slices of an operator's program, and two widths: memory must grow no faster than from one to the other. A quadratic
-# program grows sixteenfold; rounding to tiles and what does not grow at all blur a factor of four to no more than six.
-SLICES, NARROW, WIDE, GROWTH = 256, 256, 1024, 6
+# Slices of an operator's program, and two widths. A quadratic program grows sixteenfold from one to the other; a linear
+# one fourfold, and somewhat more where a narrow row fits into one kernel and a wide one does not.
+SLICES, NARROW, WIDE, GROWTH = 256, 256, 1024, 10
 # Temporary arrays of the size of the scores that a program may take. The plain function (interior point) and the
 # compositions of chain and sort take the most.
 MOST_ARRAYS = 40

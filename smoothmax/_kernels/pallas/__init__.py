@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from .. import Kernel
-from . import _chain
+from . import _chain, _threshold
 
 
 def kernels(interpret: Any = False) -> dict[str, Kernel]:
@@ -25,6 +25,8 @@ def kernels(interpret: Any = False) -> dict[str, Kernel]:
         return Kernel(partial(call, interpret=interpret), platforms, refuses)
 
     return {
+        "threshold": kernel(_threshold.tsallis_weights, _threshold.refuses),
+        "p_norm": kernel(_threshold.p_norm_weights, _threshold.refuses),
         "chain": kernel(_chain.chain_prox, _chain.refuses_chain),
         "segment_mean": kernel(_chain.segment_mean, _chain.refuses_segment_mean),
     }

@@ -21,7 +21,20 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ..._arrays import varying_like
-from ._tiles import LANES, SUBLANES, TILE, VECTOR_MEMORY, as_rows, blocks_of, from_tiles, result, tile, to_tiles
+from ._batching import over_slices
+from ._tiles import (
+    LANES,
+    MEMORY_LIMIT,
+    SUBLANES,
+    TILE,
+    VECTOR_MEMORY,
+    as_rows,
+    blocks_of,
+    from_tiles,
+    result,
+    tile,
+    to_tiles,
+)
 
 # What is known of the border between i and i+1. In memory it is stored plus one, in the two bits `_BORDER`, beside the
 # answers to "is t_i above the mean?": if t_{i+1} is, and if it is not.
@@ -54,44 +67,46 @@ def _refuses(x: Any, arrays: int) -> str | None:
 
 def chain_prox(x: jax.Array, up: Any, down: Any, *, interpret: Any = False) -> tuple[jax.Array, jax.Array]:
     """The chain problem for float32 slices `(*batch, d)`; arguments and results as `_solvers.chain_prox`."""
-    *batch, d = x.shape
-    x = varying_like(x, up, down)
-    rows = x.reshape(-1, d)
-    up, down = (as_rows(a, tuple(batch), x.dtype) for a in (up, down))
-    kernel = partial(_chain_kernel, d=d, up_at=_row_of(up), down_at=_row_of(down))
-    widths = d, up.shape[-1], down.shape[-1]
-    t, jumps = _call(kernel, (rows, up, down), widths, (jnp.float32, jnp.int32), interpret)
-    return t.reshape(x.shape), jumps.astype(jnp.int8).reshape(x.shape)
+
+    def solve(x, up, down):
+        *batch, d = x.shape
+        up, down = (as_rows(a, tuple(batch), x.dtype) for a in (up, down))
+        kernel = partial(_chain_kernel, d=d, up_at=_row_of(up), down_at=_row_of(down))
+        t, jumps = _call(kernel, (x.reshape(-1, d), up, down), (jnp.float32, jnp.int32), interpret)
+        return t.reshape(x.shape), jumps.astype(jnp.int8).reshape(x.shape)
+
+    up, down = jnp.asarray(up, x.dtype), jnp.asarray(down, x.dtype)
+    return over_slices(solve)(varying_like(x, up, down), up, down)
 
 
 def segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array, *, interpret: Any = False) -> jax.Array:
     """The mean of each segment, at every position of it; arguments and results as `_solvers.segment_mean`."""
-    *batch, d = v.shape
-    v = varying_like(v, jumps, weight)
-    cut, weight = as_rows(jumps, tuple(batch), jnp.int32), as_rows(weight, tuple(batch), v.dtype)
-    [mean] = _call(partial(_mean_kernel, d=d), (v.reshape(-1, d), cut, weight), (d, d, d), (v.dtype,), interpret)
-    return mean.reshape(v.shape)
+
+    def solve(v, jumps, weight):
+        *batch, d = v.shape
+        cut, weight = as_rows(jumps, tuple(batch), jnp.int32), as_rows(weight, tuple(batch), v.dtype)
+        [mean] = _call(partial(_mean_kernel, d=d), (v.reshape(-1, d), cut, weight), (v.dtype,), interpret)
+        return mean.reshape(v.shape)
+
+    return over_slices(solve)(varying_like(v, jumps, weight), jumps, weight)
 
 
 def _call(
     kernel: Callable[..., None],
     rows: tuple[jax.Array, ...],
-    widths: tuple[int, ...],
     dtypes: tuple[Any, ...],
     interpret: Any,
 ) -> list[jax.Array]:
-    """Runs a kernel on all blocks of slices: arrays `(n, width)` to arrays `(n, d)` of the dtypes."""
+    """Runs a kernel on all blocks of slices: arrays `(n, width)`, the first `(n, d)`, to arrays `(n, d)` of the dtypes."""
     n, d = rows[0].shape
     tiles = [to_tiles(varying_like(a, rows[0])) for a in rows]
     out = pl.pallas_call(
         kernel,
         grid=(pl.cdiv(n, TILE),),
-        in_specs=[blocks_of(width) for width in widths],
+        in_specs=[blocks_of(a.shape[-1]) for a in rows],
         out_specs=[blocks_of(d) for _ in dtypes],
         out_shape=[result(tiles[0].shape, dtype, tiles[0]) for dtype in dtypes],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",), vmem_limit_bytes=VECTOR_MEMORY + 4 * 2**20
-        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=MEMORY_LIMIT),
         interpret=interpret,
     )(*tiles)
     return [from_tiles(a, n, d) for a in out]

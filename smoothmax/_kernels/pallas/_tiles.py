@@ -19,6 +19,8 @@ SUBLANES, LANES = 8, 128
 TILE = SUBLANES * LANES
 # What blocks, buffered twice, may take of a TPU's vector memory: 128 MiB on v5e and v6e, 64 MiB on v5p.
 VECTOR_MEMORY = 56 * 2**20
+# What the compiler is told that a kernel may take, for its own needs too.
+MEMORY_LIMIT = VECTOR_MEMORY + 4 * 2**20
 
 
 def to_tiles(rows: jax.Array) -> jax.Array:
