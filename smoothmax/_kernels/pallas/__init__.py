@@ -1,32 +1,60 @@
-"""Kernels for TPUs, written in Pallas; entered into the table as "pallas".
+"""Kernels for TPUs, written in Pallas: `implementation="pallas"`.
 
-A kernel cannot be divided among devices by jit: it is taken inside `jax.shard_map`, and where there is one device.
+jit cannot divide such a kernel among devices, and `custom_partitioning`, which would tell it how, is not there on TPUs.
+So it is taken by default where nothing has to be divided: in a process with one device, and inside `jax.shard_map`.
+
+Pallas is loaded when a kernel is first called, not with the library.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import importlib
 from typing import Any
 
-from .. import Kernel
-from . import _chain, _threshold
+import jax
+
+from .. import Kernel, Solver, register, target
+
+# problem -> (file, function); the file says by `refuses_...` what it does not serve.
+_PROBLEMS = {
+    "threshold": ("_threshold", "tsallis_weights"),
+    "p_norm": ("_threshold", "p_norm_weights"),
+    "chain": ("_chain", "chain_prox"),
+    "segment_mean": ("_chain", "segment_mean"),
+}
 
 
 def kernels(interpret: Any = False) -> dict[str, Kernel]:
-    """What `TABLE["pallas"]` holds: problem -> kernel.
+    """What the table holds under "pallas": problem -> kernel.
 
     Args:
       interpret: False for TPUs. Otherwise what `pallas_call` takes under that name, and the kernels are then for CPUs:
         so the tests know the numbers without a TPU.
     """
+
+    def call(file: str, name: str) -> Solver:
+        return lambda *args: getattr(_load(file), name)(*args, interpret=interpret)
+
+    def refuses(file: str, name: str) -> Solver:
+        return lambda *args: getattr(_load(file), f"refuses_{name}")(*args)
+
     platforms = ("cpu",) if interpret else ("tpu",)
-
-    def kernel(call, refuses):
-        return Kernel(partial(call, interpret=interpret), platforms, refuses)
-
     return {
-        "threshold": kernel(_threshold.tsallis_weights, _threshold.refuses),
-        "p_norm": kernel(_threshold.p_norm_weights, _threshold.refuses),
-        "chain": kernel(_chain.chain_prox, _chain.refuses_chain),
-        "segment_mean": kernel(_chain.segment_mean, _chain.refuses_segment_mean),
+        problem: Kernel(call(*place), platforms, refuses(*place), default=_undivided)
+        for problem, place in _PROBLEMS.items()
     }
+
+
+def _load(file: str) -> Any:
+    return importlib.import_module(f".{file}", __name__)
+
+
+def _undivided() -> bool:
+    """Whether this is a program for a TPU and its arrays are not divided by jit."""
+    mesh = jax.sharding.get_abstract_mesh()
+    alone = jax.device_count() == 1 if mesh.empty else mesh.size == 1 or mesh.are_all_axes_manual
+    return alone and target() == "tpu"
+
+
+for _problem, _kernel in kernels().items():
+    register("pallas", _problem, _kernel)

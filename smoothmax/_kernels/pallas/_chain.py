@@ -30,7 +30,9 @@ from ._tiles import (
     VECTOR_MEMORY,
     as_rows,
     blocks_of,
+    flag,
     from_tiles,
+    loop,
     result,
     tile,
     to_tiles,
@@ -42,7 +44,7 @@ _FALL, _FUSED, _RISE = -1, 0, 1
 _BORDER, _IF_ABOVE, _IF_BELOW = 3, 4, 8
 
 
-def refuses_chain(x: Any, up: Any, down: Any) -> str | None:
+def refuses_chain_prox(x: Any, up: Any, down: Any) -> str | None:
     """Why the kernel cannot serve, or None."""
     # Scores, result and jumps; and the strengths, where each border has its own. All are buffered twice.
     arrays = 3 + sum(jnp.ndim(a) > 0 and a.shape[-1] > 1 for a in (up, down))
@@ -97,7 +99,7 @@ def _call(
     dtypes: tuple[Any, ...],
     interpret: Any,
 ) -> list[jax.Array]:
-    """Runs a kernel on all blocks of slices: arrays `(n, width)`, the first `(n, d)`, to arrays `(n, d)` of the dtypes."""
+    """Runs a kernel on all blocks of slices: arrays `(n, width)`, the first `(n, d)`, to `(n, d)` of the dtypes."""
     n, d = rows[0].shape
     tiles = [to_tiles(varying_like(a, rows[0])) for a in rows]
     out = pl.pallas_call(
@@ -158,12 +160,12 @@ def _chain_kernel(x_ref, up_ref, down_ref, t_ref, jumps_ref, *, d, up_at, down_a
         up, down = forces(i)
         step = data(i + 1) - data(i)
         far = (jnp.abs(step) < jnp.inf) & (jnp.abs(step) > slices.reach)
-        order = jnp.where(step > 0, _RISE, _FALL)
+        order = jnp.where(step > 0, jnp.int32(_RISE), _FALL)
         jumps_ref[tile(i)] = jnp.where((up + down == 0) | far, order, _FUSED) + 1
         t_ref[tile(i)] = zero
         return 0
 
-    lax.fori_loop(0, d - 1, known, 0)
+    loop(d - 1, known, 0)
 
     def ask(i, carry):
         message, m = carry
@@ -173,7 +175,9 @@ def _chain_kernel(x_ref, up_ref, down_ref, t_ref, jumps_ref, *, d, up_at, down_a
         fused, e = border == _FUSED, jnp.where(border == _RISE, up, -down)
         if_above = f < jnp.where(fused, up + slices.slack, e)
         if_below = f < jnp.where(fused, -down - slices.slack, e)
-        jumps_ref[tile(i)] = (border + 1) + jnp.where(if_above, _IF_ABOVE, 0) + jnp.where(if_below, _IF_BELOW, 0)
+        jumps_ref[tile(i)] = (
+            (border + 1) + jnp.where(if_above, jnp.int32(_IF_ABOVE), 0) + jnp.where(if_below, jnp.int32(_IF_BELOW), 0)
+        )
         message = jnp.where(fused, jnp.minimum(jnp.maximum(f, -down), up), e)
         return message, jnp.where(fused, m, next_mean)
 
@@ -185,23 +189,23 @@ def _chain_kernel(x_ref, up_ref, down_ref, t_ref, jumps_ref, *, d, up_at, down_a
         border = (byte & _BORDER) - 1
         b = jnp.where(above != 0, byte & _IF_ABOVE, byte & _IF_BELOW)
         split = (border == _FUSED) & ((b != 0) != (above != 0))
-        border = jnp.where(split, jnp.where(above != 0, _RISE, _FALL), border)
+        border = jnp.where(split, jnp.where(above != 0, jnp.int32(_RISE), _FALL), border)
         # The force at a cut ends the sum of the segment on its right and starts the one on its left.
         cut, e = border != _FUSED, jnp.where(border == _RISE, up, -down)
         t_ref[tile(i)] = (total - jnp.where(cut, e, 0.0)) / jnp.maximum(count, 1.0)
         jumps_ref[tile(i)] = border + 1
         counts = z < jnp.inf
         total = jnp.where(cut, e, total) + jnp.where(counts, z, 0.0)
-        count = jnp.where(cut, 0.0, count) + jnp.where(counts, 1.0, 0.0)
+        count = jnp.where(cut, 0.0, count) + flag(counts)
         return b, total, count, jnp.where(split, 1.0, moved)
 
     def question(state):
-        message, m = lax.fori_loop(0, d - 1, ask, (zero, state.mean))
+        message, m = loop(d - 1, ask, (zero, state.mean))
         z = data(d - 1)
         counts = z < jnp.inf
-        above = jnp.where(jnp.where(counts, m - z, 0.0) + message < 0, 1, 0)
-        last = above, jnp.where(counts, z, 0.0), jnp.where(counts, 1.0, 0.0), zero
-        _, total, count, moved = lax.fori_loop(0, d - 1, decide, last)
+        above = jnp.where(jnp.where(counts, m - z, 0.0) + message < 0, jnp.int32(1), 0)
+        last = above, jnp.where(counts, z, 0.0), flag(counts), zero
+        _, total, count, moved = loop(d - 1, decide, last)
         return _Rounds(state.count + 1, total / jnp.maximum(count, 1.0), moved, jnp.sum(moved))
 
     # The first question is asked at the mean of the slice, which is no mean of a segment where a border was cut
@@ -218,9 +222,9 @@ def _chain_kernel(x_ref, up_ref, down_ref, t_ref, jumps_ref, *, d, up_at, down_a
         jumps_ref[tile(i)] = border
         return jnp.where(border == _FUSED, mean, next_mean)
 
-    jumps_ref[tile(d - 1)] = jnp.full(zero.shape, _FUSED + 1)
+    jumps_ref[tile(d - 1)] = jnp.full(zero.shape, _FUSED + 1, jnp.int32)
     t_ref[tile(d - 1)] = zero
-    lax.fori_loop(0, d, fill, end.mean)
+    loop(d, fill, end.mean)
 
 
 def _survey(x_ref, forces, zero, d, borders):
@@ -241,20 +245,20 @@ def _survey(x_ref, forces, zero, d, borders):
         total, count = carry
         v = x_ref[tile(i)]
         counts = (jnp.abs(v) < jnp.inf) & (bad == 0)
-        return total + jnp.where(counts, v - top, 0.0), count + jnp.where(counts, 1.0, 0.0)
+        return total + jnp.where(counts, v - top, 0.0), count + flag(counts)
 
     def sizes(i, size):
         v = x_ref[tile(i)]
         counts = (jnp.abs(v) < jnp.inf) & (bad == 0)
         return jnp.maximum(size, jnp.where(counts, jnp.abs((v - top) - centre), 0.0))
 
-    top, bad = lax.fori_loop(0, d, tops, (zero - jnp.inf, zero))
+    top, bad = loop(d, tops, (zero - jnp.inf, zero))
     top = jnp.where(top == -jnp.inf, 0.0, top)
-    up, down, bad = lax.fori_loop(0, borders, strengths, (zero, zero, bad))
-    total, count = lax.fori_loop(0, d, sums, (zero, zero))
+    up, down, bad = loop(borders, strengths, (zero, zero, bad))
+    total, count = loop(d, sums, (zero, zero))
     centre = total / jnp.maximum(count, 1.0)
-    size = lax.fori_loop(0, d, sizes, zero)
-    return _Slices(bad, top, centre, 2 * jnp.finfo(jnp.float32).eps * size, 2 * (up + down))
+    size = loop(d, sizes, zero)
+    return _Slices(bad, top, centre, 2 * float(jnp.finfo(jnp.float32).eps) * size, 2 * (up + down))
 
 
 def _mean_kernel(v_ref, jumps_ref, weight_ref, mean_ref, *, d):
@@ -276,5 +280,5 @@ def _mean_kernel(v_ref, jumps_ref, weight_ref, mean_ref, *, d):
         mean_ref[tile(i)] = mean
         return mean, jumps_ref[tile(i)]
 
-    lax.fori_loop(0, d, add, (zero, zero))
-    lax.fori_loop(0, d, fill, (zero, jnp.full(zero.shape, _RISE)))
+    loop(d, add, (zero, zero))
+    loop(d, fill, (zero, jnp.full(zero.shape, _RISE, jnp.int32)))

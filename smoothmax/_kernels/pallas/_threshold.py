@@ -34,10 +34,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from ..._arrays import total, varying_like
 from ._batching import over_slices
-from ._tiles import LANES, MEMORY_LIMIT, SUBLANES, VECTOR_MEMORY, as_rows, result
+from ._tiles import LANES, MEMORY_LIMIT, SUBLANES, VECTOR_MEMORY, as_rows, flag, loop, result
 
-# Arrays of a block that a pass may hold at once, a generous count; and the most slices of a block, which bounds how long
-# a finished slice waits for others.
+# Arrays of a block that a pass may hold at once, a generous count; and the most slices of a block, which bounds how
+# long a finished slice waits for others.
 _ARRAYS, _MOST_ROWS = 16, 256
 # Newton's passes; five to ten are the rule.
 _MAX_PASSES = 64
@@ -59,7 +59,7 @@ _LARGEST_LOG = 60.0
 _REPAIRABLE = 1e-3
 
 
-def refuses(x: Any, gamma: Any, power: Any) -> str | None:
+def refuses_tsallis_weights(x: Any, gamma: Any, power: Any) -> str | None:
     """Why the kernel cannot serve, or None."""
     if x.dtype != jnp.float32:
         return f"its threshold kernel computes in float32, not {x.dtype}"
@@ -71,6 +71,9 @@ def refuses(x: Any, gamma: Any, power: Any) -> str | None:
     if x.size == 0:
         return "there are no slices"
     return None
+
+
+refuses_p_norm_weights = refuses_tsallis_weights
 
 
 def tsallis_weights(x: jax.Array, gamma: Any, alpha: Any, *, interpret: Any = False) -> jax.Array:
@@ -119,7 +122,7 @@ def _run(equation: Callable[..., jax.Array], rows: jax.Array, columns: list[jax.
 def _kernel(x_ref, gamma_ref, power_ref, y_ref, *, equation):
     x, gamma, power = x_ref[...], gamma_ref[...], power_ref[...]
     good = x < jnp.inf
-    bad = (_most(jnp.where(good, 0.0, 1.0)) > 0) | ~((gamma > 0) & (power >= 1))
+    bad = (_most(flag(~good)) > 0) | ~((gamma > 0) & (power >= 1))
     top = _most(jnp.where(good, x, -jnp.inf))
     empty = top == -jnp.inf
     gamma, b = jnp.where(bad, 1.0, gamma), jnp.where(bad, 1.0, jnp.maximum(power - 1, _LEAST_B))
@@ -165,7 +168,7 @@ def _tsallis(z: jax.Array, b: jax.Array) -> jax.Array:
     def both():
         return jnp.where(concave, _concave(z, jnp.where(concave, b, 2.0), concave), convex)
 
-    return lax.cond(jnp.sum(jnp.where(concave, 1.0, 0.0)) > 0, both, lambda: convex)
+    return lax.cond(jnp.sum(flag(concave)) > 0, both, lambda: convex)
 
 
 def _powers(z: jax.Array, b: jax.Array, log_m: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -197,8 +200,8 @@ def _concave(z: jax.Array, b: jax.Array, wanted: jax.Array) -> jax.Array:
         above = total(_powers(z, b, middle)[1]) > 1
         return jnp.where(above, low, middle), jnp.where(above, middle, high)
 
-    least = -jnp.log(total(jnp.where(z > _LOWEST, 1.0, 0.0)))
-    _, log_m = lax.fori_loop(0, _HALVINGS, halve, (least, jnp.zeros_like(b)))
+    least = -jnp.log(total(flag(z > _LOWEST)))
+    _, log_m = loop(_HALVINGS, halve, (least, jnp.zeros_like(b)))
     candidates = b * z * jnp.exp(jnp.minimum(-b * log_m, _LARGEST_LOG)) > -1 - _NEAR
 
     def others(c, e):
@@ -214,7 +217,7 @@ def _concave(z: jax.Array, b: jax.Array, wanted: jax.Array) -> jax.Array:
         return jnp.where(last, c, _least(z, above)), last
 
     c = _newton(_least(z, candidates), next_score, wanted, z.shape[-1])
-    ties = total(jnp.where(z == c, 1.0, 0.0))
+    ties = total(flag(z == c))
 
     def step(w):
         above, y = others(c, jnp.exp(b * jnp.log(w)))

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.experimental import pallas as pl
 
 SUBLANES, LANES = 8, 128
@@ -41,6 +44,16 @@ def tile(i: Any) -> Any:
     """Where the tile of position i lies in a block."""
     start = i * SUBLANES
     return pl.ds(start if isinstance(start, int) else pl.multiple_of(start, SUBLANES), SUBLANES)
+
+
+def flag(condition: jax.Array) -> jax.Array:
+    """1 where it holds, else 0."""
+    return jnp.where(condition, np.float32(1), np.float32(0))
+
+
+def loop(steps: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
+    """`body(i, carry)` for i from 0 on; i has 32 bits whatever JAX's default is, as Mosaic wants it."""
+    return lax.fori_loop(jnp.int32(0), jnp.int32(steps), body, start)
 
 
 def blocks_of(positions: int) -> pl.BlockSpec:
