@@ -156,7 +156,7 @@ def test_chains_of_more_slices_than_a_block():
     x = cases.scores(1100, 5, dtype=np.float32) + np.float32(1e4)
     t, jumps = solve("chain", x, 0.3, 0.3)
     for i in (0, 500, 1023, 1024, 1099):
-        exact = oracles.tv_prox(x[i].astype(float), np.full(4, np.float32(0.3), float))
+        exact = oracles.total_variation_prox(x[i].astype(float), np.full(4, np.float32(0.3), float))
         # 1e4 has half a thousandth for its last digit.
         np.testing.assert_allclose(t[i], np.asarray(exact, float), rtol=0, atol=1e-3)
         assert set(jumps[i, :-1]) <= {-1, 0, 1} and jumps[i, -1] == 0
