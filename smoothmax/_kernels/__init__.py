@@ -113,3 +113,7 @@ def run(problem: str, implementation: str | None, reference: Solver, *args: Any,
         f"implementation={implementation!r} cannot serve here: {reason}. Use implementation='xla', which serves "
         "everything, or None, which takes the best that serves"
     )
+
+
+# The implementations; each enters its kernels.
+from . import pallas as pallas  # noqa: E402

@@ -47,7 +47,7 @@ def main() -> int:
     passed = failed = 0
     for name in arguments.targets:
         target = targets.TARGETS[name]
-        for program in programs.everything(name):
+        for program in programs.everything(target.platform):
             if arguments.only not in program.name:
                 continue
             start = time.perf_counter()

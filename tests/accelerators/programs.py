@@ -1,6 +1,6 @@
 """The programs that are compiled, and what each of them may hold.
 
-The operators come from the list in `cases.py`: one that is added there is compiled here.
+The operators come from the list in `cases`: one that is added there is compiled here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from facts import Facts
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import smoothmax as sm
+from smoothmax import _kernels
 
 # Slices of an operator's program, and two widths. A quadratic program grows sixteenfold from one to the other; a linear
 # one fourfold, and somewhat more where a narrow row fits into one kernel and a wide one does not.
@@ -51,11 +52,14 @@ class Program:
     fits: bool = True
 
 
-def everything(target: str) -> Iterator[Program]:
+def everything(platform: str) -> Iterator[Program]:
     """All programs for a kind of machine."""
     for case in cases.REPRESENTATIVES:
-        yield from _operator(case)
-        yield _loss(case)
+        # The list is that of the reference; here each platform takes what serves it best.
+        case = dataclasses.replace(case, family=dataclasses.replace(case.family, implementation=None))
+        yield from _operator(case, platform)
+        if case.family.domain == "simplex":
+            yield _loss(case, platform)
     yield from _attention()
     yield from _sharded()
     yield from _controls()
@@ -83,10 +87,11 @@ def _sorts(case: cases.Case) -> bool:
     return bool({"oscar", "weights"} & set(case.values))
 
 
-def _operator(case: cases.Case) -> Iterator[Program]:
+def _operator(case: cases.Case, platform: str) -> Iterator[Program]:
     """Weights, and their gradient in scores and hyper-parameters; at two widths."""
-    narrow = []
+    narrow, asked = [], set()
 
+    @_noting(asked)
     def function(params, x, where, bar):
         y, pull = jax.vjp(lambda params, x: case.family.weights(x, params, -1, where), params, x)
         return y, pull(bar)
@@ -96,7 +101,7 @@ def _operator(case: cases.Case) -> Iterator[Program]:
         return _params(mesh, case, width), x, _like(x, jnp.bool_), x
 
     def law(width, facts):
-        yield from _of_slices(case, width, facts)
+        yield from _of_slices(case, platform, asked, width, facts)
         if narrow:
             most = GROWTH * narrow[0] + _bytes(SLICES, width)
             yield from _within(facts.temporary, most, f"linear growth from width {NARROW} gives")
@@ -106,71 +111,65 @@ def _operator(case: cases.Case) -> Iterator[Program]:
         yield Program(f"{case.id}, width {width}", function, partial(arguments, width), partial(law, width))
 
 
-def _loss(case: cases.Case) -> Program:
+def _loss(case: cases.Case, platform: str) -> Program:
     """The Fenchel-Young loss of integer labels, which is made of the operator's value, with its gradient."""
+    asked = set()
 
+    @_noting(asked)
     def function(params, x, labels):
         def loss(params, x):
-            return jnp.sum(sm.fenchel_young_loss_with_integer_labels(x, labels, case.family.op(params)))
+            return jnp.sum(sm.fenchel_young_loss_with_integer_labels(x, labels, case.family.op(params, NARROW)))
 
         return jax.value_and_grad(loss, (0, 1))(params, x)
 
     def arguments(mesh):
         return _params(mesh, case, NARROW), array(mesh, SLICES, NARROW), array(mesh, SLICES, dtype=jnp.int32)
 
-    return Program(f"loss of {case.id}", function, arguments, partial(_of_slices, case, NARROW))
+    return Program(f"loss of {case.id}", function, arguments, partial(_of_slices, case, platform, asked, NARROW))
 
 
 def _params(mesh: Mesh, case: cases.Case, width: int) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: array(mesh, *np.shape(value)) for name, value in case.params(width).items()}
 
 
-def _of_slices(case: cases.Case, width: int, facts: Facts) -> Iterator[str]:
+def _noting(asked: set[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A function that, while it is traced, notes which problems of the table of kernels it asks to be solved."""
+
+    def decorate(function):
+        def noting(*args):
+            run = _kernels.run
+
+            def noted(problem, *rest, **options):
+                asked.add(problem)
+                return run(problem, *rest, **options)
+
+            _kernels.run = noted
+            try:
+                return function(*args)
+            finally:
+                _kernels.run = run
+
+        return noting
+
+    return decorate
+
+
+def _of_slices(case: cases.Case, platform: str, asked: set[str], width: int, facts: Facts) -> Iterator[str]:
     """The laws of a program on slices, on one chip."""
     yield from _alone(facts)
     yield from _sorts_only_where(facts, _sorts(case))
     yield from _within(facts.temporary, MOST_ARRAYS * _bytes(SLICES, width), f"{MOST_ARRAYS} arrays of scores")
+    served = {p for p in asked if platform in getattr(_kernels.TABLE["pallas"].get(p), "platforms", ())}
+    if facts.kernels < len(served):
+        yield f"holds {facts.kernels} kernels, but {', '.join(sorted(served))} are served by one each"
+    if not served and facts.kernels:
+        yield f"holds {facts.kernels} kernels, but none serves it"
 
 
 def _sorts(case: cases.Case) -> bool:
-    """Whether there is a penalty on ranks, which nothing but a sort can find."""
-    return bool({"oscar", "weights"} & set(case.values))
-
-
-def _operator(case: cases.Case) -> Iterator[Program]:
-    """Weights, value and Fenchel-Young loss, and the gradient of all in scores and hyper-parameters; two widths."""
-    narrow = []
-
-    def function(params, x, where, labels, bars):
-        def outputs(params, x):
-            loss = sm.fenchel_young_loss_with_integer_labels(x, labels, case.family.op(params), where=where)
-            return case.family.weights(x, params, -1, where), case.family.value(x, params, -1, where), loss
-
-        results, pull = jax.vjp(outputs, params, x)
-        return results, pull(bars)
-
-    def arguments(width, mesh):
-        params = {name: array(mesh, *np.shape(value)) for name, value in case.params(width).items()}
-        x, row = array(mesh, SLICES, width), array(mesh, SLICES)
-        return params, x, _like(x, jnp.bool_), _like(row, jnp.int32), (x, row, row)
-
-    def law(width, facts):
-        scores = _bytes(SLICES, width)
-        yield from _alone(facts)
-        yield from _sorts_only_where(facts, _sorts(case))
-        yield from _within(facts.temporary, MOST_ARRAYS * scores, f"{MOST_ARRAYS} arrays of scores")
-        if narrow:
-            linear = width // NARROW * narrow[0] + scores
-            yield from _within(facts.temporary, linear, f"its growth from width {NARROW} allows")
-        narrow.append(facts.temporary)
-
-    for width in (NARROW, WIDE):
-        yield Program(f"{case.id}, width {width}", function, partial(arguments, width), partial(law, width))
-
-
-def _sorts(case: cases.Case) -> bool:
-    """Whether there is a penalty on ranks, which nothing but a sort can find."""
-    return bool({"oscar", "weights"} & set(case.values))
+    """Whether the ranks of the scores are asked for, which nothing but a sort can find."""
+    ranked = any(not cases.PENALTIES[name].chain for name in case.family.penalties)
+    return ranked or cases.DOMAINS[case.family.domain].problem(1).get("over") == "permutahedron"
 
 
 # --- Attention ---------------------------------------------------------------------------------------------
