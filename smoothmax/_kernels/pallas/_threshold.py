@@ -36,9 +36,10 @@ from ..._arrays import total, varying_like
 from ._batching import over_slices
 from ._tiles import LANES, MEMORY_LIMIT, SUBLANES, VECTOR_MEMORY, as_rows, flag, loop, result
 
-# Arrays of a block that a pass may hold at once, a generous count; and the most slices of a block, which bounds how
-# long a finished slice waits for others.
-_ARRAYS, _MOST_ROWS = 16, 256
+# Arrays of a block that a pass may hold at once, a generous count.
+_ARRAYS = 16
+# Numbers in a block of slices, where one slice is not more already: the code is as long as a block has registers.
+_BLOCK = 2**16
 # Newton's passes; five to ten are the rule.
 _MAX_PASSES = 64
 # A step of log m below which the next one, of second order, is rounding.
@@ -101,8 +102,7 @@ def _run(equation: Callable[..., jax.Array], rows: jax.Array, columns: list[jax.
     """Runs a kernel on all blocks of slices: `(n, d)` scores and `(n, 1)` hyper-parameters to `(n, d)` weights."""
     n, d = rows.shape
     width = pl.cdiv(d, LANES) * LANES
-    most = VECTOR_MEMORY // (_ARRAYS * width * 4) // SUBLANES * SUBLANES
-    block = max(SUBLANES, min(most, _MOST_ROWS, pl.cdiv(n, SUBLANES) * SUBLANES))
+    block = min(max(_BLOCK // width // SUBLANES, 1), pl.cdiv(n, SUBLANES)) * SUBLANES
     more = pl.cdiv(n, block) * block - n
     rows = jnp.pad(rows, ((0, more), (0, width - d)), constant_values=-jnp.inf)
     columns = [varying_like(jnp.pad(a, ((0, more), (0, 0)), constant_values=2.0), rows) for a in columns]
