@@ -185,7 +185,7 @@ def _strength(strength: jax.Array, z: jax.Array) -> jax.Array:
 def _start(chain: _Chain) -> _Segments:
     """Borders are cut where no force can make up the difference, and where there is no force at all."""
     # More than all the forces on two neighbours can make up.
-    reach = 2 * (jnp.max(chain.up, 0, keepdims=True, initial=0) + jnp.max(chain.down, 0, keepdims=True, initial=0))
+    reach = 2 * sum(jnp.max(force, 0, keepdims=True, initial=0) for force in (chain.up, chain.down))
     step = chain.z[1:] - chain.z[:-1]
     order = jnp.where(step > 0, RISE, FALL).astype(jnp.int8)
     known = (chain.up + chain.down == 0) | (jnp.isfinite(step) & (jnp.abs(step) > reach))
