@@ -27,7 +27,15 @@ RECORD = "build.json"
 # which there are none has newer runtimes only.
 HEADERS = ["jaxlib==0.8.0; python_version < '3.15'", "jaxlib; python_version >= '3.15'"]
 
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 # Each instruction set is a copy of the kernels; the best is chosen when they run. Others have the baseline alone.
 _V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt"]
 _V4 = [*_V3, "-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl"]
@@ -63,7 +71,10 @@ class NativeBuildHook(BuildHookInterface):
         if not outcome.built and os.environ.get("SMOOTHMAX_NATIVE") == "1":
             raise RuntimeError(f"SMOOTHMAX_NATIVE=1, but the native kernels were not built: {outcome.because}")
         (folder / RECORD).write_text(json.dumps(outcome._asdict()))
-        print(f"smoothmax: native kernels {'built with' if outcome.built else 'not built:'} {outcome.because}", file=sys.stderr)
+        print(
+            f"smoothmax: native kernels {'built with' if outcome.built else 'not built:'} {outcome.because}",
+            file=sys.stderr,
+        )
         made = [RECORD, LIBRARY] if outcome.built else [RECORD]
         if version == "editable":
             (package / LIBRARY).unlink(missing_ok=True)
@@ -86,7 +97,10 @@ def compile_library(sources: pathlib.Path, folder: pathlib.Path, flags: tuple[st
     if unwanted is not None:
         return Outcome(False, unwanted)
     if include is None:
-        return Outcome(False, "jaxlib's headers are not there; install jaxlib, or leave build isolation on, and reinstall smoothmax")
+        return Outcome(
+            False,
+            "jaxlib's headers are not there; install jaxlib, or leave build isolation on, and reinstall smoothmax",
+        )
     compiler = str(_compiler())
     known = [f"-DSMOOTHMAX_{name.upper()}" for name in INSTRUCTION_SETS]
     jobs = {"bindings.o": ["bindings.cc", "-O2", "-isystem", str(include), *known], "baseline.o": ["kernels.cc"]}
@@ -101,7 +115,11 @@ def compile_library(sources: pathlib.Path, folder: pathlib.Path, flags: tuple[st
             list(threads.map(lambda job: run("-c", *job[1], "-o", str(folder / job[0])), jobs.items()))
         run("-shared", *(str(folder / name) for name in jobs), "-o", str(folder / LIBRARY), "-pthread")
     except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines() or ["no message"]
+        lines = (
+            [line for line in error.stderr.splitlines() if "error" in line]
+            or error.stderr.splitlines()
+            or ["no message"]
+        )
         return Outcome(False, f"{compiler} failed ({lines[0].strip()})")
     return Outcome(True, _version(compiler))
 

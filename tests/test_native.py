@@ -80,7 +80,13 @@ def test_p_norm(dtype, p):
                 np.testing.assert_allclose(ours, expected, atol=TOLERANCE[dtype], rtol=0)
 
 
-CAPPED = {0.0: {"base": "fermi"}, 1.0: {"base": "shannon"}, 1.3: {"base": "tsallis"}, 1.5: {"base": "tsallis"}, 2.0: {"base": "l2"}}
+CAPPED = {
+    0.0: {"base": "fermi"},
+    1.0: {"base": "shannon"},
+    1.3: {"base": "tsallis"},
+    1.5: {"base": "tsallis"},
+    2.0: {"base": "l2"},
+}
 
 
 @DTYPES
@@ -94,12 +100,18 @@ def test_capped(dtype, alpha, scale):
         bounds = np.random.default_rng(d).uniform(0.1, 1, size=(3, d)).astype(dtype)
         for total, upper in ((0.4 * d, 1.0), (1.0, 1.0), (0.9 * d, 1.0), (0.3 * bounds.sum(), bounds)):
             upper = np.full((3, 1), upper, dtype) if np.ndim(upper) == 0 else upper
-            total = np.minimum(np.full((3, 1), total, dtype), (0.9 * np.broadcast_to(upper, (3, d)).sum(-1, keepdims=True)))
+            total = np.minimum(
+                np.full((3, 1), total, dtype), (0.9 * np.broadcast_to(upper, (3, d)).sum(-1, keepdims=True))
+            )
             x, total = scores(d, d, dtype, scale), total.astype(dtype)
             y = np.asarray(call["capped"](x, dtype(0.7), dtype(alpha), total, upper))
             for i, row in enumerate(x):
                 expected = oracles.capped(
-                    row, total=oracles.LD(total[i, 0]), upper=upper[i].astype(oracles.LD), gamma=exact(0.7, dtype), **problem
+                    row,
+                    total=oracles.LD(total[i, 0]),
+                    upper=upper[i].astype(oracles.LD),
+                    gamma=exact(0.7, dtype),
+                    **problem,
                 )
                 np.testing.assert_allclose(y[i], expected, atol=TOLERANCE[dtype], rtol=0)
 
@@ -186,7 +198,9 @@ def test_products(dtype):
     for alpha in (1.0, 1.5, 2.0, 1.3, 3.0):
         y = call["threshold"](x, dtype(1), dtype(alpha))
         ours = call["threshold_product"](y, v, dtype(alpha), dtype(0.5))
-        expected = _solvers.threshold_product(y, jnp.asarray(v), jnp.asarray(alpha, dtype), dtype(0.5), implementation="xla")
+        expected = _solvers.threshold_product(
+            y, jnp.asarray(v), jnp.asarray(alpha, dtype), dtype(0.5), implementation="xla"
+        )
         np.testing.assert_allclose(ours, expected, atol=20 * np.finfo(dtype).eps * np.abs(expected).max(), rtol=0)
     jumps, weight = (x > 0.5).astype(np.int8), (x > -1).astype(dtype)
     expected = _solvers.segment_mean(jnp.asarray(v), jumps, weight, implementation="xla")
@@ -356,5 +370,7 @@ def test_the_build_succeeds_without_a_compiler(environment, tmp_path):
     root = os.path.dirname(os.path.dirname(__file__))
     code = "import sys, pathlib, hatch_build; print(hatch_build.compile_library(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])))"
     arguments = [sys.executable, "-c", code, f"{root}/{'smoothmax/_kernels/native/src'}", str(tmp_path)]
-    out = subprocess.run(arguments, cwd=root, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        arguments, cwd=root, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
     assert "built=False" in out.stdout
