@@ -146,7 +146,8 @@ class Problem:
         return v
 
     def gather(self, y: jax.Array, found: Found, v: jax.Array) -> jax.Array:
-        """The transpose of `_spread`: what `v` has at deleted positions counts for their segment. JAX 0.8 can transpose a scan again only if the scan came out of `vjp`."""
+        """The transpose of `_spread`: what `v` has at deleted positions counts for their segment. JAX 0.8 can transpose
+        a scan again only if the scan came out of `vjp`."""
         if not self.penalties:
             return v
         _, transpose = jax.vjp(lambda u: self._spread(found, y, u), jnp.zeros_like(v))

@@ -368,7 +368,10 @@ def test_a_missing_library_is_explained(monkeypatch, tmp_path):
 def test_the_build_succeeds_without_a_compiler(environment, tmp_path):
     pytest.importorskip("hatchling")
     root = os.path.dirname(os.path.dirname(__file__))
-    code = "import sys, pathlib, hatch_build; print(hatch_build.compile_library(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])))"
+    code = (
+        "import sys, pathlib, hatch_build\n"
+        "print(hatch_build.compile_library(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])))"
+    )
     arguments = [sys.executable, "-c", code, f"{root}/{'smoothmax/_kernels/native/src'}", str(tmp_path)]
     out = subprocess.run(
         arguments, cwd=root, env={**os.environ, **environment}, capture_output=True, text=True, check=True

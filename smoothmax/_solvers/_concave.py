@@ -1,17 +1,17 @@
 """Tsallis weights for alpha > 2: one threshold per slice, with powers of infinite slope.
 
-With b = alpha - 1 and r = 1 / b the weights are ``u^r`` for ``u = max(b (z - tau), 0)``, and r < 1. A position close to the
-threshold makes the sum of powers steep, and a threshold cannot even be stored precisely enough to say what such a
+With b = alpha - 1 and r = 1 / b the weights are ``u^r`` for ``u = max(b (z - tau), 0)``, and r < 1. A position close to
+the threshold makes the sum of powers steep, and a threshold cannot even be stored precisely enough to say what such a
 position weighs: at b = 39 a weight of 0.1 stands for u = 1e-39. What can be stored: the smallest score c of the support
 and the weight w there. The weights above it are
 
     y_i = (b (z_i - c) + w^b)^r,
 
-convex in w with slopes ``(w / y_i)^(b - 1)`` between 0 and 1. So Newton's method on w is well-behaved; where it asks for a
-negative w, position c leaves the support, and where w^b grows, smaller scores enter.
+convex in w with slopes ``(w / y_i)^(b - 1)`` between 0 and 1. So Newton's method on w is well-behaved; where it asks
+for a negative w, position c leaves the support, and where w^b grows, smaller scores enter.
 
-The search for the support is what takes passes, and it needs no precision: ten halvings of the bracket
-``r d^-b <= -tau <= r``, on a logarithmic scale, with a power that is off by a few percent and costs next to nothing.
+The search for the support is what takes passes, and it needs no precision: ten halvings of the bracket ``r d^-b <= -tau
+<= r``, on a logarithmic scale, with a power that is off by a few percent and costs next to nothing.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def concave_weights(z: jax.Array, wanted: jax.Array, b: jax.Array) -> Solved:
 
 
 def _rough_bracket(z: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two thresholds `(*batch, 1)` that enclose the root; the lower one is close to it, so far as a rough power tells."""
+    """Two thresholds `(*batch, 1)` that enclose the root; the lower one is close to it, so far as a rough power
+    tells."""
     r = 1 / b
     log_d = jnp.log(jnp.asarray(z.shape[-1], z.dtype))
 
@@ -121,7 +122,8 @@ def _one_pass(z: jax.Array, b: jax.Array, s: _State) -> _State:
     low, ties = total(positive(found.low_power)), total((found.low_power < 0).astype(z.dtype))
     tau = s.c - r * s.w**b
 
-    # Newton's step for the weight at c. From above it never overshoots: where it leads below 0, c is not in the support.
+    # Newton's step for the weight at c. From above it never overshoots: where it leads below 0, c is not in the
+    # support.
     slope = low * s.w ** (b - 1)
     w = s.w - excess / (slope + ties)
     leaves = w <= 0

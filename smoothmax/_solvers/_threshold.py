@@ -81,8 +81,8 @@ def tsallis_weights(
       implementation: None for the best one, or its name in the table of `_kernels`.
 
     Returns:
-      The weights `(*batch, d)`: zeros for a slice of -inf, NaN for one with NaN or +inf or a NaN hyper-parameter, and for
-      one whose loop did not arrive.
+      The weights `(*batch, d)`: zeros for a slice of -inf, NaN for one with NaN or +inf or a NaN hyper-parameter, and
+      for one whose loop did not arrive.
     """
     return _kernels.run("threshold", implementation, _tsallis, x, gamma, alpha)
 
@@ -284,7 +284,8 @@ def _convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equ
     else:
         y = s.low_power * positive(positive(x - s.tau) - r * s.step)
     size = total(y)
-    # Dividing by the sum is a move of the threshold by b log size, which for small b is nothing, however coarse the sum.
+    # Dividing by the sum is a move of the threshold by b log size, which for small b is nothing, however coarse the
+    # sum.
     repairable = b * jnp.abs(jnp.log(size)) <= REPAIRABLE if equation.sums_to_one else size > 0
     arrived = wanted & ~s.active & repairable
     return Solved(y / jnp.where(size > 0, size, 1), arrived)

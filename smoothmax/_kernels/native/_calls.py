@@ -1,8 +1,8 @@
 """The calls: each takes what the reference takes, brings the hyper-parameters into shape and calls its handler.
 
 A handler reads batch axes and the slice, the same batch in all its operands. So `vmap` only adds an axis, and a
-partitioner may cut the batch: what it needs to know is how many axes that is. A slice that is itself cut over devices is
-put together first; `implementation="xla"` computes on it as it lies.
+partitioner may cut the batch: what it needs to know is how many axes that is. A slice that is itself cut over devices
+is put together first; `implementation="xla"` computes on it as it lies.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _row(value: Any, x: jax.Array) -> jax.Array:
 
 
 def _call(problem: str, operands: Sequence[jax.Array], *others: Any) -> Any:
-    """Calls a handler: its first result is like the first operand, the others have its shape and the dtypes `others`."""
+    """Calls a handler: its first result is like the first operand, the others have its shape and these dtypes."""
 
     @custom_batching.custom_vmap
     def call(*operands):
@@ -115,7 +115,8 @@ def _call(problem: str, operands: Sequence[jax.Array], *others: Any) -> Any:
 
 
 def _placed(x: jax.Array) -> dict[str, Any]:
-    """What a result has in common with x: the mesh axes over which it varies in `shard_map`, and its explicit sharding."""
+    """What a result has in common with x: the mesh axes over which it varies in `shard_map`, and its explicit
+    sharding."""
     kind = jax.typeof(x)
     names = ("manual_axis_type", "vma")  # from JAX 0.10 on, and before
     placed = {name: getattr(kind, name) for name in names if hasattr(kind, name)}
