@@ -6,7 +6,6 @@ import importlib.metadata
 import platform
 
 import jax
-import jaxlib
 
 from ._kernels import TABLE
 
@@ -16,7 +15,7 @@ def report() -> str:
     versions = {
         "smoothmax": importlib.metadata.version("smoothmax"),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "devices": ", ".join(sorted({f"{d.platform} ({d.device_kind})" for d in jax.devices()})),

@@ -43,7 +43,7 @@ def varying_like(x: jax.Array, *others: Any) -> jax.Array:
         return x
     if hasattr(lax, "pcast"):
         return lax.pcast(x, missing, to="varying")
-    return lax.pvary(x, missing)  # its name before JAX 0.9
+    return lax.pvary(x, missing)  # its name before JAX 0.9  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _varies_over(x: jax.Array) -> frozenset[Any]:

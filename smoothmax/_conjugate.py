@@ -271,7 +271,8 @@ def conjugate(
         strictly convex function that takes one distribution `(d,)` and returns a scalar.
       over: the domain: `Simplex()` (the default), `CappedSimplex(k)`, `Box()` or `Permutahedron(weights)`.
       params: for a function, a pytree of its hyper-parameters; it is then called as `omega(y, params)`, and gradients
-        reach them. A value that the function merely closes over is a constant.
+        reach them. A value that the function merely closes over is a constant. Write the function once, outside of
+        loops, and pass what varies as params: a program is compiled for each function.
       implementation: how to solve: "xla", which serves everything, "native" (compiled kernels for CPUs), "pallas"
         (kernels for TPUs and GPUs), or None for the best that serves the platform, the dtype and the operator.
 
@@ -324,7 +325,8 @@ def _regularizer(omega: Any, params: Any) -> Regularizer:
             f"omega must be a regularizer or a function of y, got the mapping {omega!r}, which belongs to one: call it "
             "with scores, or give its regularizer"
         )
-    return Function(omega, params)
+    function: Any = omega
+    return Function(function, params)
 
 
 # --- Forward mode for whole functions -------------------------------------------------------------------------

@@ -137,7 +137,8 @@ def _scores_bars(saved: tuple[jax.Array, jax.Array], bar: jax.Array) -> tuple[ja
     """The cotangents of queries and keys from that of their products."""
     query, key = saved
     of_query = _average(bar, key.astype(bar.dtype)).astype(query.dtype)
-    return of_query, _gather(bar, query.astype(bar.dtype), key.shape[2]).astype(key.dtype)
+    of_key: Any = _gather(bar, query.astype(bar.dtype), key.shape[2])
+    return of_query, of_key.astype(key.dtype)
 
 
 def _weights_bar(weights: jax.Array, output: jax.Array, value: jax.Array) -> jax.Array:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 
-from .._parameters import Parameter, Range, parameter, tree_class
+from .._parameters import Range, parameter, tree_class
 from .._regularizers import Base, Regularizer, SquaredL2, ranks
 from .._solvers import group_mean, project_permutahedron, put_back, sort_ranked, take
 from ._domain import Domain
@@ -58,7 +58,7 @@ class Permutahedron(Domain):
 
     shift_invariant = True
 
-    weights: Parameter = parameter(FINITE_WEIGHTS, extent=lambda d: d)
+    weights: Any = parameter(FINITE_WEIGHTS, extent=lambda d: d)
 
     def check_base(self, omega: Regularizer) -> None:
         for atom in omega.atoms():
@@ -132,7 +132,7 @@ def _count(allowed: jax.Array) -> jax.Array:
 class Ranks(Permutahedron):
     """The permutahedron of 1, ..., n for the n positions of each slice that are not deleted."""
 
-    weights: None = None
+    weights: Any = None
 
     def _sorted_weights(
         self, allowed: jax.Array, like: jax.Array, implementation: str | None
@@ -152,7 +152,7 @@ NOT_INFINITE = Range(lambda v: (v < jnp.inf).all(axis=-1, keepdims=True), "finit
 class Sorted(Permutahedron):
     """The permutahedron of `weights` that are -inf at deleted positions, wherever those are."""
 
-    weights: jax.Array = parameter(NOT_INFINITE, extent=lambda d: d)
+    weights: Any = parameter(NOT_INFINITE, extent=lambda d: d)
 
     def _serves(self, allowed: jax.Array) -> jax.Array:
         return self.weights != -jnp.inf

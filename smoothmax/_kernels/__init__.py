@@ -65,15 +65,12 @@ def target() -> str:
     return "tpu" if device.device_kind.startswith("TPU") else "cpu" if device.device_kind == "cpu" else "gpu"
 
 
-def _offers(kernel: Kernel | None, *args: Any) -> bool:
-    if kernel is None or not (kernel.default() if callable(kernel.default) else kernel.default):
-        return False
-    return kernel.refuses(*args) is None
+def _offers(kernel: Kernel, *args: Any) -> bool:
+    wanted = kernel.default() if callable(kernel.default) else kernel.default
+    return wanted and kernel.refuses(*args) is None
 
 
-def _refusal(kernel: Kernel | None, problem: str, *args: Any) -> str | None:
-    if kernel is None:
-        return f"it has no kernel for the problem {problem!r}"
+def _refusal(kernel: Kernel, *args: Any) -> str | None:
     platforms = {"gpu": ("cuda", "rocm", "gpu")}.get(target(), (target(),))
     if not set(platforms) & set(kernel.platforms):
         return f"it runs on {' and '.join(kernel.platforms)}, and this program is for {target()}"
@@ -99,13 +96,12 @@ def run(problem: str, implementation: str | None, reference: Solver, *args: Any,
     if implementation is None:
         branches = {}
         for kernels in TABLE.values():
-            kernel = kernels.get(problem)
-            if _offers(kernel, *args):
+            if problem in kernels and _offers(kernel := kernels[problem], *args):
                 branches |= dict.fromkeys(kernel.platforms, kernel.call)
         return lax.platform_dependent(*args, **branches, default=reference) if branches else reference(*args)
     kernel = TABLE[implementation].get(problem)
-    reason = _refusal(kernel, problem, *args)
-    if reason is None:
+    reason = f"it has no kernel for the problem {problem!r}" if kernel is None else _refusal(kernel, *args)
+    if kernel is not None and reason is None:
         return lax.platform_dependent(*args, **dict.fromkeys(kernel.platforms, kernel.call))
     if optional:
         return reference(*args)

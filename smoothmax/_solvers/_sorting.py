@@ -152,7 +152,8 @@ def take(v: jax.Array, order: jax.Array) -> jax.Array:
 
 
 def _sort_by(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return lax.sort((key, value), num_keys=1, is_stable=False)
+    key, value = lax.sort((key, value), num_keys=1, is_stable=False)
+    return key, value
 
 
 def put_back(v: jax.Array, order: jax.Array) -> jax.Array:

@@ -127,7 +127,7 @@ def attention(
         within(key_lengths, keys),
     )
     inputs, rules = jax.tree.map(lambda a: varying_like(a, inputs, rules), (inputs, rules))
-    output = _attend(plan, interpret, inputs, rules)
+    output: Any = _attend(plan, interpret, inputs, rules)
     return jnp.swapaxes(output[:, :, :queries], 1, 2)
 
 

@@ -135,7 +135,7 @@ class _Slices(NamedTuple):
 class _Rounds(NamedTuple):
     """The state of the loop over the questions."""
 
-    count: jax.Array  # questions asked
+    asked: jax.Array  # questions
     mean: jax.Array  # the mean of the first segment of each slice
     moved: jax.Array  # 1 where the last question split a segment of the slice, else 0
     going: jax.Array  # the sum of `moved`, a scalar
@@ -206,12 +206,12 @@ def _chain_kernel(x_ref, up_ref, down_ref, t_ref, jumps_ref, *, d, up_at, down_a
         above = jnp.where(jnp.where(counts, m - z, 0.0) + message < 0, jnp.int32(1), 0)
         last = above, jnp.where(counts, z, 0.0), flag(counts), zero
         _, total, count, moved = loop(d - 1, decide, last)
-        return _Rounds(state.count + 1, total / jnp.maximum(count, 1.0), moved, jnp.sum(moved))
+        return _Rounds(state.asked + 1, total / jnp.maximum(count, 1.0), moved, jnp.sum(moved))
 
     # The first question is asked at the mean of the slice, which is no mean of a segment where a border was cut
     # already: it alone cannot be the last.
     start = _Rounds(jnp.int32(0), zero, zero, jnp.float32(1))
-    end = lax.while_loop(lambda s: (s.count < 2) | ((s.going > 0) & (s.count <= d)), question, start)
+    end = lax.while_loop(lambda s: (s.asked < 2) | ((s.going > 0) & (s.asked <= d)), question, start)
     bad = jnp.maximum(slices.bad, end.moved)  # what has not arrived is no answer
 
     def fill(i, mean):

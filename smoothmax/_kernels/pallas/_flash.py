@@ -222,7 +222,8 @@ def _solved(head: Head, kept: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.A
     on &= top > LOWEST / 2
     log_y = log_y - log_sum
     y, s = (jnp.where(on, jnp.exp(power * log_y), 0.0) for power in (1.0, 1 - head.b))
-    return *(jnp.where(top < jnp.inf, u, jnp.nan) for u in (y, s)), log_y
+    good = top < jnp.inf
+    return jnp.where(good, y, jnp.nan), jnp.where(good, s, jnp.nan), log_y
 
 
 def backward_queries(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, blocks_ref, dq_ref, rows_ref, dz_ref, i):

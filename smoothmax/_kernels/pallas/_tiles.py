@@ -78,5 +78,5 @@ def result(shape: tuple[int, ...], dtype: Any, like: jax.Array) -> jax.ShapeDtyp
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return jax.ShapeDtypeStruct(shape, dtype)
     if "vma" in inspect.signature(jax.ShapeDtypeStruct).parameters:  # its name before JAX 0.10
-        return jax.ShapeDtypeStruct(shape, dtype, vma=jax.typeof(like).vma)
+        return jax.ShapeDtypeStruct(shape, dtype, vma=jax.typeof(like).vma)  # pyright: ignore[reportCallIssue]
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(like).manual_axis_type)
