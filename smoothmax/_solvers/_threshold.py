@@ -81,8 +81,8 @@ def tsallis_weights(
       implementation: None for the best one, or its name in the table of `_kernels`.
 
     Returns:
-      The weights `(*batch, d)`: zeros for a slice of -inf, NaN for one with NaN or +inf or a NaN hyper-parameter, and for
-      one whose loop did not arrive.
+      The weights `(*batch, d)`: zeros for a slice of -inf, NaN for one with NaN or +inf or a NaN hyper-parameter, and
+      for one whose loop did not arrive.
     """
     return _kernels.run("threshold", implementation, _tsallis, x, gamma, alpha)
 
