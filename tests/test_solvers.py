@@ -186,7 +186,8 @@ def exact_capped(entropy, x, size, upper):
     x = np.asarray(x, LD)
     weights = lambda tau: np.clip(entropy.exact(x - tau), 0, np.minimum(upper, size).astype(LD))
     low, high = x.min() - 3000, x.max() + 3000
-    while low < (middle := (low + high) / 2) < high:
+    for _ in range(120):  # of a width of 1e4 nothing is left
+        middle = (low + high) / 2
         low, high = (middle, high) if weights(middle).sum() > size else (low, middle)
     more, less = weights(low), weights(high)
     t = (LD(size) - less.sum()) / (more.sum() - less.sum()) if more.sum() > less.sum() else 0

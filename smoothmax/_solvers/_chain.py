@@ -28,9 +28,8 @@ contradict each other.
 Its cost is the number of rows it reads and writes, hence the left-to-right sweep hands over, in place of
 f and the border, one byte: what is known of the border and the answer b_i to either b_{i+1}.
 
-On an accelerator every step of a scan is a few small kernels; there the whole loop belongs into one kernel ("chain" in
-the table). `segment_mean` alone could do without scans, by segmented sums (`lax.associative_scan`), but that is slower
-on a CPU and takes one kernel a step of the tree.
+On an accelerator every step of a scan is a few small kernels; there the whole loop belongs into one kernel, "chain" in
+the table of implementations.
 """
 
 from __future__ import annotations
@@ -160,8 +159,7 @@ def _chain_prox(x: jax.Array, up: jax.Array, down: jax.Array) -> tuple[jax.Array
 
 
 def _centred(x: jax.Array, usable: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Values less their maximum, for shift invariance, and then less their mean, for small sums; the mean, the
-    maximum."""
+    """Values less their maximum, for shift invariance, and less their mean, for small sums; the mean, the maximum."""
     top = jnp.max(jnp.where(usable, x, -jnp.inf), -1, keepdims=True)
     top = jnp.where(top == -jnp.inf, 0, top)
     z = jnp.where(usable, x - top, 0)
