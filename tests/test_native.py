@@ -160,7 +160,10 @@ def test_chain(dtype, kind):
     for d in (2, 9, 60):
         x, up, down = chain_problem(kind, d, dtype)
         t, jumps = map(np.asarray, call["chain"](x, up, down))
-        expected, expected_jumps = map(np.asarray, _solvers.chain_prox(x, up, down, implementation="xla"))
+        by_border = (np.broadcast_to(strength, (len(x), d - 1)) for strength in (up, down))
+        expected, expected_jumps = map(
+            np.asarray, _solvers.chain_prox(jnp.asarray(x), *by_border, implementation="xla")
+        )
         # Both round: the sums over a slice, and the offset.
         size = np.abs(x[np.isfinite(x)]).max()
         np.testing.assert_allclose(t, expected, atol=20 * np.finfo(dtype).eps * size, rtol=0)
@@ -185,7 +188,9 @@ def test_ranks(dtype, kind):
         x = x[:, :d]
         weights = -np.sort(-np.random.default_rng(d).integers(0, 4, size=x.shape), axis=-1).astype(dtype) / 8
         t, order, ties = map(np.asarray, call["ranks"](x, weights))
-        expected, _, expected_ties = map(np.asarray, _solvers.sorted_prox(x, weights, implementation="xla"))
+        expected, _, expected_ties = map(
+            np.asarray, _solvers.sorted_prox(jnp.asarray(x), jnp.asarray(weights), implementation="xla")
+        )
         np.testing.assert_allclose(t, expected, atol=20 * np.finfo(dtype).eps, rtol=0)
         np.testing.assert_array_equal(ties, expected_ties)
         np.testing.assert_array_equal(np.sort(order), np.broadcast_to(np.arange(d), x.shape))
