@@ -116,7 +116,7 @@ def _differences(tested: dict[str, list[dict]]) -> str:
 def _cells(differences: np.ndarray) -> list[str]:
     low, high = np.quantile(differences, [0.025, 0.975])
     p = 2 * min((differences <= 0).mean(), (differences >= 0).mean())
-    return [f"{differences.mean():+.2f} ({low:+.2f} to {high:+.2f})", f"{max(min(p, 1.0), 1 / RESAMPLES):.3f}"]
+    return [f"{differences.mean():+.2f} ({low:+.2f} to {high:+.2f})", f"{min(p, 1.0):.3f}" if p > 0.001 else "< 0.001"]
 
 
 def resampled(tested: dict[str, list[dict]], count: int = RESAMPLES) -> dict[str, np.ndarray]:
