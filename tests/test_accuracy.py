@@ -135,7 +135,10 @@ def test_large_and_small_scores_at_a_fixed_strength(case, scale):
     # they round like the scores themselves
     tol = float32_tolerance(case, y) * (max(1, scale) if case.family.penalties else 1)
     np.testing.assert_allclose(got, y, rtol=0, atol=tol)
-    np.testing.assert_allclose(got_value, value, rtol=3e-6, atol=3e-6 if tol < 1e-3 else tol)
+    # a sum rounds like its terms, which cancel where ranks weigh scores of both signs: two ulp of float32
+    terms = 2.4e-7 * np.abs(x * y).sum(-1) if case.family.domain in ("ranks", "permutahedron") else 0
+    gap = np.abs(np.asarray(got_value, float) - value)
+    np.testing.assert_array_less(gap, 3e-6 * np.abs(value) + (3e-6 if tol < 1e-3 else tol) + terms + 1e-30)
 
 
 @cases.each([case for case in FAMILIES if case.family.named or case in REPRESENTATIVES])

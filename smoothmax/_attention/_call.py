@@ -246,7 +246,7 @@ def attend_batched(
     if products is None:
         products = partial(query_key_products, precision=precision), partial(weighted_values, precision=precision)
     query, real_keys = clear(query, visibility.real_queries(rows)), visibility.real_keys(columns)
-    if block_size is None and rows <= _FEW_QUERIES:
+    if block_size is None and isinstance(rows, int) and rows <= _FEW_QUERIES:
         products = clearing(products[0], real_keys), clearing(products[1], real_keys)
     else:
         key, value = clear(key, real_keys), clear(value, real_keys)

@@ -77,9 +77,12 @@ def group_mean(v: jax.Array, order: jax.Array, ties: jax.Array, weight: jax.Arra
 def refuses(x: Any, *_: Any) -> str | None:
     """Why arguments such as these cannot be served, or None."""
     dtype = jnp.asarray(x).dtype if not hasattr(x, "dtype") else x.dtype
-    if dtype in _SERVED:
-        return None
-    return f"it computes in {' and '.join(DTYPES)}, not in {dtype}"
+    if dtype not in _SERVED:
+        return f"it computes in {' and '.join(DTYPES)}, not in {dtype}"
+    if not all(isinstance(n, int) for n in jnp.shape(x)):
+        # Programs of unknown sizes are made to be exported, to where there may be no such library.
+        return f"it takes arrays of known sizes, not {jnp.shape(x)}"
+    return None
 
 
 def _row(value: Any, x: jax.Array) -> jax.Array:
