@@ -58,15 +58,18 @@ def weights_and_gradient(mapping):
 
 @pytest.mark.parametrize("name", THRESHOLD | STRUCTURED)
 def test_mappings(mesh, name):
-    """Over batch and heads nothing is sent. Along the slices a threshold sends sums and maxima: all-reduces."""
-    function = weights_and_gradient((THRESHOLD | STRUCTURED)[name])
+    """Over batch and heads nothing is sent. Along the slices a threshold in plain JAX sends sums and maxima:
+    all-reduces. A kernel takes whole slices, which the compiler brings together for it."""
+    mapping = (THRESHOLD | STRUCTURED)[name]
+    function = weights_and_gradient(mapping)
     scores = draw(0, B, N, S)
     expected = jax.jit(function)(scores)
     for axis in (0, 1):
         result, sent = run(function, place(mesh, scores, axis))
         same(result, expected)
         assert sent in ({}, FLAG)
-    result, sent = run(function, place(mesh, scores, 2))
+    same(run(function, place(mesh, scores, 2))[0], expected)
+    result, sent = run(weights_and_gradient(partial(mapping, implementation="xla")), place(mesh, scores, 2))
     same(result, expected)
     if name in THRESHOLD:
         assert sent == {"all-reduce": {f"f32[{B},{N}]"}}  # one number a slice
@@ -82,7 +85,8 @@ def test_attention(mesh, name, over):
     arrays = draw(1, B, T, N, H), draw(2, B, S, N, H), draw(3, B, S, N, H)
 
     def function(q, k, v):
-        attend = partial(dot_product_attention, mapping=mapping, is_causal=True)
+        implementation = "xla" if over == "keys" else None  # a kernel would have the scores brought together
+        attend = partial(dot_product_attention, mapping=mapping, is_causal=True, implementation=implementation)
         loss = lambda *qkv: jnp.sum(attend(*qkv) ** 2)
         return attend(q, k, v), jax.grad(loss, (0, 1, 2))(q, k, v)
 

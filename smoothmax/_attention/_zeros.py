@@ -75,7 +75,10 @@ def _scores_at(flags: jax.Array, query: jax.Array, key: jax.Array) -> jax.Array:
 
         return _sum_over_tiles(flags, product, "scores", shape, key.shape[1], key.shape[2], (query, key))
 
-    return lax.platform_dependent(flags, query, key, cpu=loop, default=lambda _, q, k: query_key_products(q, k))
+    def whole(_: jax.Array, query: jax.Array, key: jax.Array) -> jax.Array:
+        return query_key_products(query, key).astype(query.dtype)
+
+    return lax.platform_dependent(flags, query, key, cpu=loop, default=whole)
 
 
 @jax.custom_vjp
@@ -109,7 +112,8 @@ def _gather(weights: jax.Array, output: jax.Array, key_heads: int) -> jax.Array:
 
     def whole(weights: jax.Array, output: jax.Array) -> jax.Array:
         shape = weights.shape[0], weights.shape[3], key_heads, output.shape[-1]
-        _, transpose = jax.vjp(partial(weighted_values, weights), jnp.zeros(shape, output.dtype))
+        zeros = varying_like(jnp.zeros(shape, output.dtype), weights, output)
+        _, transpose = jax.vjp(partial(weighted_values, weights), zeros)
         return transpose(output)[0]
 
     return lax.platform_dependent(weights, output, cpu=loop, default=whole)
