@@ -22,15 +22,15 @@ def tolerances(case):
     return {"rtol": 1e-4, "atol": 1e-5} if case.tol > 1e-10 else {"rtol": 1e-8, "atol": 1e-9}
 
 
-def slices():
-    """Away from kinks, of spread 0.3 to 3."""
+def away_from_kinks():
+    """Slices of spread 0.3 to 3."""
     return np.random.default_rng(60).normal(size=(N, D)) * np.geomspace(0.3, 3, N)[:, None]
 
 
 @functools.cache
 def point(case):
     """Slices and their oracle Jacobians."""
-    x, problem = slices(), case.problem()
+    x, problem = away_from_kinks(), case.problem()
 
     def column(row, j):
         return oracles.derivative(
@@ -88,7 +88,7 @@ def test_hyper_parameters_of_the_value(case):
 @cases.each(cases.REPRESENTATIVES)
 def test_float32_pull_backs(case):
     """What people train in, against the same pull-backs in float64, which have oracles above."""
-    x = slices().astype(np.float32)
+    x = away_from_kinks().astype(np.float32)
     rng = np.random.default_rng(64)
     v, c = rng.normal(size=x.shape).astype(np.float32), rng.normal(size=N).astype(np.float32)
     single = cases.run(case, x, v=v, c=c, dtype=np.float32)
@@ -98,8 +98,14 @@ def test_float32_pull_backs(case):
     # to 3e-4, which its Hessian magnifies
     tol = 2e-5 if case.tol == 1e-10 else 2e-2
     np.testing.assert_allclose(single.x_bar, double.x_bar, rtol=tol, atol=tol * np.abs(double.x_bar).max())
+    # At a vertex of the capped simplex the two sides of a derivative by its sum differ, and which one it is, or their
+    # mean, is for the last bit of a weight to say.
+    free = ((double.y > 0) & (double.y < 1)).any(-1)
     for name, bar in double.bars.items():
-        np.testing.assert_allclose(single.bars[name], bar, rtol=tol, atol=tol * max(1, np.abs(bar).max()), err_msg=name)
+        rows = free if name == "total" else slice(None)
+        np.testing.assert_allclose(
+            single.bars[name][rows], bar[rows], rtol=tol, atol=tol * max(1, np.abs(bar).max()), err_msg=name
+        )
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.0001, 1.001, 1.01, 1.1, 1.5, 2.0])

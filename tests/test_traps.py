@@ -129,7 +129,7 @@ def test_oscar_sorted_by_absolute_value():
 
 def test_two_penalties_in_the_other_order():
     """Total variation first, then Oscar; swapped it is off by 0.01 and more."""
-    assert "l2+tv+oscar" in cases.BY_ID
+    assert "shannon+tv+oscar" in cases.BY_ID
     x = np.random.default_rng(135).normal(size=(20, 6))
     op = sm.conjugate(sm.SquaredL2() + 0.3 * sm.TotalVariation() + 0.2 * sm.Oscar())
     got = np.asarray(op(x))
