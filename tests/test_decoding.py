@@ -45,7 +45,7 @@ def test_the_weights_of_the_parallel_form(name, beyond):
 
     for t in range(T):
         position = jnp.array([t, (t + 2) % T])
-        there = (jnp.arange(T) <= position[:, None])[:, :, None, None]
+        there = (jnp.arange(T)[None, :] <= position[:, None])[:, :, None, None]
         cache = (jnp.where(there, a, beyond) for a in (k, v))
         one, one_weights = step(q[jnp.arange(B), position][:, None], *cache, position + 1)
         # Scores of one query are summed in another order than those of all: a few roundings of scores of order one.
@@ -57,7 +57,7 @@ def test_the_weights_of_the_parallel_form(name, beyond):
 def test_gradients_do_not_see_what_lies_beyond():
     q, k, v = draw(0, B, 1, N, H), draw(1, B, T, K, H), draw(2, B, T, K, H)
     lengths = jnp.array([2, 5])
-    beyond = (jnp.arange(T) >= lengths[:, None])[:, :, None, None]
+    beyond = (jnp.arange(T)[None, :] >= lengths[:, None])[:, :, None, None]
 
     @jax.jit
     def grads(q, k, v):
