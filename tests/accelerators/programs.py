@@ -66,7 +66,8 @@ def everything(platform: str) -> Iterator[Program]:
         # The list is that of the reference; here each platform takes what serves it best.
         case = dataclasses.replace(case, family=dataclasses.replace(case.family, implementation=None))
         yield from _operator(case, platform)
-        if case.family.domain == "simplex":
+        # A loss for each base, and one of all pieces together: the others are made of the same ones.
+        if case.family.domain == "simplex" and len(case.family.penalties) != 1:
             yield _loss(case, platform)
     yield from _attention()
     yield from _sharded()
