@@ -3,6 +3,7 @@
 That they compile for TPUs is for `tests/accelerators`. On a TPU nothing was run.
 """
 
+import dataclasses
 import functools
 
 import cases
@@ -13,6 +14,7 @@ import oracles
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+import smoothmax as sm
 from smoothmax import _kernels, _solvers
 from smoothmax._kernels import pallas
 
@@ -181,6 +183,38 @@ def test_means_of_segments():
 
 
 # --- All ---------------------------------------------------------------------------------------------------
+
+
+KERNELS_OF = {
+    "entmax": {"threshold"},
+    "pnormmax": {"p_norm"},
+    "fusedmax": {"chain", "segment_mean", "threshold"},
+    "oscarmax": {"chain", "segment_mean", "threshold"},
+    "soft_rank": {"chain", "segment_mean"},
+}
+
+
+@pytest.mark.parametrize("name", KERNELS_OF)
+def test_named_functions_by_the_kernels(name, monkeypatch):
+    """The public way in: weights and a gradient, in scores and strength, as the reference has them."""
+    called = set()
+
+    def noting(problem, kernel):
+        return dataclasses.replace(kernel, call=lambda *args: called.add(problem) or kernel.call(*args))
+
+    monkeypatch.setitem(_kernels.TABLE, "pallas", {p: noting(p, kernel) for p, kernel in KERNELS.items()})
+    x, bar = jnp.asarray(scores(6)), jnp.asarray(scores(6, seed=1))
+    where = jnp.asarray(cases.holes(6, D))
+
+    def pulled(implementation):
+        function = functools.partial(getattr(sm, name), where=where, implementation=implementation)
+        y, pull = jax.vjp(lambda x, gamma: function(x, gamma=gamma), x, f32(0.5))
+        return y, pull(bar)
+
+    by_kernels, reference = jax.jit(lambda: pulled("pallas"))(), jax.jit(lambda: pulled("xla"))()
+    for a, b in zip(jax.tree.leaves(by_kernels), jax.tree.leaves(reference), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * max(1, np.abs(b).max()))
+    assert called == KERNELS_OF[name]
 
 
 def test_vmap_is_more_slices():

@@ -6,6 +6,7 @@ The operators come from the list in `cases`: one that is added there is compiled
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -19,15 +20,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import smoothmax as sm
 from smoothmax import _kernels
+from smoothmax._kernels.pallas._attention import attention
 
 # Slices of an operator's program, and two widths. A quadratic program grows sixteenfold from one to the other; a linear
 # one fourfold, and somewhat more where a narrow row fits into one kernel and a wide one does not.
-SLICES, NARROW, WIDE, GROWTH = 256, 256, 1024, 10
+SLICES, NARROW, WIDE, GROWTH = 64, 256, 1024, 10
 # Temporary arrays of the size of the scores that a program may take. The plain function (interior point) and the
 # compositions of chain and sort take the most.
 MOST_ARRAYS = 40
+# And what a compiler takes for itself, whatever the size: the scratch of a loop, the halves of a sort.
+FIXED = 8 * 2**20
 # Attention: batch, queries and keys, heads, head size, and the block of queries.
 BATCH, LENGTH, HEADS, HEAD_SIZE, BLOCK = 4, 1024, 4, 64, 128
+# Queries and keys of flash attention.
+LONG = 32768
 FLAG = {"pred[]", "s32[]", "u32[]"}  # whether some device still iterates, as a platform writes a truth value
 
 
@@ -42,6 +48,7 @@ class Program:
       law: from the facts to sentences about what is wrong.
       chips: how many it runs on.
       fits: whether it fits into a chip's memory; the one that does not checks that this is noticed.
+      may_spill: whether registers may spill to memory on a GPU.
     """
 
     name: str
@@ -50,6 +57,7 @@ class Program:
     law: Callable[[Facts], Iterator[str]]
     chips: int = 1
     fits: bool = True
+    may_spill: bool = False
 
 
 def everything(platform: str) -> Iterator[Program]:
@@ -58,10 +66,13 @@ def everything(platform: str) -> Iterator[Program]:
         # The list is that of the reference; here each platform takes what serves it best.
         case = dataclasses.replace(case, family=dataclasses.replace(case.family, implementation=None))
         yield from _operator(case, platform)
-        if case.family.domain == "simplex":
+        # A loss for each base, and one of all pieces together: the others are made of the same ones.
+        if case.family.domain == "simplex" and len(case.family.penalties) != 1:
             yield _loss(case, platform)
     yield from _attention()
     yield from _sharded()
+    if platform == "tpu":
+        yield from _kernels_alone()
     yield from _controls()
 
 
@@ -80,6 +91,12 @@ def _like(array: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
 
 def _params(mesh: Mesh, case: cases.Case, width: int) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: array(mesh, *np.shape(value)) for name, value in case.params(width).items()}
+
+
+def _may_spill(case: cases.Case) -> bool:
+    """XLA puts all sums over a slice into one kernel with half of a GPU's registers for each of its threads. Those of
+    powers, and of a function's derivatives, do not always fit."""
+    return case.family.base not in ("shannon", "l2")
 
 
 def _sorts(case: cases.Case) -> bool:
@@ -103,12 +120,13 @@ def _operator(case: cases.Case, platform: str) -> Iterator[Program]:
     def law(width, facts):
         yield from _of_slices(case, platform, asked, width, facts)
         if narrow:
-            most = GROWTH * narrow[0] + _bytes(SLICES, width)
+            most = GROWTH * narrow[0] + FIXED
             yield from _within(facts.temporary, most, f"linear growth from width {NARROW} gives")
         narrow.append(facts.temporary)
 
     for width in (NARROW, WIDE):
-        yield Program(f"{case.id}, width {width}", function, partial(arguments, width), partial(law, width))
+        name, spills = f"{case.id}, width {width}", _may_spill(case)
+        yield Program(name, function, partial(arguments, width), partial(law, width), may_spill=spills)
 
 
 def _loss(case: cases.Case, platform: str) -> Program:
@@ -125,7 +143,8 @@ def _loss(case: cases.Case, platform: str) -> Program:
     def arguments(mesh):
         return _params(mesh, case, NARROW), array(mesh, SLICES, NARROW), array(mesh, SLICES, dtype=jnp.int32)
 
-    return Program(f"loss of {case.id}", function, arguments, partial(_of_slices, case, platform, asked, NARROW))
+    law = partial(_of_slices, case, platform, asked, NARROW)
+    return Program(f"loss of {case.id}", function, arguments, law, may_spill=_may_spill(case))
 
 
 def _params(mesh: Mesh, case: cases.Case, width: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -158,12 +177,19 @@ def _of_slices(case: cases.Case, platform: str, asked: set[str], width: int, fac
     """The laws of a program on slices, on one chip."""
     yield from _alone(facts)
     yield from _sorts_only_where(facts, _sorts(case))
-    yield from _within(facts.temporary, MOST_ARRAYS * _bytes(SLICES, width), f"{MOST_ARRAYS} arrays of scores")
+    most = FIXED + MOST_ARRAYS * _bytes(SLICES, width)
+    yield from _within(facts.temporary, most, f"{MOST_ARRAYS} arrays of scores and {FIXED:,} bytes")
     served = {p for p in asked if platform in getattr(_kernels.TABLE["pallas"].get(p), "platforms", ())}
     if facts.kernels < len(served):
         yield f"holds {facts.kernels} kernels, but {', '.join(sorted(served))} are served by one each"
     if not served and facts.kernels:
         yield f"holds {facts.kernels} kernels, but none serves it"
+
+
+def _may_spill(case: cases.Case) -> bool:
+    """XLA puts all sums over a slice into one kernel with half of a GPU's registers for each of its threads. Those of
+    powers, and of a function's derivatives, do not always fit."""
+    return case.family.base not in ("shannon", "l2")
 
 
 def _sorts(case: cases.Case) -> bool:
@@ -201,8 +227,11 @@ def _attention() -> Iterator[Program]:
 
     for name, mapping in (("softmax", sm.softmax), ("sparsemax", sm.sparsemax), ("entmax", sm.entmax)):
         whole, blocks = _with_gradient(mapping, None), _with_gradient(mapping, BLOCK)
-        yield Program(f"attention, {name}", whole, _qkv, partial(law, 6 * scores, "6 arrays of scores"))
-        yield Program(f"attention in blocks, {name}", blocks, _qkv, partial(law, scores, "one array of scores"))
+        spills = name == "entmax"
+        of_scores = partial(law, 6 * scores, "6 arrays of scores")
+        yield Program(f"attention, {name}", whole, _qkv, of_scores, may_spill=spills)
+        less = partial(law, scores, "one array of scores")
+        yield Program(f"attention in blocks, {name}", blocks, _qkv, less, may_spill=spills)
     causal = _with_gradient(sm.sparsemax, BLOCK, is_causal=True)
     yield Program("attention in blocks, causal", causal, _qkv, partial(law, scores, "one array of scores"))
 
@@ -235,6 +264,46 @@ def _sharded() -> Iterator[Program]:
     )
     place = partial(_qkv, queries=0, keys=0)
     yield Program("attention in blocks over batch", _with_gradient(sm.sparsemax, BLOCK), place, flags, chips=4)
+
+
+# --- Kernels by themselves, at their largest ---------------------------------------------------------------
+
+
+def _kernels_alone() -> Iterator[Program]:
+    def law(kernels, most, what, facts):
+        yield from _alone(facts)
+        if (facts.kernels, facts.loops) != (kernels, 0):
+            yield f"holds {facts.kernels} kernels and {facts.loops} loops, not {kernels} and none"
+        yield from _within(facts.temporary, most, what)
+
+    table = _kernels.TABLE["pallas"]
+    # Refused beyond: the width that the kernel says it holds.
+    wide = re.search(r"of 2 to (\d+) positions", table["chain"].refuses(*_spec((1, 1)), *_spec((), ())) or "")
+    assert wide is not None
+    width, slices = int(wide[1]), 2 * SLICES
+    chain = lambda mesh: (array(mesh, slices, width), array(mesh), array(mesh))
+    # Slices are filled up to 1,024 and laid out for the kernel, and its two results back again.
+    arrays = partial(law, 1, 4 * _bytes(1024, width), "4 arrays of 1,024 slices")
+    yield Program(f"kernel: chain, width {width}", table["chain"].call, chain, arrays)
+    threshold = lambda mesh: (array(mesh, SLICES, 2**15), array(mesh), array(mesh, SLICES, 1))
+    arrays = partial(law, 1, 4 * _bytes(SLICES, 2**15), "4 arrays of scores")
+    yield Program("kernel: threshold, width 32768", table["threshold"].call, threshold, arrays)
+
+    def flash(q, k, v, alpha):
+        attend = partial(attention, scale=HEAD_SIZE**-0.5, is_causal=True)
+        output, pull = jax.vjp(attend, q, k, v, alpha)
+        return output, pull(output)
+
+    def arguments(mesh):
+        q, kv = ((1, LONG, heads, HEAD_SIZE) for heads in (2, 1))
+        return *(array(mesh, *shape, dtype=jnp.bfloat16) for shape in (q, kv, kv)), array(mesh, 2, 1, 1)
+
+    few = partial(law, 3, _bytes(2, LONG, LONG) / 50, "a fiftieth of the scores")
+    yield Program(f"kernel: flash attention, {LONG} keys, with its gradient", flash, arguments, few)
+
+
+def _spec(*shapes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
 
 
 # --- Controls: programs that break each law, so that a law that cannot be broken is noticed --------------------

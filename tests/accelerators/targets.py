@@ -18,8 +18,6 @@ os.environ |= {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     # The CUDA plugin would look for a card and its libraries.
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-    # Registers that spill to memory are an error.
-    "XLA_FLAGS": "--xla_gpu_fail_ptx_compilation_on_register_spilling=true",
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 
@@ -69,7 +67,9 @@ TARGETS = {
 }
 
 
-def compiled(function, arguments, mesh: Mesh):
+def compiled(function, arguments, mesh: Mesh, target: Target, may_spill: bool):
     """The program for the mesh. Its chips' kind, which kernels ask for, is known by the abstract mesh alone."""
+    options = {"xla_gpu_fail_ptx_compilation_on_register_spilling": not may_spill}
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return jax.jit(function).lower(*arguments).compile()
+        lowered = jax.jit(function).lower(*arguments)
+        return lowered.compile(options if target.platform == "cuda" else None)

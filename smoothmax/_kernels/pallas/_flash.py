@@ -6,9 +6,9 @@ for the scores z_ts = scale q_t k_s + bias_ts, recomputed block by block as ofte
 
 **Forward.** With b = alpha - 1, y = m v^(1/b) for v = max(1 + b (z - top) / m^b, 0), as in `_threshold.py`, where
 Newton's method for log m is explained too. It starts from the lowest threshold, top - 1/b, and only ever raises it. So
-a block of keys whose largest score is below the threshold of every query has no weight, then and for good: its keys are
-not read again. What is kept for the backward pass is top, log m and the logarithm of what the weights sum to, three
-numbers a query, and a bit for each block of queries and keys: whether there is a weight in it.
+a block of keys whose largest score is below the threshold of every query has no weight, then and for good: its keys
+are not read again. What is kept for the backward pass is top, log m and the logarithm of what the weights sum to, three
+numbers a query, and a mark for each block of queries and keys: whether there is a weight in it.
 
 **Backward.** With s = y^(2 - alpha) on the support, and dP_ts = <dO_t, v_s>,
 
