@@ -1,182 +1,186 @@
-"""Several mappings on one task with the same budget and seeds: a table and a picture.
+"""Several mappings on one task: the same budget and seeds, tables with tests of the differences, a picture.
 
     python -m examples.compare translation --mappings softmax sparsemax fusedmax:lam=0.3 --seeds 0 1 --out runs/compare
+    python -m examples.compare entailment --data DATA --search --seeds 0 1 2 3 4 --jobs 2 --out runs/entailment
 
-Stop it and call it again: finished runs are kept, an unfinished one goes on, and further mappings
-or seeds add to the table. A mapping can carry its hyper-parameters, and `learn`: entmax:alpha=1.3,learn.
+Stop it and call it again: finished runs are kept, an unfinished one goes on, and further mappings or seeds add to the
+tables. With --search the mappings are a grid: of those with the same name, the one with the least validation loss is
+chosen with the first seed; only the chosen ones run with all seeds and see the test part.
 """
 
 from __future__ import annotations
 
-import argparse
+import concurrent.futures
+import dataclasses
 import importlib
 import json
+import multiprocessing
 import pathlib
 import re
-import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from . import cli
-from .data import DataError
-from .model import MAPPINGS
+from . import cli, report
+from .mappings import MAPPINGS, Mapping
+from .options import Comparison, Run
 from .pictures import save_heatmaps
+from .task import Task
 
 TASKS = ("entailment", "translation", "summarization")
-COLUMNS = ("support", "runs", "segments", "segment_length", "entropy", "alignment_error")
-
-
-def parse_mapping(text: str) -> dict:
-    """`name:key=value,...,learn` as the options of one run."""
-    name, _, rest = text.partition(":")
-    if name not in MAPPINGS:
-        raise ValueError(f"{name!r} is not a mapping: use one of {', '.join(MAPPINGS)}")
-    options = {"mapping": name, "gamma": None, "alpha": None, "p": None, "lam": None, "learn": None}
-    for part in filter(None, rest.split(",")):
-        key, _, value = part.partition("=")
-        if part == "learn":
-            options["learn"] = []
-        elif key in ("gamma", "alpha", "p", "lam") and re.fullmatch(r"\d*\.?\d+(e-?\d+)?", value):
-            options[key] = float(value)
-        else:
-            raise ValueError(f"{text!r}: expected KEY=NUMBER or learn after the colon, found {part!r}")
-    return options
+# What --search chooses from: gamma, the mapping's own hyper-parameter, and that one learned.
+GRID = (
+    "none", "uniform",
+    "softmax:gamma=0.3", "softmax", "softmax:gamma=3",
+    "sparsemax:gamma=0.3", "sparsemax", "sparsemax:gamma=3",
+    "entmax:alpha=1.2", "entmax:alpha=1.5", "entmax:alpha=1.8", "entmax:alpha~1.5",
+    "pnormmax:p=1.2", "pnormmax:p=1.5", "pnormmax:p~1.5",
+    "fusedmax:lam=0.01", "fusedmax:lam=0.1", "fusedmax:lam=0.3", "fusedmax:lam~0.1",
+    "oscarmax:lam=0.001", "oscarmax:lam=0.01", "oscarmax:lam=0.1", "oscarmax:lam~0.01",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None):
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    first = argparse.ArgumentParser(
-        prog="python -m examples.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    if not arguments or arguments[0] not in TASKS:
+        print(f"{__doc__}\nusage: python -m examples.compare {{{','.join(TASKS)}}} [--help] [OPTIONS]")
+        raise SystemExit(0 if arguments in (["--help"], ["-h"]) else 2)
+    task = task_of(arguments[0])
+    kind: Any = Comparison[task.settings]
+    comparison = cli.command_line(
+        kind, f"python -m examples.compare {task.name}", f"{__doc__}\n{cli.usual(task)}", arguments[1:]
     )
-    first.add_argument("task", choices=TASKS, help="add --help after it for all options")
-    task_name = first.parse_args(arguments[:1]).task
-    task = importlib.import_module(f"{__package__}.{task_name}").TASK
-    options = cli.parser(task, compare=True).parse_args(arguments[1:])
-    if options.out is None:
-        options.out = pathlib.Path("runs") / f"{task.name}-comparison"
+    cli.mended(lambda: compare(task, comparison), "the same command goes on from here")
+
+
+def task_of(name: str) -> Task:
+    return importlib.import_module(f"{__package__}.{name}").TASK
+
+
+def compare(task: Task, comparison: Comparison):
+    """Runs what is missing, and writes tables and picture, also when interrupted."""
+    out = comparison.out or pathlib.Path("runs") / f"{task.name}-comparison"
+    words = comparison.mappings or (GRID if comparison.search else ("none", *MAPPINGS))
+    mappings = list(dict.fromkeys(str(Mapping.parse(word)) for word in words))  # all errors before any training
+    settings = cli.completed(task, comparison.settings)
+    store = Store(comparison.results or out / "runs.jsonl", out)
+
+    def runs(names: Iterable[str], seeds: Iterable[int], settings) -> list[Run]:
+        return [
+            Run(settings, name, seed, out / folder(name) / f"seed-{seed}", resume=True)
+            for seed in seeds
+            for name in names
+        ]
+
     try:
-        compare(task, options)
-    except (DataError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:  # outside the training loop, which saves by itself
-        raise SystemExit(130) from None
+        if comparison.search:
+            untested = runs(mappings, comparison.seeds[:1], dataclasses.replace(settings, test_size=0))
+            store.complete(task, untested, comparison.jobs)
+            mappings = choose([store.find(task, run) for run in untested])
+            print(f"chosen: {', '.join(mappings)}", flush=True)
+        store.complete(task, runs(mappings, comparison.seeds, settings), comparison.jobs)
+    finally:
+        store.write_tables()
 
 
-def compare(task: cli.Task, options: argparse.Namespace):
-    """Runs what is missing, seed by seed, and writes the table after each run."""
-    wanted = {text: parse_mapping(text) for text in options.mappings}  # all errors before any training
-    for seed in options.seeds:
-        for text, mapping in wanted.items():
-            out = options.out / re.sub(r"[^\w.=-]+", "-", text) / f"seed-{seed}"
-            shared = {key: value for key, value in vars(options).items() if key not in ("mappings", "seeds")}
-            one = cli.complete(
-                task, argparse.Namespace(**shared | mapping | {"seed": seed, "out": out, "resume": True})
-            )
-            if not is_finished(task, one) and cli.run(task, one) is None:
-                print("the same command goes on from here", file=sys.stderr)
-                raise SystemExit(130)
-            write_table(options.out)
+def choose(records: list[dict]) -> list[str]:
+    """Of each name, the mapping with the least validation loss."""
+    best: dict[str, dict] = {}
+    for record in records:
+        name = Mapping.parse(record["mapping"]).name
+        if name not in best or record["best_valid_loss"] < best[name]["best_valid_loss"]:
+            best[name] = record
+    return [record["mapping"] for record in best.values()]
 
 
-def is_finished(task: cli.Task, options: argparse.Namespace) -> bool:
-    """Whether `options.out` holds the results of just this run."""
-    path = options.out / cli.METRICS
-    if not path.exists():
-        return False
-    metrics = json.loads(path.read_text(encoding="utf-8"))
-    settings = cli.run_settings(task, options, cli.choice_of(options))
-    same = metrics["settings"] == settings
-    if not same:
-        differing = [key for key, value in settings.items() if metrics["settings"].get(key) != value]
-        raise DataError(f"{path} was made with other values of {', '.join(differing)}: use the same, or another --out")
-    return metrics["budget"] == cli.budget_of(options) and metrics["evaluation"] == cli.evaluation_of(options)
+def folder(mapping: str) -> str:
+    return re.sub(r"[^\w.=~-]+", "-", mapping)
 
 
-def write_table(out: pathlib.Path):
-    """The table and the picture of all finished runs below `out`."""
-    finished: dict[str, list[dict]] = {}
-    shown: dict[str, list[dict]] = {}
-    for path in sorted(out.glob(f"*/seed-*/{cli.METRICS}")):
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        name = label(metrics["mapping"])
-        finished.setdefault(name, []).append(metrics)
-        shown.setdefault(name, json.loads((path.parent / "attention.json").read_text(encoding="utf-8")))
-    order = sorted(finished, key=lambda name: (list(MAPPINGS).index(name.split("(")[0]), name))
-    cli.write_text(out / "table.md", table({name: finished[name] for name in order}))
-    write_picture(out, {name: shown[name] for name in order})
+# ---------------------------------------------------------------- what is done, and what is not
 
 
-def label(mapping: dict) -> str:
-    """The mapping with the hyper-parameters that set it apart."""
-    learned = mapping["learned"]
-    own = next(iter(MAPPINGS[mapping["name"]]))
-    parts = [
-        f"{key}={mapping[key]:g}"
-        for key in ("alpha", "p", "lam", "gamma")
-        if key in mapping and (key != "gamma" or mapping[key] != 1.0)
-    ]
-    parts = [part for part in parts if part.split("=")[0] not in learned] + [f"{key} learned" for key in learned]
-    return mapping["name"] + (f"({', '.join(parts)})" if parts and (own != "gamma" or parts) else "")
+class Store:
+    """The figures of all finished runs: a file with a line of JSON for each, from which the tables are made."""
+
+    def __init__(self, path: pathlib.Path, out: pathlib.Path):
+        self.path, self.out = path, out
+
+    @property
+    def records(self) -> list[dict]:
+        """From the file each time: another comparison may add to it meanwhile."""
+        return report.read(self.path) if self.path.exists() else []
+
+    def find(self, task: Task, run: Run) -> dict | None:
+        """The record of just this run; the test may have been used, where `run` leaves it out."""
+        for record in self.records:
+            known = record["task"], record["mapping"], record["seed"], record["settings"], record["budget"]
+            settings = json.loads(json.dumps(run.settings.decisive()))
+            tested = record["evaluation"] == run.settings.evaluation() or run.settings.test_size == 0
+            if tested and known == (task.name, run.mapping, run.seed, settings, run.settings.budget()):
+                return record
+        return None
+
+    def add(self, record: dict):
+        same = ("task", "mapping", "seed", "settings", "budget")
+        records = [*(other for other in self.records if any(other[key] != record[key] for key in same)), record]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = sorted(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        cli.write_text(self.path, "".join(lines))
+
+    def write_tables(self):
+        self.out.mkdir(parents=True, exist_ok=True)
+        cli.write_text(self.out / "table.md", report.text(self.records))
+        write_picture(self.out)
+
+    def complete(self, task: Task, runs: list[Run], jobs: int):
+        """Makes the runs that are missing, `jobs` of them side by side."""
+        missing = [run for run in runs if self.find(task, run) is None]
+        if jobs == 1 or len(missing) < 2:
+            for run in missing:
+                if self.find(task, run) is None:
+                    self._note(cli.run(task, run))
+            return
+        context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
+        with concurrent.futures.ProcessPoolExecutor(jobs, context) as pool:
+            for done in concurrent.futures.as_completed([pool.submit(run_one, task.name, run) for run in missing]):
+                if done.exception() or done.result() is None:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                self._note(done.result())
+
+    def _note(self, metrics: dict | None):
+        if metrics is None:  # interrupted, and saved
+            raise KeyboardInterrupt
+        self.add(metrics)
 
 
-def table(finished: dict[str, list[dict]]) -> str:
-    """Markdown: a row for each mapping, means over its seeds, with the standard deviation of the scores."""
-    one = next(iter(finished.values()))[0]
-    headline = one["headline"]
-    columns = [
-        column for column in COLUMNS if any(column in m["attention"] for runs in finished.values() for m in runs)
-    ]
-    head = ["mapping", "seeds", headline, *(column.replace("_", " ") for column in columns), "s / epoch", "x softmax"]
-    lines = [" | ".join(head), " | ".join(["---"] + ["---:"] * (len(head) - 1))]
-
-    def seconds(runs):
-        known = [m["training"]["seconds_per_epoch"] for m in runs if m["training"]["seconds_per_epoch"] is not None]
-        return statistics.median(known) if known else None
-
-    softmax = next((seconds(runs) for name, runs in finished.items() if name == "softmax"), None)
-    for name, runs in finished.items():
-        scores = [m["score"][headline] for m in runs]
-        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-        cells = [name, str(len(runs)), f"{statistics.fmean(scores):.2f}{spread}"]
-        for column in columns:
-            values = [m["attention"][column] for m in runs if column in m["attention"]]
-            cells.append(f"{statistics.fmean(values):.2f}" if values else "")
-        time = seconds(runs)
-        cells.append("" if time is None else f"{time:.2f}")
-        cells.append("" if time is None or not softmax else f"{time / softmax:.2f}")
-        lines.append(" | ".join(cells))
-    body = "\n".join(f"| {line} |" for line in lines)
-    budget = ", ".join(f"{value} {key}" for key, value in one["budget"].items() if value is not None)
-    settings = one["settings"]
-    gold = ", alignment error is the weight outside the gold positions" if "alignment_error" in columns else ""
-    return (
-        f"# {one['task']} on {one['data']['name']}\n\n{body}\n\n"
-        f"Budget of each run: {budget}; batches of {settings['batch']}, hidden size {settings['hidden']}. "
-        "Scores are of the test part, with the standard deviation over seeds. Attention figures are means over "
-        "its rows: support counts weights above zero, runs are stretches of them, segments are stretches of one "
-        f"shared weight{gold}.\n"
-    )
+def run_one(task: str, run: Run) -> dict | None:
+    """A run in a process of its own, which looks the task up by its name."""
+    return cli.run(task_of(task), run)
 
 
-def write_picture(out: pathlib.Path, shown: dict[str, list[dict]]):
-    """One example that all runs drew, a panel for each mapping."""
-    common = set.intersection(*({one["index"] for one in examples if one["rows"]} for examples in shown.values()))
+# ---------------------------------------------------------------- the picture
+
+
+def write_picture(out: pathlib.Path):
+    """One test example that all runs drew, a panel for each mapping."""
+    shown = {
+        path.parent.parent.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(out.glob("*/seed-*/attention.json"))
+    }
+    drawn = [{one["index"] for one in examples if one["rows"]} for examples in shown.values()]
+    common = sorted(set.intersection(*drawn)) if drawn else []
     if not common:
         return
-    first = next(one for one in next(iter(shown.values())) if one["index"] in common)
-    same = {name: next(one for one in examples if one["index"] == first["index"]) for name, examples in shown.items()}
-    single = all(len(one["rows"]) == 1 for one in same.values())
-    panels = []
-    for name, one in same.items():
-        rows, title = one["rows"], name
-        if single:  # one row each: the mapping is the row's label, with what it made of the hypothesis
-            answer = re.search(r"\(([^()]*)\)$", rows[0].replace("\n", " "))
-            rows, title = [f"{name}{f': {answer[1]}' if answer else ''}"], ""
-        panels.append((title, rows, np.array(one["weights"])))
-    title = re.sub(r"\s*\([^()]*\)$", "", first["rows"][0].replace("\n", " ")) if single else ""
+    same = {name: next(one for one in shown[name] if one["index"] == common[0]) for name in shown}
+    first = next(iter(same.values()))
+    title, panels = "", [(name, one["rows"], np.array(one["weights"])) for name, one in same.items()]
+    if len(first["rows"]) == 1:  # one row each: the mapping is its label, with what it made of the hypothesis
+        said = {name: one["rows"][0].replace("\n", " ").rpartition(" ") for name, one in same.items()}
+        title = said[next(iter(said))][0]
+        panels = [("", [f"{name} {said[name][2]}"], np.array(one["weights"])) for name, one in same.items()]
     save_heatmaps(out / "comparison.png", first["source"], panels, title)
 
 

@@ -34,8 +34,8 @@ class Example:
     """One source with its target (summary, translation or hypothesis).
 
     `gold` holds, for each row of attention, the source positions that the row should attend to; an
-    empty set says that nothing is known of that row. Rows are target words, or the one query of a
-    hypothesis.
+    empty set says that nothing is known of that row. Rows are target words; a single set stands for
+    all rows, or for the one query of a whole hypothesis.
     """
 
     source: tuple[str, ...]
@@ -213,14 +213,16 @@ class Vocabulary:
 # ---------------------------------------------------------------- batches
 
 
-def bucket_shapes(examples: Sequence[Example], count: int, longest: int, margin: int) -> list[tuple[int, int]]:
+def bucket_shapes(
+    examples: Sequence[Example], count: int, longest: tuple[int, int], margin: int
+) -> list[tuple[int, int]]:
     """At most `count` shapes (source length, target length): each one is compiled once.
 
     An example is as long as the longer of its sides, each side measured by its mean. The boundaries
     are quantiles of that length, closer together towards the long end, where room is dear.
     `margin` is the room for the marks of beginning and end on the target side.
     """
-    lengths = np.array([(min(len(e.source), longest), min(len(e.target), longest) + margin) for e in examples])
+    lengths = np.array([(min(len(e.source), longest[0]), min(len(e.target), longest[1]) + margin) for e in examples])
     relative = (lengths / lengths.mean(axis=0)).max(axis=1)
     shares = 1 - (1 - np.arange(1, count + 1) / count) ** 2
     edges = np.quantile(relative, shares, method="higher")

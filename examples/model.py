@@ -1,14 +1,11 @@
-"""The networks: recurrent encoders, attention over the source with any mapping, two heads.
+"""The networks: what is attended, and what is made of it. The attention is the library's own, with any mapping.
 
-Shapes: B batch, S source length, T target length (1 for the query of a hypothesis), H hidden size,
-V vocabulary size. Both networks map a batch to answers' logits (B, ..., classes) and to attention
-weights (B, T, S).
+Shapes: B batch, S source length, T target length, H hidden size, V vocabulary size. Each network maps a batch to the
+answers' logits (B, ..., classes) and to attention weights: a row of S weights for each word of the target (B, T, S), or
+one row for the whole of a hypothesis (B, 1, S).
 """
 
 from __future__ import annotations
-
-import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -17,69 +14,126 @@ from flax import linen as nn
 import smoothmax as sm
 
 from .data import END, LABELS, PAD
-
-# Every hyper-parameter with the range in which it can be learned, and the mappings with their defaults.
-BOUNDS = {"gamma": (0.05, 5.0), "alpha": (1.0, 2.5), "p": (1.05, 2.0), "lam": (0.0, 2.0)}
-MAPPINGS = {
-    "softmax": {"gamma": 1.0},
-    "sparsemax": {"gamma": 1.0},
-    "entmax": {"alpha": 1.5, "gamma": 1.0},
-    "pnormmax": {"p": 1.5, "gamma": 1.0},
-    "fusedmax": {"lam": 0.1, "gamma": 1.0},
-    "oscarmax": {"lam": 0.01, "gamma": 1.0},
-}
-
+from .mappings import Mapping
 
 WORDS = nn.initializers.normal(0.5)  # flax's default is much smaller, and learning starts later
+# Nearly equal scores at first: a sparse mapping teaches only what it attends to.
+NEARLY_EQUAL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """A mapping by name with its hyper-parameters; those named in `learn` are trained from these values."""
+class Attention(nn.Module):
+    """One head: each query (B, T, H) sees the keys (B, S, H) where `mask` (B, S) is True. Output and weights."""
 
-    name: str
-    values: tuple[tuple[str, float], ...]
-    learn: tuple[str, ...] = ()
-
-    @classmethod
-    def make(cls, name: str, given: dict[str, float | None], learn: list[str] | None = None) -> Choice:
-        """`learn` is None for nothing, [] for the mapping's own hyper-parameter, or a list of names."""
-        own = MAPPINGS[name]
-        for key in [key for key, value in given.items() if value is not None] + list(learn or ()):
-            if key not in own:
-                raise ValueError(f"{name} has no {key}; it takes {' and '.join(own)}")
-        values = own | {key: value for key, value in given.items() if value is not None}
-        learned = () if learn is None else tuple(learn) or (next(iter(own)),)
-        for key in learned:
-            low, high = BOUNDS[key]
-            if not low < values[key] < high:
-                raise ValueError(f"--learn {key} needs a start between {low:g} and {high:g}, given {values[key]:g}")
-        return cls(name, tuple(values.items()), learned)
-
-
-class Mapping(nn.Module):
-    """Scores to weights. A learned hyper-parameter stays between its bounds."""
-
-    choice: Choice
+    mapping: Mapping
 
     @nn.compact
-    def __call__(self, scores, where):
-        values: dict[str, float | jax.Array] = dict(self.choice.values)
-        for key in self.choice.learn:
-            start = sm.unbounded(jnp.float32(values[key]), *BOUNDS[key])
-            raw = self.param(key, nn.initializers.constant(start), (), jnp.float32)
-            values[key] = sm.bounded(raw, *BOUNDS[key])
-        return getattr(sm, self.choice.name)(scores, axis=-1, where=where, **values)
+    def __call__(self, query, key, value, mask):
+        # Fixed hyper-parameters are numbers too, not constants of the program: one compilation serves all their values.
+        numbers = {key: self.param(key, lambda _, start=start: start) for key, start in self.mapping.starts().items()}
+        output, weights = sm.dot_product_attention(
+            query[:, :, None],
+            key[:, :, None],
+            value[:, :, None],
+            mask=mask[:, None, None],
+            mapping=self.mapping.function(numbers),
+            return_weights=True,
+        )
+        return output[:, :, 0], weights[:, 0]
 
 
-def learned_values(params, choice: Choice) -> dict[str, float]:
-    """What training made of the hyper-parameters in `choice.learn`."""
-    found = {}
-    for path, raw in jax.tree_util.tree_leaves_with_path(params):
-        key = path[-1].key
-        if key in choice.learn and any(getattr(part, "key", "") == "mapping" for part in path):
-            found[key] = float(sm.bounded(raw, *BOUNDS[key]))
-    return found
+def learned_values(params: dict, mapping: Mapping) -> dict[str, float]:
+    """What training made of the hyper-parameters that `mapping` learns."""
+    values = mapping.hyperparameters(params.get("attention", {}))
+    return {key: float(values[key]) for key in mapping.learned}
+
+
+# ---------------------------------------------------------------- entailment
+
+
+class Decomposable(nn.Module):
+    """Each word of either side attends to the other side, and is compared with what it found.
+
+    Words have no order here, so all that the two sides know of each other comes through attention (Parikh et al.,
+    "A Decomposable Attention Model for Natural Language Inference", 2016).
+    """
+
+    vocabulary: int
+    hidden: int
+    mapping: Mapping
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, batch, train: bool = False):
+        # The same units for all words of a sentence: as good here, and far fewer random numbers.
+        drop = nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)
+
+        def layer(name):
+            dense = nn.Dense(self.hidden, name=name)
+            return lambda inputs: drop(nn.relu(dense(inputs)))
+
+        embed = nn.Embed(self.vocabulary, self.hidden, embedding_init=WORDS, name="embed")
+        attend, ask = Attention(self.mapping, name="attention"), layer("ask")
+        compare, sum_up = layer("compare"), layer("sum_up")
+
+        masks = batch["source"] != PAD, batch["target"] != PAD
+        premise, hypothesis = (drop(embed(batch[side])) for side in ("source", "target"))
+        asking = ask(premise), ask(hypothesis)
+        found_by_hypothesis, weights = attend(asking[1], asking[0], premise, masks[0])
+        found_by_premise, _ = attend(asking[0], asking[1], hypothesis, masks[1])
+
+        def conclude(words, found, mask):
+            return (compare(jnp.concatenate([words, found, words * found], axis=-1)) * mask[..., None]).sum(axis=1)
+
+        both = [
+            conclude(premise, found_by_premise, masks[0]),
+            conclude(hypothesis, found_by_hypothesis, masks[1]),
+        ]
+        summary = sum_up(jnp.concatenate(both, axis=-1)[:, None])[:, 0]
+        return nn.Dense(len(LABELS), name="label")(summary), weights
+
+    @staticmethod
+    def answers(batch):
+        """What the logits should say, and with which weight."""
+        return batch["label"], batch["weight"]
+
+    @staticmethod
+    def rows(batch):
+        """Which rows of attention (B, T) count."""
+        return (batch["target"] != PAD) & (batch["weight"][:, None] > 0)
+
+
+class SingleAttention(nn.Module):
+    """The paper's model: the last state of a recurrent reader of the hypothesis attends over the premise, once."""
+
+    vocabulary: int
+    hidden: int
+    mapping: Mapping
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, batch, train: bool = False):
+        drop = nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)
+        embed = nn.Embed(self.vocabulary, self.hidden, embedding_init=WORDS, name="embed")
+        mask, asked = batch["source"] != PAD, batch["target"] != PAD
+        memory, state = Encoder(self.hidden, name="premise")(drop(embed(batch["source"])), mask)
+        start = jnp.tanh(nn.Dense(self.hidden, name="bridge")(state))
+        _, last = Recurrent(self.hidden, name="hypothesis")(drop(embed(batch["target"])), asked, start)
+        asking = nn.Dense(self.hidden, use_bias=False, kernel_init=NEARLY_EQUAL, name="score")(last[:, None])
+        found, weights = Attention(self.mapping, name="attention")(asking, memory, memory, mask)
+        found = found[:, 0]
+        features = jnp.concatenate([found, last, found * last, jnp.abs(found - last)], axis=-1)
+        features = nn.relu(nn.Dense(self.hidden, name="compare")(features))
+        features = nn.Dropout(self.dropout, deterministic=not train)(features)
+        return nn.Dense(len(LABELS), name="label")(features), weights
+
+    answers = staticmethod(Decomposable.answers)
+
+    @staticmethod
+    def rows(batch):
+        return batch["weight"][:, None] > 0
+
+
+# ---------------------------------------------------------------- recurrent parts
 
 
 class Recurrent(nn.Module):
@@ -113,21 +167,6 @@ class Recurrent(nn.Module):
         return jnp.swapaxes(states, 0, 1), final
 
 
-class Attention(nn.Module):
-    """Luong's general score, <W query, memory>, then the mapping over the source positions."""
-
-    choice: Choice
-
-    @nn.compact
-    def __call__(self, query, memory, mask):
-        # Nearly equal scores at first: a sparse mapping teaches only what it attends to.
-        small = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
-        keys = nn.Dense(memory.shape[-1], use_bias=False, kernel_init=small, name="score")(query)
-        scores = jnp.einsum("bth,bsh->bts", keys, memory) / math.sqrt(memory.shape[-1])
-        weights = Mapping(self.choice, name="mapping")(scores, where=mask[:, None, :])
-        return jnp.einsum("bts,bsh->bth", weights, memory), weights
-
-
 class Encoder(nn.Module):
     """Both directions over the embedded source: memory (B, S, H), mask (B, S), final state (B, H)."""
 
@@ -141,38 +180,7 @@ class Encoder(nn.Module):
         return embedded + jnp.concatenate([forward, backward], axis=-1), jnp.concatenate([last, first], axis=-1)
 
 
-class Classifier(nn.Module):
-    """Entailment: the last state of the hypothesis attends over the premise, once."""
-
-    vocabulary: int
-    hidden: int
-    choice: Choice
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(self, batch, train: bool = False):
-        drop = nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)
-        embed = nn.Embed(self.vocabulary, self.hidden, embedding_init=WORDS, name="embed")
-        mask, asked = batch["source"] != PAD, batch["target"] != PAD
-        memory, state = Encoder(self.hidden, name="premise")(drop(embed(batch["source"])), mask)
-        start = jnp.tanh(nn.Dense(self.hidden, name="bridge")(state))
-        _, query = Recurrent(self.hidden, name="hypothesis")(drop(embed(batch["target"])), asked, start)
-        context, weights = Attention(self.choice, name="attention")(query[:, None], memory, mask)
-        context = context[:, 0]
-        features = jnp.concatenate([context, query, context * query, jnp.abs(context - query)], axis=-1)
-        features = nn.relu(nn.Dense(self.hidden, name="compare")(features))
-        features = nn.Dropout(self.dropout, deterministic=not train)(features)
-        return nn.Dense(len(LABELS), name="label")(features), weights
-
-    @staticmethod
-    def answers(batch):
-        """What the logits should say, and with which weight."""
-        return batch["label"], batch["weight"]
-
-    @staticmethod
-    def rows(batch):
-        """Which rows of attention (B, T) count."""
-        return batch["weight"][:, None] > 0
+# ---------------------------------------------------------------- translation and summarization
 
 
 class Translator(nn.Module):
@@ -181,7 +189,7 @@ class Translator(nn.Module):
     source_vocabulary: int
     target_vocabulary: int
     hidden: int
-    choice: Choice
+    mapping: Mapping
     dropout: float = 0.0
     shared: bool = False  # one embedding for both sides
 
@@ -193,7 +201,8 @@ class Translator(nn.Module):
         self.encoder = Encoder(self.hidden)
         self.bridge = nn.Dense(self.hidden)
         self.decoder = Recurrent(self.hidden)
-        self.attention = Attention(self.choice)
+        self.score = nn.Dense(self.hidden, use_bias=False, kernel_init=NEARLY_EQUAL)
+        self.attention = Attention(self.mapping)
         self.combine = nn.Dense(self.hidden)
         self.output = nn.Dense(self.target_vocabulary)
         self.drop = nn.Dropout(self.dropout, broadcast_dims=(1,))
@@ -207,8 +216,8 @@ class Translator(nn.Module):
         """Logits (B, T, V) after each of `words` (B, T), weights (B, T, S) and the last state (B, H)."""
         embedded = self.drop(self.embed_target(words), deterministic=not train)
         states, last = self.decoder(embedded, words != PAD, state)
-        context, weights = self.attention(states, memory, mask)
-        output = jnp.tanh(self.combine(jnp.concatenate([context, states], axis=-1)))
+        found, weights = self.attention(self.score(states), memory, memory, mask)  # Luong's general score
+        output = jnp.tanh(self.combine(jnp.concatenate([found, states], axis=-1)))
         return self.output(self.drop(output, deterministic=not train)), weights, last
 
     def __call__(self, batch, train: bool = False):

@@ -10,18 +10,25 @@ import os
 import pathlib
 import signal
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import safetensors
 import safetensors.numpy
 from tqdm import tqdm
 
+import smoothmax as sm
+
 from .data import Batches, DataError
+from .options import Loss, Settings
 
 CHECKPOINT = "checkpoint.safetensors"
 SAVE_EVERY = 60.0  # seconds
+REGULARIZERS = {"softmax": sm.Shannon(), "sparsemax": sm.SquaredL2(), "entmax": sm.Tsallis(1.5)}
 
 
 @dataclasses.dataclass
@@ -32,17 +39,17 @@ class Progress:
     epoch: int = 0
     position: int = 0  # batches of this epoch already used
     loss: float = 0.0  # their sum
+    seconds: float = 0.0  # spent on them
     best_loss: float = float("inf")
     best_epoch: int = -1
-    history: list = dataclasses.field(default_factory=list)
-    durations: dict = dataclasses.field(default_factory=dict)  # shape: [steps, seconds], compilation left out
+    history: list = dataclasses.field(default_factory=list)  # a dictionary for each epoch
 
 
 def optimizer(rate: float):
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
-def start(model, rate: float, batch, seed: int) -> dict:
+def start(model, rate: float, batch: dict, seed: int) -> dict:
     """Fresh arrays: parameters, optimizer state, and the best parameters so far."""
     params = compile_start(model)(key_of(seed), batch)
     return {"params": params, "optimizer": optimizer(rate).init(params), "best": jax.tree.map(jnp.copy, params)}
@@ -59,118 +66,130 @@ def compile_start(model):
 
 
 @functools.cache
-def compile_step(model, rate: float):
-    """A step (params, optimizer state, key, step number, batch) -> (params, optimizer state, loss)."""
+def compile_step(model, rate: float, kind: Loss):
+    """A step (params, optimizer state, sum of losses, key, step number, batch) -> the first three after it."""
 
     def loss(params, batch, key):
         logits, _ = model.apply({"params": params}, batch, train=True, rngs={"dropout": key})
-        return _mean_loss(model, logits, batch)
+        return _mean_loss(model, kind, logits, batch)
 
-    def step(params, state, key, number, batch):
+    def step(params, state, total, key, number, batch):
         value, gradient = jax.value_and_grad(loss)(params, batch, jax.random.fold_in(key, number))
         updates, state = optimizer(rate).update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, value
+        return optax.apply_updates(params, updates), state, total + value
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    return jax.jit(step, donate_argnums=(0, 1, 2))
 
 
 @functools.cache
-def compile_forward(model):
+def compile_forward(model, kind: Loss):
     """(params, batch) -> (sum of losses, number of answers, weights, rows of attention that count, logits)."""
 
     def forward(params, batch):
         logits, weights = model.apply({"params": params}, batch)
         _, counts = model.answers(batch)
-        return _mean_loss(model, logits, batch) * counts.sum(), counts.sum(), weights, model.rows(batch), logits
+        mean = _mean_loss(model, kind, logits, batch)
+        return mean * counts.sum(), counts.sum(), weights, model.rows(batch), logits
 
     return jax.jit(forward)
 
 
-def _mean_loss(model, logits, batch):
+@functools.cache
+def compile_losses(model, kind: Loss):
+    """The first two of `compile_forward`, for validation."""
+    return jax.jit(lambda params, batch: compile_forward(model, kind)(params, batch)[:2])
+
+
+def _mean_loss(model, kind: Loss, logits, batch):
     answers, counts = model.answers(batch)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, answers)
+    losses = sm.fenchel_young_loss_with_integer_labels(logits, answers, REGULARIZERS[kind])
     return (losses * counts).sum() / jnp.maximum(counts.sum(), 1.0)
 
 
-def mean_loss(model, params, batches: Batches) -> float:
-    forward, total, count = compile_forward(model), 0.0, 0.0
-    for batch in batches.in_order():
-        losses, answers, *_ = forward(params, batch.arrays)
-        total, count = total + float(losses), count + float(answers)
-    return total / max(count, 1.0)
+def mean_loss(model, kind: Loss, params: dict, batches: Batches) -> float:
+    losses = compile_losses(model, kind)
+    parts = [losses(params, batch.arrays) for batch in batches.in_order()]  # all under way before the first is fetched
+    total, count = np.sum(jax.device_get(parts), axis=0)
+    return float(total / max(count, 1.0))
 
 
-def fit(
-    model,
-    arrays: dict,
-    progress: Progress,
-    train: Batches,
-    valid: Batches,
-    *,
-    rate: float,
-    seed: int,
-    steps: int | None,
-    epochs: int | None,
-    save,
-) -> bool:
-    """Trains in place until `steps` or `epochs` is reached, whichever comes first; False when interrupted.
+@dataclasses.dataclass
+class Training:
+    """A run on its way: arrays and progress change in place, so that they can be saved at any step."""
 
-    `save` is called with nothing to save: after each epoch, each minute, on interruption and at the
-    end. The last validation, inside an epoch, is not part of the saved state: a run that goes on
-    from here later must not know that it once stopped here.
-    """
-    step_function, key = compile_step(model, rate), key_of(seed)
-    limit = min(
-        steps if steps is not None else float("inf"), (epochs if epochs is not None else float("inf")) * len(train)
-    )
-    compiled, saved = set(), time.monotonic()
-    with _interruption() as asked, tqdm(total=limit, initial=progress.step, unit="step", mininterval=1.0) as bar:
-        while progress.step < limit and not asked:
-            pieces = train.shuffled(seed, progress.epoch)
-            for piece in pieces[progress.position :]:
-                if progress.step >= limit or asked:
-                    break
-                batch = train.take(piece).arrays
-                began = time.perf_counter()
-                arrays["params"], arrays["optimizer"], loss = step_function(
-                    arrays["params"], arrays["optimizer"], key, progress.step, batch
-                )
-                progress.loss += float(loss)
-                shape = f"{batch['source'].shape[1]}x{batch['target'].shape[1]}"
-                if shape in compiled:
-                    count, seconds = progress.durations.get(shape, (0, 0.0))
-                    progress.durations[shape] = [count + 1, seconds + time.perf_counter() - began]
-                compiled.add(shape)
-                progress.step += 1
-                progress.position += 1
-                bar.update()
-                if time.monotonic() - saved > SAVE_EVERY:
-                    save()
-                    saved = time.monotonic()
-            if progress.position == len(pieces):
-                train_loss = progress.loss / len(pieces)
-                valid_loss = validate(model, arrays, progress, valid)
-                progress.history.append(
-                    {"epoch": progress.epoch + 1, "train_loss": train_loss, "valid_loss": valid_loss}
-                )
-                progress.epoch, progress.position, progress.loss = progress.epoch + 1, 0, 0.0
-                bar.set_postfix(train=f"{train_loss:.3f}", valid=f"{valid_loss:.3f}", refresh=False)
-                save()
-        save()
-    if progress.step < limit:
-        return False
-    if progress.position:
-        validate(model, arrays, progress, valid)
-    return True
+    model: Any
+    settings: Settings
+    seed: int
+    arrays: dict
+    progress: Progress
+    train: Batches
+    valid: Batches
+    save: Callable[[], None]
 
+    def fit(self) -> bool:
+        """Trains until the budget of steps or epochs is spent, whichever comes first; False when interrupted.
 
-def validate(model, arrays: dict, progress: Progress, valid: Batches) -> float:
-    """The validation loss; keeps the parameters where it was least."""
-    loss = mean_loss(model, arrays["params"], valid)
-    if loss < progress.best_loss:
-        progress.best_loss, progress.best_epoch = loss, progress.epoch + 1
-        arrays["best"] = jax.tree.map(jnp.copy, arrays["params"])
-    return loss
+        `save` is called after each epoch, each minute, on interruption and at the end. The last validation, inside an
+        epoch, is not part of the saved state: a run that goes on from here later must not know that it once stopped
+        here.
+        """
+        progress, settings, never = self.progress, self.settings, float("inf")
+        limit = min(settings.steps or never, (settings.epochs or never) * len(self.train))
+        with _interruption() as asked, tqdm(total=limit, initial=progress.step, unit="step", mininterval=1.0) as bar:
+            while progress.step < limit and not asked:
+                pieces = self.train.shuffled(self.seed, progress.epoch)
+                self._steps(pieces[progress.position :], limit, asked, bar)
+                if progress.position == len(pieces):
+                    self._end_epoch(len(pieces), bar)
+            self.save()
+        if progress.step < limit:
+            return False
+        if progress.position:
+            self.validate()
+        return True
+
+    def _steps(self, pieces, limit: float, asked: list, bar):
+        progress, arrays = self.progress, self.arrays
+        step, key = compile_step(self.model, self.settings.rate, self.settings.loss), key_of(self.seed)
+        began = saved = time.monotonic()
+        spent, total = progress.seconds, jnp.float32(progress.loss)
+        for piece in pieces:
+            if progress.step >= limit or asked:
+                break
+            arrays["params"], arrays["optimizer"], total = step(
+                arrays["params"], arrays["optimizer"], total, key, progress.step, self.train.take(piece).arrays
+            )
+            progress.step, progress.position = progress.step + 1, progress.position + 1
+            bar.update()
+            if time.monotonic() - saved > SAVE_EVERY:
+                progress.loss, progress.seconds = float(total), spent + time.monotonic() - began
+                self.save()
+                saved = time.monotonic()
+        progress.loss = float(total)  # waits for the last step
+        progress.seconds = spent + time.monotonic() - began
+
+    def _end_epoch(self, steps: int, bar):
+        progress = self.progress
+        train_loss, valid_loss = progress.loss / steps, self.validate()
+        progress.history.append(
+            {
+                "epoch": progress.epoch + 1,
+                "train_loss": train_loss,
+                "valid_loss": valid_loss,
+                "seconds": progress.seconds,
+            }
+        )
+        progress.epoch, progress.position, progress.loss, progress.seconds = progress.epoch + 1, 0, 0.0, 0.0
+        bar.set_postfix(train=f"{train_loss:.3f}", valid=f"{valid_loss:.3f}", refresh=False)
+        self.save()
+
+    def validate(self) -> float:
+        """The validation loss; keeps the parameters where it was least."""
+        loss = mean_loss(self.model, self.settings.loss, self.arrays["params"], self.valid)
+        if loss < self.progress.best_loss:
+            self.progress.best_loss, self.progress.best_epoch = loss, self.progress.epoch + 1
+            self.arrays["best"] = jax.tree.map(jnp.copy, self.arrays["params"])
+        return loss
 
 
 @contextlib.contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from .cli import SequenceTask, main
+from .cli import main
 from .data import load_parallel
-from .metrics import bleu
+from .metrics import bleu, bleu_counts, bleu_of_counts
+from .options import TranslationSettings
+from .sequences import SequenceTask
 
 
 class Translation(SequenceTask):
@@ -12,18 +14,17 @@ class Translation(SequenceTask):
 
     name = "translation"
     headline = "bleu"
-    steps = 400
+    settings = TranslationSettings
+    total = staticmethod(bleu_of_counts)
 
-    def add_options(self, parser):
-        parser.add_argument(
-            "--languages", nargs=2, default=["en", "de"], metavar=("FROM", "TO"), help="suffixes of the files (en de)"
-        )
-
-    def load(self, folder, options):
-        return load_parallel(folder, [tuple(options.languages)])
+    def load(self, folder, settings):
+        return load_parallel(folder, [settings.languages])
 
     def score(self, predictions, examples):
         return bleu(predictions, [e.target for e in examples])
+
+    def outcomes(self, predictions, examples):
+        return bleu_counts(predictions, [e.target for e in examples])
 
 
 TASK = Translation()

@@ -43,10 +43,10 @@ def varying_like(x: jax.Array, *others: Any) -> jax.Array:
         return x
     if hasattr(lax, "pcast"):
         return lax.pcast(x, missing, to="varying")
-    return lax.pvary(x, missing)  # its name before JAX 0.9
+    return lax.pvary(x, missing)  # its name before JAX 0.9  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _varies_over(x: jax.Array) -> frozenset[str]:
-    """The mesh axes over which an array varies inside `jax.shard_map`."""
-    kind: Any = jax.typeof(x)
-    return kind.vma if hasattr(kind, "vma") else kind.mat.varying  # its place since JAX 0.10
+def _varies_over(x: jax.Array) -> frozenset[Any]:
+    """The mesh axes over which an array differs, inside `jax.shard_map`."""
+    aval = jax.typeof(x)
+    return aval.vma if hasattr(aval, "vma") else aval.manual_axis_type.varying  # its name from JAX 0.10 on

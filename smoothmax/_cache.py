@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 # Operators whose programs are kept. A program takes some 200 of the 65,530 memory maps that Linux grants a process.
 MOST_PROGRAMS = 64
@@ -101,7 +102,7 @@ def _key_of_value(value: Any, within: tuple[Any, ...]) -> Any:
         return type(value), repr(value)  # 0.0 and -0.0, 1 and True are not the same
     if type(value) is tuple:
         return tuple, tuple(_key_of_value(item, within) for item in value)
-    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+    if isinstance(value, jax.Array) and not isinstance(value, Tracer):
         return _Is(value)
     home = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
     named = isinstance(value, (types.ModuleType, type)) or callable(value)

@@ -59,7 +59,7 @@ def _argmax_bwd(residuals: Any, cotangents: Any) -> Any:
     product = problem.pull(y, found, cotangents[0])
     _, theta_vjp = jax.vjp(lambda p: p.gradient(y, found), problem)
     [bar] = theta_vjp(-product)
-    bar = dataclasses.replace(bar, domain=_domain_bar(problem.respond, problem, y, found, cotangents[0]))
+    bar = dataclasses.replace(bar, domain=problem.pull_domain(y, found, cotangents[0]))
     return bar, problem.active(y, found, product)
 
 
@@ -83,20 +83,12 @@ def _max_bwd(residuals: Any, cotangent: jax.Array) -> Any:
     [bar] = theta_vjp(-cotangent)
     if scores is not None:
         steepness = jnp.where(scores == -jnp.inf, 0, scores) - problem.gradient(y, found)
-        domain_bar = _domain_bar(problem.respond_everywhere, problem, y, found, cotangent * steepness)
-        bar = dataclasses.replace(bar, domain=domain_bar)
+        v = problem.gather(y, found, cotangent * steepness)
+        bar = dataclasses.replace(bar, domain=problem.pull_domain(y, found, v))
     return bar, cotangent * y
 
 
 _max.defvjp(_max_fwd, _max_bwd)
-
-
-def _domain_bar(respond: Callable[..., jax.Array], problem: Problem, y: jax.Array, found: Found, v: jax.Array) -> Any:
-    """< dy/dk, v > for each hyper-parameter k of the domain, in the form of the domain."""
-    if not jax.tree.leaves(problem.domain):
-        return problem.domain
-    _, domain_vjp = jax.vjp(lambda domain: respond(domain, y, found), problem.domain)
-    return domain_vjp(v)[0]
 
 
 # --- Forward mode: the same products, for jvp, jacfwd, hessian and linearize ---------------------------------
@@ -118,7 +110,7 @@ def _argmax_jvp(primals: Any, tangents: Any) -> Any:
 
     def push(problem: Problem, y: jax.Array, found: Found, problem_dot: Problem, x_dot: jax.Array) -> jax.Array:
         _, g_dot = jax.jvp(lambda p: p.gradient(y, found), (problem,), (problem_dot,))
-        _, moved = jax.jvp(lambda d: problem.respond(d, y, found), (problem.domain,), (problem_dot.domain,))
+        moved = problem.push_domain(y, found, problem_dot.domain)
         return problem.push(y, found, problem.active(y, found, x_dot) - g_dot) + moved
 
     y_dot = _linear(push)(primals[0], y, found, *tangents)
@@ -139,10 +131,10 @@ def _max_jvp(primals: Any, tangents: Any) -> Any:
     def push(problem: Problem, x: jax.Array, y: jax.Array, found: Found, problem_dot: Problem, x_dot: jax.Array) -> Any:
         allowed = problem.allowed(x)
         _, value_dot = jax.jvp(lambda p: p.value(y, allowed, found), (problem,), (problem_dot,))
-        _, moved = jax.jvp(lambda d: problem.respond_everywhere(d, y, found), (problem.domain,), (problem_dot.domain,))
+        moved = problem.push_domain(y, found, problem_dot.domain)
         deleted = x == -jnp.inf
         steepness = jnp.where(deleted, 0, x) - problem.gradient(y, found)
-        dot = jnp.where(deleted, 0, x_dot) * y + steepness * moved
+        dot = jnp.where(deleted, 0, x_dot) * y + problem.gather(y, found, steepness) * moved
         return jnp.sum(dot, axis=-1, keepdims=True) - value_dot
 
     return problem.attained(x, y, found), _linear(push)(problem, x, y, found, *tangents)
@@ -279,7 +271,8 @@ def conjugate(
         strictly convex function that takes one distribution `(d,)` and returns a scalar.
       over: the domain: `Simplex()` (the default), `CappedSimplex(k)`, `Box()` or `Permutahedron(weights)`.
       params: for a function, a pytree of its hyper-parameters; it is then called as `omega(y, params)`, and gradients
-        reach them. A value that the function merely closes over is a constant.
+        reach them. A value that the function merely closes over is a constant. Write the function once, outside of
+        loops, and pass what varies as params: a program is compiled for each function.
       implementation: how to solve: "xla", which serves everything, "native" (compiled kernels for CPUs), "pallas"
         (kernels for TPUs and GPUs), or None for the best that serves the platform, the dtype and the operator.
 
@@ -332,7 +325,8 @@ def _regularizer(omega: Any, params: Any) -> Regularizer:
             f"omega must be a regularizer or a function of y, got the mapping {omega!r}, which belongs to one: call it "
             "with scores, or give its regularizer"
         )
-    return Function(omega, params)
+    function: Any = omega
+    return Function(function, params)
 
 
 # --- Forward mode for whole functions -------------------------------------------------------------------------

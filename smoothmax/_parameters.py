@@ -79,6 +79,11 @@ def guarded(value: jax.Array, range: Range) -> jax.Array:
     return jnp.where(range.contains(value), value, jnp.nan)
 
 
+def placed(value: Parameter) -> jax.Array:
+    """A hyper-parameter as the methods on slices see it: `to_slices` made it an array."""
+    return jnp.asarray(value)
+
+
 def as_floats(tree: Any) -> Any:
     """Lets alpha=2 and alpha=2.0 share one compilation, and both have a gradient."""
     return jax.tree.map(lambda leaf: float(leaf) if isinstance(leaf, int) else leaf, tree)

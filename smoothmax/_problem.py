@@ -110,20 +110,27 @@ class Problem:
 
     def push(self, y: jax.Array, found: Found, v: jax.Array) -> jax.Array:
         """J v for forward mode."""
-        v = self._gather(found, y, v)
+        v = self.gather(y, found, v)
         return self.domain.product(self.base, y, found.domain, v, self.gamma, self.implementation)
 
     def active(self, y: jax.Array, found: Found, v: jax.Array) -> jax.Array:
         """`v` at the positions that take part, 0 elsewhere. Without penalties a product is 0 there by itself."""
         return jnp.where(self.domain.active(y, found.domain), v, 0) if self.penalties else v
 
-    def respond(self, domain: Domain, y: jax.Array, found: Found) -> jax.Array:
-        """`y` as a function of the hyper-parameters of the domain."""
-        return domain.respond(self.base, y, found.domain)
+    # What the hyper-parameters of the domain move.
 
-    def respond_everywhere(self, domain: Domain, y: jax.Array, found: Found) -> jax.Array:
-        """`respond`, with the deleted positions of a segment, too, where a subgradient may have its share."""
-        return self._spread(found, y, self.respond(domain, y, found))
+    def pull_domain(self, y: jax.Array, found: Found, v: jax.Array) -> Domain:
+        """< dy/dk, v > for each hyper-parameter k of the domain, in the form of the domain."""
+        if not jax.tree.leaves(self.domain):
+            return self.domain
+        return self.domain.pull(self.base, y, found.domain, v, self.implementation)
+
+    def push_domain(self, y: jax.Array, found: Found, domain_dot: Domain) -> jax.Array:
+        """What a tangent of the domain moves `y` by."""
+        if not jax.tree.leaves(self.domain):
+            return jnp.zeros_like(y)
+        respond = lambda domain: domain.respond(self.base, y, found.domain)  # noqa: E731
+        return jax.jvp(respond, (self.domain,), (domain_dot,))[1]
 
     def _subgradient(self, found: Found, y: jax.Array) -> jax.Array:
         pairs = zip(self.penalties, found.penalties, strict=True)
@@ -138,8 +145,9 @@ class Problem:
             v = _kind(terms).average(ties, self.domain.active(y, found.domain), v, self.implementation)
         return v
 
-    def _gather(self, found: Found, y: jax.Array, v: jax.Array) -> jax.Array:
-        """The transpose of `_spread`. JAX 0.8 can transpose a scan again only if the scan came out of `vjp`."""
+    def gather(self, y: jax.Array, found: Found, v: jax.Array) -> jax.Array:
+        """The transpose of `_spread`: what `v` has at deleted positions counts for their segment. JAX 0.8 can transpose
+        a scan again only if the scan came out of `vjp`."""
         if not self.penalties:
             return v
         _, transpose = jax.vjp(lambda u: self._spread(found, y, u), jnp.zeros_like(v))

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from ._conjugate import conjugate, mapping
 from ._domains import CappedSimplex, Ranks, Sorted
-from ._parameters import Parameter
+from ._parameters import NON_NEGATIVE, Parameter, check
 from ._regularizers import SquaredL2
 from ._slices import Axis, along_last, dtypes, mask
 
@@ -58,6 +58,7 @@ def soft_topk(
     Reference:
       Malaviya, Ferreira and Martins, "Sparse and Constrained Attention for Neural Machine Translation", 2018.
     """
+    check("k", k, NON_NEGATIVE)
     op = conjugate(gamma * SquaredL2(), CappedSimplex(k), implementation=implementation)
     return op.argmax(x, axis, where=where)
 

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from ._arrays import varying_like
 from ._parameters import Parametrized, Spec, guarded
 
 Axis = int | tuple[int, ...] | None
-P = TypeVar("P", bound=Parametrized)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +71,8 @@ class Layout:
 
 
 def to_slices(
-    x: jax.typing.ArrayLike, axis: Axis, where: jax.typing.ArrayLike | None, *terms: P
-) -> tuple[jax.Array, tuple[P, ...], Layout]:
+    x: jax.typing.ArrayLike, axis: Axis, where: jax.typing.ArrayLike | None, *terms: Parametrized
+) -> tuple[jax.Array, Any, Layout]:
     """Brings scores, mask and hyper-parameters into the solvers' form.
 
     Args:

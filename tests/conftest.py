@@ -2,8 +2,8 @@
 
 Warnings are errors through `filterwarnings` in pyproject.toml. XLA_FLAGS must be set before JAX starts. Compilation is
 nearly all of the suite's cost, so XLA's back end does not optimise here, and takes its quicker code generator where it
-still has two, unless XLA_FLAGS says otherwise: `XLA_FLAGS=--xla_backend_optimization_level=3 pytest` compiles as users
-do. CI runs the accuracy tests that way too.
+still has two, unless XLA_FLAGS says otherwise. CI runs the tests marked `as_users` once more as users compile:
+`XLA_FLAGS=--xla_backend_optimization_level=3 pytest -m as_users`.
 """
 
 import os
@@ -26,24 +26,37 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# The same examples on each machine and in each run; compilation makes first examples slow, so no deadline.
-hypothesis.settings.register_profile(
-    "smoothmax",
-    derandomize=True,
-    deadline=None,
-    max_examples=25,
-    database=None,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
-)
-hypothesis.settings.load_profile("smoothmax")
+# "short": the same few examples on each machine and in each run. "long" draws afresh, and prints how to repeat what it
+# finds: `pytest --hypothesis-profile=long tests/test_fuzz.py`. Compilation makes first examples slow, so no deadline.
+_common = hypothesis.settings(deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("short", _common, derandomize=True, max_examples=4)
+hypothesis.settings.register_profile("long", _common, derandomize=False, max_examples=200, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
+
+# Laws that compilers could break: what they reorder, contract and vectorise is different as users compile.
+AS_USERS = {
+    "test_accuracy",
+    "test_gradients",
+    "test_jacobian",
+    "test_masking",
+    "test_nonfinite",
+    "test_second_order",
+    "test_ties",
+}
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items):
-    """With `--dist loadgroup`, all tests of a family run in one worker: each family compiles once."""
+    """With `--dist loadgroup`, all tests of a family run in one worker: each family compiles once. `as_users` marks the
+    laws of AS_USERS at the representatives."""
+    from cases import REPRESENTATIVES
+
     for item in items:
         case = getattr(item, "callspec", None) and item.callspec.params.get("case")
         if hasattr(case, "family"):
             item.add_marker(pytest.mark.xdist_group(f"{case.family}"))
+            if case in REPRESENTATIVES and item.module.__name__ in AS_USERS:
+                item.add_marker("as_users")
 
 
 _MAPS = "/proc/self/maps"

@@ -45,7 +45,7 @@ def test_float32(case):
     np.testing.assert_allclose(got, y, rtol=0, atol=tol)
     # the value is a sum of D products of weights and scores, and of Omega
     np.testing.assert_allclose(got_value, value, rtol=0, atol=tol * max(1, np.abs(x).max(), np.abs(value).max()))
-    assert_sums(case, got, 1e-6)
+    assert_sums(case, got, 1e-6)  # D weights round by 6e-8 each
 
 
 @cases.each(REPRESENTATIVES)
@@ -58,7 +58,7 @@ def test_half_precision_is_computed_in_float32(case, dtype):
     eps = float(jnp.finfo(dtype).eps)
     tol = float32_tolerance(case, y)
     # rounding the float32 result once: half an ulp, eps / 2, of the result
-    np.testing.assert_array_less(np.abs(np.asarray(got, float) - y), 0.51 * eps * y + tol)
+    np.testing.assert_array_less(np.abs(np.asarray(got, float) - y), 0.51 * eps * np.abs(y) + tol)
     np.testing.assert_array_less(np.abs(np.asarray(got_value, float) - value), 0.51 * eps * np.abs(value) + 3 * tol)
 
 
@@ -135,7 +135,10 @@ def test_large_and_small_scores_at_a_fixed_strength(case, scale):
     # they round like the scores themselves
     tol = float32_tolerance(case, y) * (max(1, scale) if case.family.penalties else 1)
     np.testing.assert_allclose(got, y, rtol=0, atol=tol)
-    np.testing.assert_allclose(got_value, value, rtol=3e-6, atol=3e-6 if tol < 1e-3 else tol)
+    # a sum rounds like its terms, which cancel where ranks weigh scores of both signs: two ulp of float32
+    terms = 2.4e-7 * np.abs(x * y).sum(-1) if case.family.domain in ("ranks", "permutahedron") else 0
+    gap = np.abs(np.asarray(got_value, float) - value)
+    np.testing.assert_array_less(gap, 3e-6 * np.abs(value) + (3e-6 if tol < 1e-3 else tol) + terms + 1e-30)
 
 
 @cases.each([case for case in FAMILIES if case.family.named or case in REPRESENTATIVES])

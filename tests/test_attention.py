@@ -3,6 +3,7 @@
 import itertools
 from functools import partial
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,13 +36,8 @@ OPTIONS = {
 }
 PAIRS = [c for r in (0, 1, 2) for c in itertools.combinations(OPTIONS, r)]
 
-MAPPINGS = {
-    "softmax": sm.softmax,
-    "sparsemax": sm.sparsemax,
-    "entmax": partial(sm.entmax, alpha=1.4),
-    "pnormmax": sm.pnormmax,
-    "fusedmax": sm.fusedmax,
-    "oscarmax": sm.oscarmax,
+MAPPINGS = {name: getattr(sm, name) for name in cases.DISTRIBUTIONS} | {
+    "partial": partial(sm.entmax, alpha=1.4),
     "conjugate": sm.conjugate(0.5 * (sm.Tsallis(1.7) + 0.1 * sm.TotalVariation())),
 }
 

@@ -203,13 +203,10 @@ def test_separable_joins_the_algebra():
     ids=["concave", "saddle", "oscillating", "undefined", "nan", "infinite-at-zero"],
 )
 def test_what_is_not_convex_and_finite_is_never_a_plausible_answer(fun):
-    """NaN or an error; or, where the function happens to behave, a point that really is the maximum."""
+    """NaN; or, where the function happens to behave, a point that really is the maximum."""
     x = X[[2, 5]]
     op = sm.conjugate(fun)
-    try:
-        y, value = np.asarray(op.argmax(x)), np.asarray(op.max(x))
-    except (ValueError, TypeError, FloatingPointError):
-        return
+    y, value = np.asarray(op.argmax(x)), np.asarray(op.max(x))
     candidates = np.concatenate(
         [
             np.eye(D),
@@ -245,20 +242,6 @@ def test_a_params_tree_is_a_tree():
     y = np.asarray(op(X))
     np.testing.assert_allclose(gradient["scale"], -(y**2).sum() / 2, atol=1e-5)
     np.testing.assert_allclose(gradient["linear"][0], -y.sum(0), atol=1e-5)
-
-
-def test_plain_functions_compile_once(seen=None):
-    traces = []
-
-    def fun(y, g):
-        traces.append(1)
-        return g * jnp.sum(y**2) / 2
-
-    for g in (0.5, 0.7, 0.9):
-        sm.conjugate(fun, params=g).argmax(X)
-        if seen is None:
-            seen = len(traces)
-    assert len(traces) == seen
 
 
 def test_memory_of_the_generic_path_holds_no_square_matrix(d=4096):

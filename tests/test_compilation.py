@@ -3,6 +3,7 @@
 import contextlib
 
 import cases
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,25 +35,26 @@ def test_the_counter_counts():
     assert count
 
 
-EAGER = {
-    "entmax": (sm.entmax, "alpha", (1.5, 1.3, 1.7)),
-    "entmax_value": (sm.entmax_value, "alpha", (1.5, 1.3, 1.7)),
-    "pnormmax": (sm.pnormmax, "p", (1.5, 1.2, 1.9)),
-    "softmax": (sm.softmax, "gamma", (1.0, 0.5, 2.0)),
-    "sparsemax": (sm.sparsemax, "gamma", (1.0, 0.5, 2.0)),
-    "fusedmax": (sm.fusedmax, "lam", (0.1, 0.2, 0.5)),
-    "oscarmax": (sm.oscarmax, "lam", (0.01, 0.02, 0.05)),
-}
-
-
-@pytest.mark.parametrize("name", EAGER)
-def test_eager_calls_compile_once_for_three_values(name):
-    function, parameter, (first, *others) = EAGER[name]
+@pytest.mark.parametrize("key", cases.NAMED, ids=lambda key: cases.NAMED[key].name)
+def test_eager_calls_compile_once_whatever_the_hyper_parameters(key):
+    named, names = cases.NAMED[key], key[-1]
     x, where = jnp.asarray(cases.scores(5, 7)), jnp.asarray(cases.holes(5, 7))
-    function(x, where=where, **{parameter: first})
+    rng = np.random.default_rng(0)
+    drawn = [{name: float(cases.HYPER[name].draw(rng, ())) for name in names} for _ in range(4)]
+    for suffix in ("", "_value") if named.has_value else ("",):
+        named(x, where=where, suffix=suffix, **drawn[0])
+        with compilations() as count:
+            for params in drawn:
+                named(x, where=where, suffix=suffix, **params)
+        assert not count
+
+
+def test_plain_functions_compile_once():
+    x, half_square = jnp.asarray(cases.scores(5, 7)), lambda y, g: g * jnp.sum(y**2) / 2
+    sm.conjugate(half_square, params=0.5)(x)
     with compilations() as count:
-        for value in (first, *others):
-            function(x, where=where, **{parameter: value})
+        for g in (0.5, 0.7, 0.9):
+            sm.conjugate(half_square, params=g)(x)
     assert not count
 
 
@@ -86,31 +88,33 @@ def test_the_builder_compiles_once_for_three_values():
 
 def test_an_operator_is_a_pytree_argument_traced_once():
     """A NamedTuple of fresh closures would trace at each call."""
-    traces = []
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def apply(op, x):
-        traces.append(op)
         return op.argmax(x) + op(x)
 
     x = jnp.asarray(cases.scores(5, 7))
     for alpha in (1.5, 1.3, 1.7):
         got = apply(sm.conjugate(2.0 * sm.Tsallis(alpha)), x)
         np.testing.assert_allclose(got, 2 * sm.entmax(x, alpha=alpha, gamma=2.0), atol=1e-14)
-    assert len(traces) == 1
 
 
 def test_a_regularizer_is_a_pytree_argument_traced_once():
-    traces = []
-
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def apply(omega, x):
-        traces.append(omega)
         return sm.conjugate(omega).max(x)
 
     for alpha, lam in ((1.5, 0.1), (1.3, 0.2), (1.7, 0.0)):
         apply(2.0 * (sm.Tsallis(alpha) + lam * sm.Oscar()), jnp.ones((2, 3)))
-    assert len(traces) == 1
+
+
+def test_the_trace_counter_counts():
+    apply = jax.jit(chex.assert_max_traces(lambda x: x + 1, n=1))
+    apply(jnp.ones(3))
+    with pytest.raises(AssertionError):
+        apply(jnp.ones(4))
 
 
 def test_leaves_are_the_hyper_parameters():
@@ -126,16 +130,9 @@ def test_an_operator_of_python_numbers_is_static():
     build = lambda: sm.conjugate(2.0 * (sm.Tsallis(1.5) + 0.1 * sm.TotalVariation()))
     assert hash(build()) == hash(build()) and build() == build()
     assert build() != sm.conjugate(2.0 * (sm.Tsallis(1.6) + 0.1 * sm.TotalVariation()))
-    traces = []
-
-    def apply(x, op):
-        traces.append(op)
-        return op(x)
-
-    apply = jax.jit(apply, static_argnums=1)
+    apply = jax.jit(chex.assert_max_traces(lambda x, op: op(x), n=1), static_argnums=1)
     for _ in range(3):
         apply(jnp.ones(4), build())
-    assert len(traces) == 1
 
 
 def test_an_operator_is_a_field_of_a_flax_module():

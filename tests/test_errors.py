@@ -1,5 +1,6 @@
 """Bad input: a message that names the argument, the value and the remedy; NaN where values are traced."""
 
+import itertools
 import re
 
 import cases
@@ -12,7 +13,8 @@ import smoothmax as sm
 
 X = np.ones((3, 4))
 VERBS = (
-    "see use choose give pass add insert wrap drop compare convert write combine sort make build replace set multiply"
+    "see use choose give pass add insert wrap drop compare convert write combine sort make build replace set multiply "
+    "lower raise exchange"
 )
 REMEDY = rf"(?i)\b({'|'.join(VERBS.split())}|instead|for example)\b"
 
@@ -31,7 +33,7 @@ each_function = cases.each_named(values=True)
 
 @each_function
 def test_scores_and_axis(function):
-    refuse(lambda: function(X, 2), "axis", "2", "(3, 4)", error=ValueError)
+    refuse(lambda: function(X, axis=2), "axis", "2", "(3, 4)", error=ValueError)
     refuse(lambda: function(X, axis=-3), "axis", "-3", error=ValueError)
     refuse(lambda: function(X, axis=(0, 5)), "axis", "5", error=ValueError)
     refuse(lambda: function(X, axis=(0, -2)), "axis", "(0, -2)", error=ValueError)
@@ -62,22 +64,18 @@ def test_gamma(function, gamma):
         refuse(lambda: function(X, gamma=gamma), str(gamma))
 
 
-@pytest.mark.parametrize(
-    ("functions", "name", "values"),
-    [
-        ((sm.entmax, sm.entmax_value), "alpha", (0.5, 0, -1.0, 0.999, np.nan, jnp.asarray([[1.5], [1.5], [0.5]]))),
-        ((sm.pnormmax, sm.pnormmax_value), "p", (1.0, 1, 0.5, 2.5, np.nan, np.array([[1.5], [2.0], [2.1]]))),
-        ((sm.fusedmax, sm.fusedmax_value), "lam", (-0.1, -1, np.nan, np.array([[0.1], [0.1], [-0.1]]))),
-        ((sm.oscarmax, sm.oscarmax_value), "lam", (-0.1, -1, np.nan, jnp.asarray([[0.1], [0.1], [-0.1]]))),
-    ],
-    ids=lambda v: v if isinstance(v, str) else "",
-)
-def test_hyper_parameters(functions, name, values):
-    for function in functions:
-        for value in values:
-            refuse(lambda: function(X, **{name: value}), name, error=ValueError)
-            if np.ndim(value) == 0:
-                refuse(lambda: function(X, **{name: value}), str(value))
+@pytest.mark.parametrize("key", cases.NAMED, ids=lambda key: cases.NAMED[key].name)
+def test_hyper_parameters(key):
+    """Each of them alone, a number or one row of an array."""
+    named, names = cases.NAMED[key], key[-1]
+    good = {name: float(cases.HYPER[name].draw(np.random.default_rng(0), ())) for name in names}
+    for suffix, name in itertools.product(("", "_value") if named.has_value else ("",), names):
+        word = named.arguments.get(name, name)
+        for bad in cases.HYPER[name].bad:
+            refuse(lambda: named(X, suffix=suffix, **good | {name: bad}), word, str(bad), error=ValueError)
+            for array in (np.array, jnp.array):
+                row = array([[good[name]], [good[name]], [bad]])
+                refuse(lambda: named(X, suffix=suffix, **good | {name: row}), word, error=ValueError)
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 pytest.importorskip("flax")
-for needed in ("optax", "sacrebleu", "rouge_score", "tqdm", "matplotlib", "safetensors"):
+for needed in ("optax", "sacrebleu", "rouge_score", "tqdm", "matplotlib", "safetensors", "tyro"):
     pytest.importorskip(needed)
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 # The libraries that the examples stand on import with warnings of their own.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from examples import cli, compare, corpora, data, metrics, model, train
+    from examples import cli, compare, corpora, data, entailment, mappings, metrics, options, report, train
     from examples.entailment import TASK as ENTAILMENT
-    from examples.summarization import SUFFIXES
+    from examples.summarization import SUFFIXES, kept_positions
     from examples.summarization import TASK as SUMMARIZATION
     from examples.translation import TASK as TRANSLATION
 
@@ -37,14 +37,15 @@ def small_corpora(monkeypatch):
     monkeypatch.setattr(corpora, "corpus", lambda name: full(name, train=40, valid=8, test=8))
 
 
-def run(task, out, *options):
-    return cli.run(task, cli.parser(task).parse_args([*TINY, "--out", str(out), *options]))
+def run(task, out, *arguments):
+    one = cli.command_line(options.Run[task.settings], "test", "", [*TINY, "--out", str(out), *arguments])
+    return cli.run(task, one)
 
 
 def lasting(result):
     """All of metrics.json except what a clock wrote."""
     result = json.loads(json.dumps(result))
-    del result["training"]["seconds_per_epoch"], result["budget"]
+    del result["seconds_per_epoch"], result["budget"]
     return result
 
 
@@ -130,8 +131,10 @@ def test_missing_and_uneven_files(tmp_path):
 
 def test_command_line_errors_name_the_remedy(tmp_path, capsys):
     for arguments, expected in (
-        (["--mapping", "softmax", "--alpha", "2"], "softmax has no alpha; it takes gamma"),
-        (["--mapping", "entmax", "--alpha", "3", "--learn"], "needs a start between 1 and 2.5"),
+        (["--mapping", "softmax:alpha=2"], "softmax has no alpha: it takes gamma"),
+        (["--mapping", "softplus"], "'softplus' is not a mapping: use one of softmax, sparsemax"),
+        (["--mapping", "entmax:alpha"], "write KEY=NUMBER, or KEY~NUMBER to learn it"),
+        (["--mapping", "entmax:alpha~3"], "must start between 1 and 2.5 to be learned"),
         (["--hidden", "7"], "--hidden needs an even number"),
         (["--data", str(tmp_path)], "expected train.en and train.de"),
     ):
@@ -139,6 +142,48 @@ def test_command_line_errors_name_the_remedy(tmp_path, capsys):
             cli.main(TRANSLATION, [*arguments, "--out", str(tmp_path / "out")])
         assert stop.value.code == 2
         assert expected in capsys.readouterr().err
+
+
+def test_a_newcomer_reads_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(ENTAILMENT, ["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for wanted in (
+        "python -m examples.entailment --mapping sparsemax",
+        "fusedmax:lam=0.3",
+        "hidden 64",
+        "--model {None,decomposable,paper}",
+    ):
+        assert wanted in said
+
+
+# ---------------------------------------------------------------- mappings
+
+
+def test_a_mapping_is_one_word():
+    for word in ("softmax", "none", "softmax:gamma=0.5", "entmax:alpha=1.3", "fusedmax:lam~0.2,gamma=2"):
+        assert str(mappings.Mapping.parse(word)) == word
+    assert str(mappings.Mapping.parse("entmax")) == "entmax:alpha=1.5"  # what sets it apart is always said
+    assert str(mappings.Mapping.parse("softmax:gamma=1")) == "softmax"
+    learned = mappings.Mapping.parse("entmax:alpha~1.3,gamma=2")
+    assert learned.learned == ("alpha",)
+    values = learned.hyperparameters(learned.starts())
+    assert {key: round(float(value), 5) for key, value in values.items()} == {"alpha": 1.3, "gamma": 2.0}
+
+
+def test_attention_off_sees_nothing_or_everything_alike():
+    scores, where = np.ones((1, 2, 3), np.float32), np.array([[[True, True, False]]])
+    weights = {name: mappings.Mapping.parse(name).function({})(scores, axis=-1, where=where) for name in mappings.OFF}
+    assert not np.any(weights["none"])
+    assert np.array_equal(weights["uniform"], np.broadcast_to([0.5, 0.5, 0.0], (1, 2, 3)))
+
+
+def test_only_learned_hyperparameters_move(tmp_path, small_corpora):
+    result = run(ENTAILMENT, tmp_path, "--mapping", "fusedmax:lam~0.2,gamma=0.7", "--steps", "3")
+    assert set(result["learned"]) == {"lam"} and result["learned"]["lam"] != 0.2
+    stored = _stored(tmp_path)
+    assert stored["params/attention/gamma"] == np.float32(0.7)
 
 
 # ---------------------------------------------------------------- words and batches
@@ -152,7 +197,7 @@ def test_vocabulary_is_by_frequency_then_alphabet():
 
 def test_batches_hold_every_example_once():
     examples = [data.Example(("a",) * n, ("b",) * (n // 2 + 1)) for n in range(1, 24)]
-    shapes = data.bucket_shapes(examples, 3, longest=20, margin=2)
+    shapes = data.bucket_shapes(examples, 3, longest=(20, 20), margin=2)
     assert shapes[-1] == (20, 14)
     batches = data.Batches(examples, lambda e: ([4] * len(e.source), [5] * (len(e.target) + 2), 0), shapes, 4)
     for pieces in (batches.in_order(), map(batches.take, batches.shuffled(0, 1))):
@@ -270,34 +315,36 @@ def test_task_scores_by_hand():
 
 # Compilation is what these tests wait for, so by default each mapping runs on one task and each task with a mapping;
 # with SMOOTHMAX_ALL_EXAMPLES=1 they are crossed. Softmax, fusedmax and sparsemax also run in the tests below.
-CROSSED = [(name, mapping) for name in TASKS for mapping in model.MAPPINGS]
+CROSSED = [(name, mapping) for name in TASKS for mapping in mappings.MAPPINGS]
 FEW = [("summarization", "oscarmax"), ("translation", "pnormmax")]
 
 
 @pytest.mark.parametrize(("name", "mapping"), CROSSED if os.environ.get("SMOOTHMAX_ALL_EXAMPLES") else FEW)
 def test_a_few_steps(tmp_path, small_corpora, name, mapping):
-    learn = ["--learn"] if name == "summarization" else []
-    beam = ["--beam", "2"] if name == "summarization" else []
-    result = run(TASKS[name], tmp_path, "--mapping", mapping, "--steps", "2", *learn, *beam)
+    own = next(iter(mappings.MAPPINGS[mapping]))
+    word = f"{mapping}:{own}~{mappings.MAPPINGS[mapping][own]}" if name == "summarization" else mapping
+    beam = ["--beam", "2", "--loss", "sparsemax"] if name == "summarization" else []
+    result = run(TASKS[name], tmp_path, "--mapping", word, "--steps", "2", *beam)
     figures = result["attention"]
-    assert np.isfinite(result["score"][result["headline"]])
+    assert np.isfinite(result["score"][TASKS[name].headline])
     assert 1 <= figures["support"] <= figures["source_length"]
     assert figures["runs"] <= figures["segments"] <= figures["support"]
     assert len((tmp_path / "predictions.txt").read_text().splitlines()) == 8
-    assert json.loads((tmp_path / "metrics.json").read_text())["mapping"]["name"] == mapping
-    assert list(result["mapping"]["learned"]) == ([next(iter(model.MAPPINGS[mapping]))] if learn else [])
+    assert json.loads((tmp_path / "metrics.json").read_text())["mapping"].startswith(mapping)
+    assert list(result["learned"]) == ([own] if name == "summarization" else [])
 
 
 def test_outputs_and_checkpoint(tmp_path, small_corpora):
     import safetensors
 
-    result = run(ENTAILMENT, tmp_path, "--mapping", "entmax", "--learn", "--steps", "3")
+    arguments = ["--mapping", "entmax:alpha~1.5", "--model", "decomposable", "--steps", "3"]
+    result = run(ENTAILMENT, tmp_path, *arguments)
     assert {"attention-1.png", "metrics.json", "predictions.txt", "checkpoint.safetensors"} <= {
         p.name for p in tmp_path.iterdir()
     }
     for one in json.loads((tmp_path / "attention.json").read_text()):
         assert np.shape(one["weights"]) == (len(one["rows"]), len(one["source"]))
-    assert result["mapping"]["learned"]["alpha"] != 1.5
+    assert result["learned"]["alpha"] != 1.5
     # The format holds plain arrays: a length, a JSON header, numbers. Nothing in it can run.
     stored = (tmp_path / "checkpoint.safetensors").read_bytes()
     header = json.loads(stored[8 : 8 + int.from_bytes(stored[:8], "little")])
@@ -306,9 +353,9 @@ def test_outputs_and_checkpoint(tmp_path, small_corpora):
         names = set(file.keys())
     assert any(name.startswith("params/") for name in names) and any(name.startswith("optimizer/") for name in names)
     with pytest.raises(ValueError, match="add --resume to go on"):
-        run(ENTAILMENT, tmp_path, "--mapping", "entmax", "--learn", "--steps", "3")
+        run(ENTAILMENT, tmp_path, *arguments)
     with pytest.raises(data.DataError, match=r"was made with rate = 0\.003, now it is 0\.1"):
-        run(ENTAILMENT, tmp_path, "--mapping", "entmax", "--learn", "--steps", "3", "--resume", "--rate", "0.1")
+        run(ENTAILMENT, tmp_path, *arguments, "--resume", "--rate", "0.1")
 
 
 def test_resumed_run_equals_uninterrupted_run(tmp_path, small_corpora, monkeypatch):
@@ -345,34 +392,135 @@ def _progress(folder):
 
 
 def _tensors(folder):
+    return {name: array.tobytes() for name, array in _stored(folder).items()}
+
+
+def _stored(folder):
     import safetensors.numpy
 
-    return {name: array.tobytes() for name, array in safetensors.numpy.load_file(folder / train.CHECKPOINT).items()}
+    return safetensors.numpy.load_file(folder / train.CHECKPOINT)
 
 
-def test_comparison_grows_and_keeps_finished_runs(tmp_path, small_corpora, monkeypatch):
-    arguments = [
-        "entailment",
-        *TINY,
-        "--steps",
-        "2",
-        "--out",
-        str(tmp_path),
-        "--mappings",
-        "softmax",
-        "fusedmax:lam=0.3",
-    ]
-    compare.main(arguments)
-    first = (tmp_path / "table.md").read_text()
-    assert "| softmax | 1 |" in first and "| fusedmax(lam=0.3) | 1 |" in first
-    assert (tmp_path / "comparison.png").stat().st_size > 1000
-    trained = []
-    one_run = cli.run
+def test_comparison_chooses_grows_and_keeps_finished_runs(tmp_path, small_corpora, monkeypatch):
+    words = ["none", "softmax", "softmax:gamma=0.3", "fusedmax:lam~0.3"]
+    arguments = ["entailment", *TINY, "--steps", "2", "--out", str(tmp_path), "--mappings", *words, "--search"]
+    made, one_run = [], cli.run
     monkeypatch.setattr(
-        cli, "run", lambda task, options: trained.append((options.mapping, options.seed)) or one_run(task, options)
+        cli, "run", lambda task, run: made.append((run.mapping, run.seed, run.settings.test_size)) or one_run(task, run)
     )
+    compare.main(arguments)
+    records = report.read(tmp_path / "runs.jsonl")
+    assert len(records) == 4  # the grid on the validation part; the chosen ones then saw the test part
+    assert made[:4] == [(word, 0, 0) for word in words]
+    chosen = [record["mapping"] for record in records if "score" in record]
+    losses = {record["mapping"]: record["best_valid_loss"] for record in records}
+    assert set(chosen) == {"none", "fusedmax:lam~0.3", min("softmax", "softmax:gamma=0.3", key=losses.__getitem__)}
+    assert made[4:] == [(word, 0, 8) for word in words if word in chosen]
+    table = (tmp_path / "table.md").read_text()
+    assert "| none | 1 |" in table and "minus softmax" in table
+    assert (tmp_path / "comparison.png").stat().st_size > 1000
+
+    made.clear()
     compare.main([*arguments, "--seeds", "0", "1"])
-    assert trained == [("softmax", 1), ("fusedmax", 1)]
-    assert "| softmax | 2 |" in (tmp_path / "table.md").read_text()
+    assert made == [(word, 1, 8) for word in words if word in chosen]
+    assert "| none | 2 |" in (tmp_path / "table.md").read_text()
+    made.clear()  # the file alone is enough: elsewhere, without the folders of the runs, nothing is made again
+    elsewhere = [str(tmp_path / "elsewhere") if a == str(tmp_path) else a for a in arguments]
+    compare.main([*elsewhere, "--results", str(tmp_path / "runs.jsonl"), "--seeds", "0", "1"])
+    assert not made
     with pytest.raises(SystemExit):
         compare.main(["entailment", "--mappings", "softmax:lam=1", "--out", str(tmp_path)])
+
+
+def test_outcomes_survive_packing_and_give_the_scores():
+    numbers = np.array([[0, 3], [1, 65535]])
+    assert np.array_equal(cli.unpacked(cli.packed(numbers)), numbers)
+    said = [["the", "cat", "sat", "on", "the", "mat"], ["a", "dog", "ran", "to", "the", "man"]]
+    meant = [["the", "cat", "sat", "on", "a", "mat", "today"], ["a", "dog", "ran", "to", "the", "old", "man"]]
+    for task in (TRANSLATION, SUMMARIZATION):
+        examples = [data.Example((), tuple(reference)) for reference in meant]
+        total = task.total(task.outcomes(said, examples).mean(axis=0))
+        assert total == pytest.approx(task.score(said, examples)[task.headline], abs=0.05)
+
+
+def test_bootstrap_finds_a_difference_and_no_other():
+    draw = np.random.default_rng(0)
+
+    def runs(share, seeds):
+        outcomes = [cli.packed(draw.random((2000, 1)) < share) for _ in range(seeds)]
+        return [{"task": "entailment", "outcomes": outcome} for outcome in outcomes]
+
+    scores = report.resampled({"a": runs(0.6, 4), "b": runs(0.6, 4), "c": runs(0.7, 4)}, count=500)
+    assert scores["a"].shape == (500,)
+    assert abs((scores["a"] - scores["b"]).mean()) < 2
+    assert np.quantile(scores["c"] - scores["a"], 0.01) > 5
+    alone = report.resampled({"a": runs(0.6, 1)}, count=500)["a"]  # one seed: the deviation of a binomial share
+    assert alone.std() == pytest.approx(100 * np.sqrt(0.6 * 0.4 / 2000), rel=0.1)
+
+
+def test_positions_that_a_summary_keeps():
+    a, b, c, x = "abcx"
+    assert kept_positions((a, b, a, c), (a, c)) == (frozenset({0, 2}), frozenset({3}))
+    assert kept_positions((a, b, a, c), (b, a)) == (frozenset({1}), frozenset({2}))  # the first a is before b
+    assert kept_positions((a, b), (b, a)) is None
+    assert kept_positions((a, b), (x,)) is None
+
+
+def test_share_of_attention_that_people_explain():
+    premise, hypothesis = ("a", "dog", "runs", "in", "snow"), ("the", "dog", "is", "moving")
+    gold = entailment.named_positions(premise, ["the", "dog", "runs", "in"])
+    assert gold == {1, 2}  # without function words
+    example = data.Example(premise, hypothesis, "entailment", (gold,))
+    weights = np.zeros((4, 5))
+    weights[0, 0] = 1.0  # a row of a function word does not count
+    weights[1, 1] = 1.0
+    weights[3] = [0.5, 0.0, 0.25, 0.0, 0.25]
+    share, base = entailment.explained_share(weights, example)
+    assert share == pytest.approx((1 + 0.25) / (1 + 0.5)) and base == pytest.approx(2 / 3)
+    single, _ = entailment.explained_share(weights[3:], example)
+    assert single == pytest.approx(0.5)
+
+
+def test_explanations_go_with_the_test_pairs(tmp_path):
+    pairs = [data.Example(("a", "dog"), ("x",), "neutral")]
+    assert entailment.explained(tmp_path, pairs) == pairs
+    path = write(tmp_path / "test_explanations.tsv.gz", "the dog is a dog\tdogs bark\n")
+    assert entailment.explained(tmp_path, pairs)[0].gold == (frozenset({1}),)
+    write(path, "one\ntwo\n")
+    with pytest.raises(data.DataError, match="expected a line for each of the 1 test pairs, found 2"):
+        entailment.explained(tmp_path, pairs)
+
+
+def test_no_step_waits_for_its_loss(small_corpora, monkeypatch):
+    """The loss of a step is an array that the next step takes; it is fetched at the end of an epoch."""
+    monkeypatch.setattr(train, "SAVE_EVERY", float("inf"))
+    fetched = []
+    monkeypatch.setattr(
+        train, "compile_step", lambda *_: lambda params, state, total, *__: (params, state, _Lazy(fetched))
+    )
+    batches = data.Batches([data.Example(("a",), ("b",))] * 6, lambda _: ([4], [4], 0), [(1, 1)], 2)
+    training = train.Training(
+        None,
+        options.Settings(rate=0.1),
+        0,
+        {"params": {}, "optimizer": {}},
+        train.Progress(),
+        batches,
+        batches,
+        lambda: None,
+    )
+    training._steps(batches.shuffled(0, 0), float("inf"), [], _Bar())
+    assert training.progress.step == 3 and len(fetched) == 1
+
+
+class _Lazy:
+    def __init__(self, fetched):
+        self.fetched = fetched
+
+    def __float__(self):
+        self.fetched.append(self)
+        return 1.0
+
+
+class _Bar:
+    def update(self): ...

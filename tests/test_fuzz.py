@@ -1,6 +1,7 @@
 """Hypothesis: scores, scales, ties, masks, junk, dtypes, shapes and hyper-parameters all at once.
 
-Each example fills the whole batch of a family's one compiled function, every row with its own problem.
+Each example fills the whole batch of a family's one compiled function, every row with its own problem. How many there
+are, and whether they are drawn afresh, is up to the profile: see conftest.
 """
 
 import cases
@@ -20,7 +21,6 @@ def rows(rng, scale, tie):
 
 
 @cases.each(FAMILIES)
-@hypothesis.settings(max_examples=4)
 @hypothesis.given(
     seed=st.integers(0, 2**32 - 1),
     scale=st.sampled_from([1e-3, 0.1, 1.0, 10.0, 1e3]),
@@ -68,7 +68,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("id", ["entmax1.5", "l2+tv"])
-@hypothesis.settings(max_examples=16)
+@hypothesis.settings(max_examples=4 * hypothesis.settings.default.max_examples)  # one slice or a few each
 @hypothesis.given(
     shape_axis=st.sampled_from(SHAPES),
     dtype=st.sampled_from([np.float64, np.float32, jnp.bfloat16]),

@@ -22,12 +22,15 @@ def tolerances(case):
     return {"rtol": 1e-4, "atol": 1e-5} if case.tol > 1e-10 else {"rtol": 1e-8, "atol": 1e-9}
 
 
+def slices():
+    """Away from kinks, of spread 0.3 to 3."""
+    return np.random.default_rng(60).normal(size=(N, D)) * np.geomspace(0.3, 3, N)[:, None]
+
+
 @functools.cache
 def point(case):
-    """Slices away from kinks (spread 0.3 to 3) and their oracle Jacobians."""
-    rng = np.random.default_rng(60)
-    x = rng.normal(size=(N, D)) * np.geomspace(0.3, 3, N)[:, None]
-    problem = case.problem()
+    """Slices and their oracle Jacobians."""
+    x, problem = slices(), case.problem()
 
     def column(row, j):
         return oracles.derivative(
@@ -80,6 +83,23 @@ def test_hyper_parameters_of_the_value(case):
         for i in range(N):
             expected = differences(case, name, lambda **problem: case.oracle_value(x[i], **problem))
             np.testing.assert_allclose(bar[i], expected.astype(float), err_msg=f"{name}, slice {i}", **tolerances(case))
+
+
+@cases.each(cases.REPRESENTATIVES)
+def test_float32_pull_backs(case):
+    """What people train in, against the same pull-backs in float64, which have oracles above."""
+    x = slices().astype(np.float32)
+    rng = np.random.default_rng(64)
+    v, c = rng.normal(size=x.shape).astype(np.float32), rng.normal(size=N).astype(np.float32)
+    single = cases.run(case, x, v=v, c=c, dtype=np.float32)
+    double = cases.run(case, x, v=v, c=c)
+    assert single.x_bar.dtype == np.float32
+    # weights are right to 3e-6, and products of D of them with numbers of order one follow; a plain function's weights
+    # to 3e-4, which its Hessian magnifies
+    tol = 2e-5 if case.tol == 1e-10 else 2e-2
+    np.testing.assert_allclose(single.x_bar, double.x_bar, rtol=tol, atol=tol * np.abs(double.x_bar).max())
+    for name, bar in double.bars.items():
+        np.testing.assert_allclose(single.bars[name], bar, rtol=tol, atol=tol * max(1, np.abs(bar).max()), err_msg=name)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.0001, 1.001, 1.01, 1.1, 1.5, 2.0])

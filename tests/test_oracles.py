@@ -206,8 +206,9 @@ def test_owl_prox_satisfies_its_optimality_conditions():
 def agree(x, problem):
     y, value = oracles.conic(x, **problem)
     ours = oracles.argmax(x, **problem)
-    # An interior-point method at gap 1e-10: up to 7e-9 in the value and 5e-6 in y were seen.
-    assert abs(float(oracles.value(x, **problem)) - value) < 2e-8
+    # An interior-point method at gap 1e-10: up to 2e-9 in the value and 5e-6 in y were seen; two entropies in one
+    # objective, Fermi and Dirac's, leave 7e-9 in the value.
+    assert abs(float(oracles.value(x, **problem)) - value) < (2e-8 if problem["base"] == "fermi" else 5e-9)
     np.testing.assert_allclose(ours.astype(float), y, atol=3e-5)
     return y
 

@@ -3,6 +3,7 @@
 import functools
 
 import cases
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,8 +45,7 @@ def check(case, mesh, spec, gathers_allowed):
     np.testing.assert_allclose(y, y1, rtol=0, atol=1e-13)
     np.testing.assert_allclose(value, value1, rtol=1e-13, atol=1e-13)
     np.testing.assert_allclose(x_bar, x_bar1, rtol=0, atol=1e-12)
-    for name in bars:
-        np.testing.assert_allclose(bars[name], bars1[name], rtol=1e-10, atol=1e-11, err_msg=name)
+    chex.assert_trees_all_close(bars, bars1, rtol=1e-10, atol=1e-11)
     if not gathers_allowed:
         text = compiled.as_text()
         for word in ("all-gather", "all-to-all", "collective-permute"):

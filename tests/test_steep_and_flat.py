@@ -114,8 +114,8 @@ def test_gradients_where_the_hessian_overflows(no_x64):
     for i, e in enumerate(np.eye(6) * h):
         difference = norm_weights(x.astype(LD) + e, 40) - norm_weights(x.astype(LD) - e, 40)
         expected[:, i] = (difference * bar).sum(-1) / (2 * h)
-    # The difference quotients have about eps^(2/3), 2e-5, of their size; they stand in for the Hessian.
-    np.testing.assert_allclose(gradient, expected, atol=1e-4)
+    # Difference quotients stand in for the Hessian: (39 h)^2 / 6 of it is their error, 2e-4 at h = eps^0.45.
+    np.testing.assert_allclose(gradient, expected, atol=3e-4)
 
 
 def test_shift_and_masks():

@@ -3,17 +3,27 @@
 import functools
 
 import cases
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 from cases import REPRESENTATIVES, D
 
 import smoothmax as sm
 
 
-def total(result, names):
-    return {k: result.bars[k].sum(0) for k in names}
+class Variants(chex.TestCase):
+    """Eagerly and under jit, NumPy arrays and arrays on a device: the oracle's answer each time."""
+
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
+    @parameterized.named_parameters((named.name, key) for key, named in cases.NAMED.items())
+    def test_named_functions(self, key):
+        case = next(case for case in cases.CASES if case.family.named is cases.NAMED[key])
+        x, params = cases.scores(6, seed=89), case.params()
+        got = self.variant(lambda x: case.family.weights(x, params))(x)
+        np.testing.assert_allclose(got, case.expected(x)[0], rtol=0, atol=case.tol)
 
 
 @cases.each(REPRESENTATIVES)
@@ -44,8 +54,8 @@ def test_scan_of_remat_of_vmap_differentiated(case):
     np.testing.assert_allclose(y.reshape(12, D), expected.y, rtol=0, atol=tol)
     np.testing.assert_allclose(loss, (v * expected.y).sum(), rtol=0, atol=tol * 10)
     np.testing.assert_allclose(x_bar, expected.x_bar, rtol=0, atol=tol * max(1, np.abs(expected.x_bar).max()))
-    for name, bar in total(expected, params).items():
-        np.testing.assert_allclose(bars[name], bar, rtol=tol * 10, atol=tol * 10, err_msg=name)
+    sums = {k: bar.sum(0) for k, bar in expected.bars.items()}
+    chex.assert_trees_all_close(bars, sums, rtol=tol * 10, atol=tol * 10)
 
 
 @cases.each(REPRESENTATIVES)

@@ -14,14 +14,15 @@ import smoothmax as sm
 def test_one_hot_and_tiny_inputs_do_not_hide_a_wrong_operator():
     """Dense supports: the mean of a wide normal row under each mapping differs from each other mapping."""
     x = np.random.default_rng(130).normal(size=(1, 40)) * 0.2
-    answers = [f(x) for f in (sm.softmax, sm.sparsemax, sm.entmax, sm.pnormmax, sm.fusedmax, sm.oscarmax)]
+    answers = [getattr(sm, name)(x) for name in cases.DISTRIBUTIONS]
     for i, one in enumerate(answers):
         for other in answers[:i]:
             assert np.abs(one - other).max() > 1e-3
 
 
-@pytest.mark.parametrize("function", [sm.softmax, sm.sparsemax, sm.entmax, sm.pnormmax, sm.fusedmax, sm.oscarmax])
-def test_mask_fill_with_a_large_negative_number_gives_uniform_weights_on_masked_rows(function):
+@pytest.mark.parametrize("name", cases.DISTRIBUTIONS)
+def test_mask_fill_with_a_large_negative_number_gives_uniform_weights_on_masked_rows(name):
+    function = getattr(sm, name)
     np.testing.assert_array_equal(function(jnp.ones((2, 4)), where=jnp.zeros((2, 4), bool)), 0.0)
     # and a score of -1e30 is a score, not a mask: alone in its row it gets all the weight
     where = jnp.array([[True, False, False, False]])
@@ -164,13 +165,7 @@ def test_the_value_is_minus_infinity_as_logsumexp():
 def test_standard_session(no_x64):
     """No 64-bit types: everything still float32, and float32 accuracy."""
     x = cases.scores(5, 7, dtype=np.float32)
-    for function, problem in (
-        (sm.softmax, {"base": "shannon"}),
-        (sm.entmax, {"base": "tsallis", "alpha": 1.5}),
-        (sm.pnormmax, {"base": "pnorm", "p": 1.5}),
-        (sm.fusedmax, {"base": "l2", "tv": 0.1}),
-        (sm.oscarmax, {"base": "l2", "oscar": 0.01}),
-    ):
-        y, pull = jax.vjp(function, x)
+    for name, problem in cases.DISTRIBUTIONS.items():
+        y, pull = jax.vjp(getattr(sm, name), x)
         assert y.dtype == pull(y)[0].dtype == jnp.float32
         np.testing.assert_allclose(y, oracles.rows(oracles.masked_argmax, x, **problem).astype(float), atol=6e-6)

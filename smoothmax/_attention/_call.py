@@ -15,6 +15,7 @@ from .._operators import softmax
 from ._blocks import attend_in_blocks, check_block_size
 from ._core import Mapping, Products, attend, query_key_products, weighted_values, with_implementation
 from ._visibility import Visibility, check_lengths, check_window, clear, clearing
+from ._zeros import check_skips, skipping_products
 
 
 @overload
@@ -32,6 +33,7 @@ def dot_product_attention(
     key_value_seq_lengths: ArrayLike | None = ...,
     local_window_size: int | tuple[int, int] | None = ...,
     block_size: int | None = ...,
+    skip_zeros: bool = ...,
     implementation: str | None = ...,
     return_weights: Literal[False] = ...,
 ) -> jax.Array: ...
@@ -52,6 +54,7 @@ def dot_product_attention(
     key_value_seq_lengths: ArrayLike | None = ...,
     local_window_size: int | tuple[int, int] | None = ...,
     block_size: int | None = ...,
+    skip_zeros: bool = ...,
     implementation: str | None = ...,
     return_weights: Literal[True],
 ) -> tuple[jax.Array, jax.Array]: ...
@@ -71,6 +74,7 @@ def dot_product_attention(
     key_value_seq_lengths: ArrayLike | None = None,
     local_window_size: int | tuple[int, int] | None = None,
     block_size: int | None = None,
+    skip_zeros: bool = False,
     implementation: str | None = None,
     return_weights: bool = False,
     return_residual: bool = False,
@@ -110,6 +114,9 @@ def dot_product_attention(
         pass ever holds more rows of scores than that; 128 or 256 is a good size. With `is_causal` or
         `local_window_size`, most keys out of reach are not even read. T need not be a multiple. Hyper-parameters of
         the mapping must not vary along T then. Shard batch or heads with it, not the keys, which are sliced.
+      skip_zeros: leave out blocks of keys whose weights are all zero, exactly, in the product with the values and in
+        the backward pass; with `block_size`, on CPUs, for mappings of this library onto the simplex. It pays when most
+        of these blocks are empty. Shard batch or heads by `jax.shard_map` with it; there is no forward mode.
       implementation: by what the mapping is solved: None | "xla" | "native" | "pallas", as for the mappings of this
         library, to which it is handed; it takes the place of the mapping's own. None leaves the mapping as it is.
       return_weights: also return the weights `(B, N, T, S)`.
@@ -124,8 +131,8 @@ def dot_product_attention(
       ValueError: shapes do not fit together, heads do not divide, there are no keys, `block_size` is below 1 or comes
         together with `return_weights` or a symbolic length, `return_residual` is asked for, or the mapping returns
         another shape.
-      TypeError: an argument has an unusable type or dtype, such as a mask that is not boolean; or `implementation` is
-        given and the mapping takes none.
+      TypeError: an argument has an unusable type or dtype, such as a mask that is not boolean; or `implementation` or
+        `skip_zeros` is given and the mapping does not allow for it.
       NotImplementedError: the named implementation cannot serve.
 
     Example:
@@ -159,6 +166,8 @@ def dot_product_attention(
             f"return_weights must be False together with block_size, got block_size={block_size}: it asks for the "
             "whole weight matrix, which block_size exists to avoid; leave out one of the two"
         )
+    if skip_zeros:
+        check_skips(mapping, block_size)
     batch = query.shape[:-3]
     rules = Visibility(
         mask=None,
@@ -177,6 +186,7 @@ def dot_product_attention(
         scale=scale,
         rules=rules,
         block_size=block_size,
+        products=skipping_products() if skip_zeros else None,
     )
     return output if weights is None or not return_weights else (output, weights)
 
@@ -236,7 +246,7 @@ def attend_batched(
     if products is None:
         products = partial(query_key_products, precision=precision), partial(weighted_values, precision=precision)
     query, real_keys = clear(query, visibility.real_queries(rows)), visibility.real_keys(columns)
-    if block_size is None and rows <= _FEW_QUERIES:
+    if block_size is None and isinstance(rows, int) and rows <= _FEW_QUERIES:
         products = clearing(products[0], real_keys), clearing(products[1], real_keys)
     else:
         key, value = clear(key, real_keys), clear(value, real_keys)

@@ -35,7 +35,7 @@ def attend(
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of `(B, T, N, H)` queries over `(B, S, K, H)` keys: output `(B, T, N, H)`, weights `(B, N, T, S)`."""
     score, average = products
-    dtype = _compute_dtype(query.dtype)
+    dtype = compute_dtype(query.dtype)
     scores = score(query, key).astype(dtype) * jnp.asarray(scale, dtype)
     if bias is not None:
         scores = scores + bias.astype(dtype)
@@ -79,7 +79,7 @@ def query_key_products(query: jax.Array, key: jax.Array, *, precision: Any = Non
     batch, rows, heads, head_size = query.shape
     columns, key_heads = key.shape[1:3]
     query = query.reshape(batch, rows, key_heads, heads // key_heads, head_size)
-    dtype = _compute_dtype(query.dtype)
+    dtype = compute_dtype(query.dtype)
     products = jnp.einsum("btkgh,bskh->bkgts", query, key, precision=precision, preferred_element_type=dtype)
     return products.reshape(batch, heads, rows, columns)
 
@@ -92,6 +92,6 @@ def weighted_values(weights: jax.Array, value: jax.Array, *, precision: Any = No
     return jnp.einsum("bkgts,bskh->btkgh", weights, value, precision=precision).reshape(batch, rows, heads, head_size)
 
 
-def _compute_dtype(dtype: jnp.dtype) -> jnp.dtype:
+def compute_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """Scores and mapping are computed in float32 at least."""
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype

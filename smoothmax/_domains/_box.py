@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._parameters import Parameter, Range, known, parameter, tree_class
+from .._parameters import Parameter, Range, known, parameter, placed, tree_class
 from .._regularizers import Base, Regularizer
 from ._domain import Domain, refuse_base, refuse_unequal
 
@@ -72,7 +72,7 @@ class Box(Domain):
         self, base: Base, x: jax.Array, gamma: jax.Array, implementation: str | None
     ) -> tuple[jax.Array, Allowed]:
         allowed = x != -jnp.inf
-        y = self._entropy(base).solve_box(jnp.where(allowed, x, 0) / gamma, self.lower, self.upper)
+        y = self._entropy(base).solve_box(jnp.where(allowed, x, 0) / gamma, placed(self.lower), placed(self.upper))
         bad = jnp.any(jnp.isnan(x) | (x == jnp.inf), axis=-1, keepdims=True) | ~(self.lower <= self.upper)
         return jnp.where(allowed, jnp.where(bad, jnp.nan, y), 0), Allowed(allowed)
 

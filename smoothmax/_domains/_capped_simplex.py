@@ -118,5 +118,5 @@ def _position(scores: jax.Array) -> jax.Array:
 def _halves(found: Edges, y: jax.Array) -> jax.Array:
     """A unit of weight on the edges of a vertex: half on each, or all on the only one."""
     position = jnp.arange(y.shape[-1], dtype=jnp.int32).reshape((1,) * (y.ndim - 1) + (-1,))
-    weight = sum((position == edge).astype(y.dtype) for edge in found)
+    weight = (position == found.first_out).astype(y.dtype) + (position == found.last_in).astype(y.dtype)
     return safe_ratio(weight, total(weight))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,11 @@ class Domain(Parametrized):
     def respond(self, base: Base, y: jax.Array, found: Any) -> jax.Array:
         """`y` as a function of the hyper-parameters of this domain: its value is `y`, its derivative is theirs."""
         return y
+
+    def pull(self, base: Base, y: jax.Array, found: Any, v: jax.Array, implementation: str | None) -> Self:
+        """< dy/dk, v > for each hyper-parameter k, in the form of the domain."""
+        _, transpose = jax.vjp(lambda domain: domain.respond(base, y, found), self)
+        return transpose(v)[0]
 
     def linear(self, x: jax.Array, y: jax.Array) -> jax.Array:
         """<x, y> as `(*batch, 1)`, over the positions that are not deleted."""

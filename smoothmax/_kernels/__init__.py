@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax import lax
 
 Solver = Callable[..., Any]
@@ -24,13 +25,13 @@ class Kernel:
       call: takes what the reference takes and returns what it returns.
       platforms: where it runs: "cpu", "cuda", "rocm", "tpu".
       refuses: from the arguments to the reason why it cannot serve them, or None. Only shapes and dtypes are looked at.
-      default: whether it is taken where the caller names no implementation.
+      default: whether it is taken where the caller names no implementation; or a function that tells when asked.
     """
 
     call: Solver
     platforms: tuple[str, ...]
     refuses: Callable[..., str | None] = lambda *_: None
-    default: bool = True
+    default: bool | Callable[[], bool] = True
 
 
 # implementation -> problem -> kernel
@@ -56,6 +57,26 @@ def check(implementation: str | None) -> None:
         )
 
 
+def target() -> str:
+    """The platform for which programs are traced: that of the mesh in use, or of the default devices."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    if device is None:
+        return jax.default_backend()
+    return "tpu" if device.device_kind.startswith("TPU") else "cpu" if device.device_kind == "cpu" else "gpu"
+
+
+def _offers(kernel: Kernel, *args: Any) -> bool:
+    wanted = kernel.default() if callable(kernel.default) else kernel.default
+    return wanted and kernel.refuses(*args) is None
+
+
+def _refusal(kernel: Kernel, *args: Any) -> str | None:
+    platforms = {"gpu": ("cuda", "rocm", "gpu")}.get(target(), (target(),))
+    if not set(platforms) & set(kernel.platforms):
+        return f"it runs on {' and '.join(kernel.platforms)}, and this program is for {target()}"
+    return kernel.refuses(*args)
+
+
 def run(problem: str, implementation: str | None, reference: Solver, *args: Any, optional: bool = False) -> Any:
     """Solves a problem by the named implementation, or by the best that serves each platform.
 
@@ -75,12 +96,11 @@ def run(problem: str, implementation: str | None, reference: Solver, *args: Any,
     if implementation is None:
         branches = {}
         for kernels in TABLE.values():
-            kernel = kernels.get(problem)
-            if kernel is not None and kernel.default and kernel.refuses(*args) is None:
+            if problem in kernels and _offers(kernel := kernels[problem], *args):
                 branches |= dict.fromkeys(kernel.platforms, kernel.call)
         return lax.platform_dependent(*args, **branches, default=reference) if branches else reference(*args)
     kernel = TABLE[implementation].get(problem)
-    reason = f"it has no kernel for the problem {problem!r}" if kernel is None else kernel.refuses(*args)
+    reason = f"it has no kernel for the problem {problem!r}" if kernel is None else _refusal(kernel, *args)
     if kernel is not None and reason is None:
         return lax.platform_dependent(*args, **dict.fromkeys(kernel.platforms, kernel.call))
     if optional:
@@ -91,5 +111,6 @@ def run(problem: str, implementation: str | None, reference: Solver, *args: Any,
     )
 
 
-# The kernels enter themselves; they need the names above.
+# The implementations; each enters its kernels.
 from . import native as native  # noqa: E402
+from . import pallas as pallas  # noqa: E402

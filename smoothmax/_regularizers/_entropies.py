@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from .._arrays import eps, safe_ratio, total
-from .._parameters import Parameter, Range, parameter, tree_class
+from .._parameters import Parameter, Range, parameter, placed, tree_class
 from .._solvers import (
     on_support,
     p_norm_weights,
@@ -136,26 +136,26 @@ class Tsallis(Entropy):
     # alpha = 1: phi(y) = y deformed_log(y) / alpha and phi'(y) = deformed_log(y) + 1 / alpha.
 
     @property
-    def kernel_alpha(self) -> Parameter:
-        return self.alpha
+    def kernel_alpha(self) -> jax.Array:
+        return placed(self.alpha)
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
-        return total(y * _deformed_log(on_support(y), self.alpha)) / self.alpha
+        return total(y * _deformed_log(on_support(y), self.kernel_alpha)) / self.kernel_alpha
 
     def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
-        return tsallis_weights(x, gamma, self.alpha, implementation=implementation)
+        return tsallis_weights(x, gamma, self.kernel_alpha, implementation=implementation)
 
     def product(self, y: jax.Array, v: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
-        return threshold_product(y, v, self.alpha, 1 / gamma, implementation=implementation)
+        return threshold_product(y, v, self.kernel_alpha, 1 / gamma, implementation=implementation)
 
     def inverse(self, u: jax.Array) -> jax.Array:
-        return _deformed_exp(u - 1 / self.alpha, self.alpha)
+        return _deformed_exp(u - 1 / self.kernel_alpha, self.kernel_alpha)
 
     def slope(self, y: jax.Array) -> jax.Array:
-        return _deformed_log(on_support(y), self.alpha) + 1 / self.alpha
+        return _deformed_log(on_support(y), self.kernel_alpha) + 1 / self.kernel_alpha
 
     def inverse_curvature(self, y: jax.Array) -> jax.Array:
-        return support_power(y, 2 - self.alpha)
+        return support_power(y, 2 - self.kernel_alpha)
 
 
 @tree_class
@@ -218,16 +218,16 @@ class SquaredPNorm(Base):
         return jnp.where(jnp.any(y != 0, axis=-1, keepdims=True), self._norm(y) ** 2 / 2, 0)
 
     def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
-        return p_norm_weights(x, gamma, self.p, implementation=implementation)
+        return p_norm_weights(x, gamma, placed(self.p), implementation=implementation)
 
     def gradient(self, y: jax.Array) -> jax.Array:
-        return self._norm(y) ** (2 - self.p) * support_power(y, self.p - 1)
+        return self._norm(y) ** (2 - self.p) * support_power(y, placed(self.p) - 1)
 
     def product(self, y: jax.Array, v: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
         # With n = norm_p(y), the inverse of the Hessian on the support is
         #     K = (n^(p-2) diag(y^(2-p)) - (2-p) n^-2 y y') / (p - 1),
         # and J = K - K 1 1' K / (1' K 1) keeps the weights on the simplex.
-        p, n = self.p, self._norm(y)
+        p, n = placed(self.p), self._norm(y)
         s = n ** (p - 2) * support_power(y, 2 - p)
         rank_one = (2 - p) / n**2 * y
         k_v = s * v - rank_one * total(y * v)
@@ -236,7 +236,7 @@ class SquaredPNorm(Base):
 
     def _norm(self, y: jax.Array) -> jax.Array:
         # A slice without an allowed position has norm 0, which the negative powers above must not see.
-        power = total(support_power(y, self.p))
+        power = total(support_power(y, placed(self.p)))
         return jnp.where(power == 0, 1, power) ** (1 / self.p)
 
 
@@ -249,7 +249,7 @@ def _deformed_log(y: jax.Array, alpha: jax.Array) -> jax.Array:
 def _deformed_exp(u: jax.Array, alpha: jax.Array) -> jax.Array:
     """The inverse of `_deformed_log`, (1 + (alpha - 1) u)^(1 / (alpha - 1)), exp(u) at alpha = 1; 0 below its range."""
     t = (alpha - 1) * u
-    inside = t > -1
+    inside = ~(t <= -1)  # NaN goes through
     t, u = jnp.where(inside, t, 0), jnp.where(inside, u, 0)
     # log1p(t) / t is 1 - t / 2 next to 0, to rounding.
     near = jnp.abs(t) < eps(u) ** 0.5

@@ -148,7 +148,8 @@ def separable(phi: Callable[..., jax.Array], params: Any = None) -> Separable:
 
     $$\Omega(y) = \sum_i \phi(y_i), \qquad y_i = (\phi')^{-1}(x_i - \tau)$$
 
-    One threshold solves it, as it does the entropies, and penalties may be added.
+    One threshold solves it, as it does the entropies, and penalties may be added; any domain will do. Write `phi` once,
+    outside of loops, and pass what varies as `params`: each new function is compiled anew.
 
     Args:
       phi: twice differentiable and strictly convex on (0, 1], with finite values on [0, 1]; its slope at 0 may be

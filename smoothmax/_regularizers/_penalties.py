@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from .._arrays import total
 from .._parameters import Parameter, Range, parameter, tree_class
-from .._solvers import chain_prox, put_back, ranked, segment_mean, sorted_prox, take, variation
+from .._solvers import chain_prox, group_mean, put_back, ranked, segment_mean, sorted_prox, variation
 from ._regularizer import Penalty, Terms
 
 # Weights along the slice make one problem: one bad weight spoils all of them.
@@ -140,10 +140,7 @@ class RankPenalty(Penalty):
     @classmethod
     def average(cls, found: Groups, active: jax.Array, v: jax.Array, implementation: str | None) -> jax.Array:
         # The weights of the ranks stand at allowed positions only, so deleted ones neither give nor take.
-        count = active.astype(v.dtype)
-        sums, counts = take(v * count, found.order), take(count, found.order)
-        mean = segment_mean(sums, found.ties, counts, implementation=implementation)
-        return put_back(mean, found.order) * count
+        return group_mean(v, found.order, found.ties, active.astype(v.dtype), implementation=implementation)
 
 
 RankPenalty.kind = RankPenalty

@@ -7,6 +7,8 @@ from ._chain import segment_mean as segment_mean
 from ._conjugate_gradients import conjugate_gradients as conjugate_gradients
 from ._conjugate_gradients import hessian_product as hessian_product
 from ._interior_point import interior_point as interior_point
+from ._permutahedron import group_mean as group_mean
+from ._permutahedron import project_permutahedron as project_permutahedron
 from ._power import on_support as on_support
 from ._power import support_power as support_power
 from ._products import diagonal_product as diagonal_product
@@ -15,7 +17,7 @@ from ._separable import least as least
 from ._separable import separable_inverse as separable_inverse
 from ._separable import separable_weights as separable_weights
 from ._sorting import put_back as put_back
-from ._sorting import sort_descending as sort_descending
+from ._sorting import sort_ranked as sort_ranked
 from ._sorting import sorted_prox as sorted_prox
 from ._sorting import take as take
 from ._threshold import p_norm_weights as p_norm_weights

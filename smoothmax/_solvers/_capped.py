@@ -2,23 +2,25 @@
 
     argmax over y of  <x, y> - gamma sum_i phi(y_i)    subject to   0 <= y_i <= u_i,  sum_i y_i = k
 
-The solution is ``y_i = clip(psi(z_i - tau), 0, u_i)`` with z = x / gamma, psi the inverse of phi' and tau such that the weights
-add up to k. No weight exceeds k or what psi attains, so the bounds are lowered to these first; let f be k over the sum
-of the bounds. At ``tau_i = z_i - phi'(f u_i)`` position i has the share f of its bound. So all have at least that share at the
-least tau_i, and at most that share at the greatest: the root lies between the two.
+The solution is ``y_i = clip(psi(z_i - tau), 0, u_i)`` with z = x / gamma, psi the inverse of phi' and tau such that the
+weights add up to k. No weight exceeds k or what psi attains, so the bounds are lowered to these first; let f be k over
+the sum of the bounds. At ``tau_i = z_i - phi'(f u_i)`` position i has the share f of its bound. So all have at least
+that
+share at the least tau_i, and at most that share at the greatest: the root lies between the two.
 
-**Steps.** Newton's method in this bracket; the sum is piecewise smooth, and for SquaredL2 piecewise linear, so that a step on
-unchanged sets of zeros and of full positions is exact. Where Newton's step leaves the bracket, or the last one did
+**Steps.** Newton's method in this bracket; the sum is piecewise smooth, and for SquaredL2 piecewise linear, so that a
+step on unchanged sets of zeros and of full positions is exact. Where Newton's step leaves the bracket, or the last one
+did
 not halve the residual, the next one goes to the middle: in the end to the middle of all floats of the bracket, which
 so comes down to two neighbours within as many halvings as a float has bits, whatever its scale.
 
-**The straddle.** A sum of concave powers (alpha > 2) is so steep that no float is its root. Then the loop ends at two neighbours,
-of weights that add up to more and to less than k, and the solution is the mixture of the two that adds up to k: it
-differs only in the weights of positions that rounding puts on the threshold, and ties get the same. Its objective
-is off by less than the distance of two floats.
+**The mixture.** A sum of concave powers (alpha > 2) is so steep that no float is its root. Then the loop ends at two
+neighbours, of weights that add up to more and to less than k, and the solution is the mixture of the two that adds up
+  to k: it differs only in the weights of positions that rounding puts on the threshold, and ties get the same. Its
+  objective is off by less than the distance of two floats.
 
-**Two centres.** Scores are resolved next to their largest, but the threshold may be far below: at k = 3, behind two scores
-of 1e4. So slices whose threshold is far are solved again, centred at the score next to it.
+**Two centres.** Scores are resolved next to their largest, but the threshold may be far below: at k = 3, behind two
+scores of 1e4. So slices whose threshold is far are solved again, centred at the score next to it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from jax import lax
 
 from .. import _kernels
 from .._arrays import eps, safe_ratio, total, varying_like
-from ._scores import Solved, answered, between, centred, sum_noise
+from ._scores import Solved, answered, between, centred, stored, sum_noise
 
 # Five to nine passes are the rule. Newton's steps alternate with halvings, of which 32 or 64 meet two neighbours.
 MAX_PASSES = 160
@@ -41,7 +43,7 @@ PATIENCE = 24
 MARGIN = 8
 # A threshold this far from 0 costs more digits than the last centring gave: three bits.
 FAR = 8
-# The mixture and the last repair leave the rounding of one sum, no more than this many times.
+# A sum this many roundings above that of the bounds still is theirs.
 REPAIRABLE = 4
 
 
@@ -87,8 +89,9 @@ def capped_weights(
       implementation: None for the best one, or its name in the table of `_kernels`.
 
     Returns:
-      The weights `(*batch, d)`, exactly 0 or `upper` at a bound. Zeros for a slice of -inf; NaN for one with NaN or +inf or a
-      NaN hyper-parameter, for one whose bounds add up to less than `size`, and for one whose loop did not arrive.
+      The weights `(*batch, d)`, exactly 0 or `upper` at a bound. Zeros for a slice of -inf; NaN for one with NaN or
+      +inf or a NaN hyper-parameter, for one whose bounds add up to less than `size`, and for one whose loop did not
+      arrive.
     """
 
     def reference(x: jax.Array, gamma: jax.Array, size: jax.Array, upper: jax.Array) -> jax.Array:
@@ -124,61 +127,87 @@ class _State(NamedTuple):
     Attributes:
       passes: int32 `()`: how many there were.
       tau: the threshold to be tried next; the root, where it was found.
-      low: a threshold at which the sum is not too small.
-      high: one at which it is not too large.
+      low: a threshold at which the sum is not too small, by `over`; +inf where that was not tried.
+      over: the sum at `low` less what it should be.
+      high: one at which it is not too large, by `under`; -inf where that was not tried.
+      under: the sum at `high` less what it should be.
       excess: the sum of the last pass, less what it should be.
+      rate: how fast that sum falls as tau rises.
       active: the slices that have not arrived.
+      found: whether tau is the root.
     """
 
     passes: jax.Array
     tau: jax.Array
     low: jax.Array
+    over: jax.Array
     high: jax.Array
+    under: jax.Array
     excess: jax.Array
+    rate: jax.Array
     active: jax.Array
+    found: jax.Array
 
 
 def _capped_weights(entropy: Entropy, x: jax.Array, gamma: jax.Array, size: jax.Array, upper: jax.Array) -> jax.Array:
-    upper = jnp.broadcast_to(upper, jnp.broadcast_shapes(x.shape, upper.shape))
-    x = jnp.broadcast_to(x, upper.shape)
+    upper = upper.reshape((1,) * x.ndim) if upper.ndim == 0 else upper
+    x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, upper.shape))
     scores = centred(x, gamma, size, varying_like(jnp.zeros((), x.dtype), upper))
-    bounds = _bounds(entropy, scores.z, size, upper)
+    bounds = _bounds(entropy, scores.z, size, jnp.broadcast_to(upper, scores.z.shape))
     spoiled = jnp.any(jnp.isnan(upper) | (upper < 0), axis=-1, keepdims=True) | (size < 0) | jnp.isnan(bounds.share)
     scores = scores._replace(bad=scores.bad | spoiled)
-    free = ~(scores.bad | scores.empty) & (bounds.share > 0) & (bounds.share < 1)
 
     z = jnp.where(bounds.upper > 0, scores.z, 0) / gamma
-    s = _search(entropy, z, bounds, free, None)
-    # The score next to the threshold, where that is far.
-    far = free & ~s.active & (jnp.maximum(jnp.abs(s.low), jnp.abs(s.high)) > FAR)
-    distance = jnp.where(bounds.upper > 0, jnp.abs(z - s.tau), jnp.inf)
-    nearest = distance == jnp.min(distance, axis=-1, keepdims=True)
-    centre = jnp.max(jnp.where(far & nearest, x, -jnp.inf), axis=-1, keepdims=True)
-    z = jnp.where(far & (bounds.upper > 0), (x - jnp.where(far, centre, 0)) / gamma, z)
-    start = s.tau - (centre - scores.top) / gamma
-    again = _search(entropy, z, bounds, far, jnp.where(far, start, 0))
-    s = jax.tree.map(lambda new, old: jnp.where(far, new, old) if new.ndim else new, again, s)
+    wanted = ~(scores.bad | scores.empty) & (bounds.share > 0) & (bounds.share < 1)
+    s = _search(entropy, z, bounds, wanted, None)
+    far = wanted & ~s.active & (jnp.abs(s.tau) > FAR)
+    z, s = lax.cond(
+        jnp.any(far), lambda: _searched_again(entropy, x, z, gamma, bounds, far, scores.top, s), lambda: (z, s)
+    )
 
-    y = _straddled(entropy, z, bounds, s)
+    # One root has only the rounding of its sum to repair: by a step of Newton's, to first order.
+    y = _weights(entropy, z, bounds, s.tau)
+    y = jnp.clip(y - _rates(entropy, bounds, y) * safe_ratio(s.excess, s.rate), 0, bounds.upper)
+    straddled = wanted & ~s.found
+    y = lax.cond(jnp.any(straddled), lambda: jnp.where(straddled, _mixed(entropy, z, bounds, s), y), lambda: y)
     # At a share of 0 or 1 nothing is free.
-    y = jnp.where(bounds.share >= 1, bounds.upper, jnp.where(bounds.share > 0, y, 0))
-    lack = jnp.abs(total(y) - bounds.size)
-    arrived = ~s.active & (lack <= REPAIRABLE * sum_noise(z) * bounds.size)
-    return answered(Solved(y, arrived), scores)
+    y = jnp.where(wanted, y, jnp.where(bounds.share >= 1, bounds.upper, 0))
+    full = bounds.share <= 1 + REPAIRABLE * sum_noise(z)
+    tried = s.found | (jnp.isfinite(s.over) & jnp.isfinite(s.under))
+    return answered(Solved(y, full & ~s.active & (tried | ~wanted)), scores)
 
 
 def _bounds(entropy: Entropy, z: jax.Array, size: jax.Array, upper: jax.Array) -> _Bounds:
     """Bounds that the weights can reach: those of the others are at least 0, and psi may be bounded too."""
     most = entropy.inverse(jnp.full((), jnp.finfo(z.dtype).max / 4, z.dtype))
-    upper = jnp.where(z == -jnp.inf, 0, jnp.minimum(jnp.minimum(upper, size), most))
+    upper = jnp.where(z == -jnp.inf, 0, jnp.minimum(upper, jnp.minimum(size, most)))
     size = jnp.broadcast_to(size, (*z.shape[:-1], 1))
     room = total(upper)
     return _Bounds(upper, size, jnp.where(room == 0, jnp.where(size > 0, jnp.inf, 0), safe_ratio(size, room)))
 
 
-def _search(
-    entropy: Entropy, z: jax.Array, bounds: _Bounds, wanted: jax.Array, start: jax.Array | None
-) -> _State:
+def _searched_again(
+    entropy: Entropy,
+    x: jax.Array,
+    z: jax.Array,
+    gamma: jax.Array,
+    bounds: _Bounds,
+    far: jax.Array,
+    top: jax.Array,
+    s: _State,
+) -> tuple[jax.Array, _State]:
+    """Slices whose threshold is far from the largest score, centred at the score next to it, and their search."""
+    usable = bounds.upper > 0
+    distance = jnp.where(usable, jnp.abs(z - s.tau), jnp.inf)
+    nearest = distance == jnp.min(distance, axis=-1, keepdims=True)
+    centre = jnp.max(jnp.where(nearest & usable, x, -jnp.inf), axis=-1, keepdims=True)
+    centre = jnp.where(far, centre, top)
+    z = jnp.where(far & usable, (x - centre) / gamma, z)
+    again = _search(entropy, z, bounds, far, s.tau - (centre - top) / gamma)
+    return z, _chosen(far, again, s)
+
+
+def _search(entropy: Entropy, z: jax.Array, bounds: _Bounds, wanted: jax.Array, start: jax.Array | None) -> _State:
     """The threshold, or two neighbouring floats around it, for the slices that are wanted."""
     usable = bounds.upper > 0
     point = z - entropy.slope(jnp.where(usable, bounds.share * bounds.upper, bounds.share))
@@ -189,44 +218,44 @@ def _search(
         start = total(jnp.where(usable, point, 0)) / total(usable.astype(z.dtype))
     # The bracket is rounded, as scores are and slopes of the order of one.
     low, high = low - MARGIN * eps(z) * (1 + jnp.abs(low)), high + MARGIN * eps(z) * (1 + jnp.abs(high))
-    low, high = (jnp.where(wanted, end, 0) for end in (low, high))
-    tau = jnp.where(wanted, jnp.clip(start, low, high), 0)
-    wanted = varying_like(wanted, z, bounds)
-    s = _State(jnp.int32(0), tau, low, high, jnp.full_like(tau, jnp.inf), wanted)
-    s = jax.tree.map(lambda leaf: varying_like(leaf, wanted) if leaf.ndim else leaf, s)
+    low, high, start = (jnp.where(wanted, v, 0) for v in (low, high, jnp.clip(start, low, high)))
+    unknown = jnp.full_like(start, jnp.inf)
+    none = jnp.zeros_like(wanted)
+    s = _State(jnp.int32(0), start, low, unknown, high, -unknown, unknown, jnp.zeros_like(start), wanted, none)
+    s = jax.tree.map(lambda leaf: varying_like(leaf, z, bounds) if leaf.ndim else leaf, s)
     return lax.while_loop(
         lambda s: (s.passes < MAX_PASSES) & jnp.any(s.active), lambda s: _one_pass(entropy, z, bounds, s), s
     )
 
 
 def _one_pass(entropy: Entropy, z: jax.Array, bounds: _Bounds, s: _State) -> _State:
-    y = _weights(entropy, z, bounds, s.tau)
-    excess = total(y) - bounds.size
-    low, high = jnp.where(excess >= 0, s.tau, s.low), jnp.where(excess <= 0, s.tau, s.high)
-    newton = s.tau + excess / total(_rates(entropy, bounds, y))
+    y = stored(_weights(entropy, z, bounds, s.tau))
+    excess, rate = total(y) - bounds.size, total(_rates(entropy, bounds, y))
+    low, over = (jnp.where(excess >= 0, new, old) for new, old in ((s.tau, s.low), (excess, s.over)))
+    high, under = (jnp.where(excess <= 0, new, old) for new, old in ((s.tau, s.high), (excess, s.under)))
+
+    newton = s.tau + excess / rate
     middle = jnp.where(s.passes < PATIENCE, (low + high) / 2, between(low, high))
     slow = 2 * jnp.abs(excess) > jnp.abs(s.excess)
     tau = jnp.where((newton > low) & (newton < high) & ~slow, newton, middle)
 
     # A sum that is right to rounding, or to noise that does not shrink any more, has its threshold.
-    noise = jnp.where(slow, sum_noise(z), 4 * eps(z)) * bounds.size
-    found = jnp.abs(excess) <= noise
-    low, high = jnp.where(found, s.tau, low), jnp.where(found, s.tau, high)
+    found = jnp.abs(excess) <= jnp.where(slow, sum_noise(z), 4 * eps(z)) * bounds.size
+    tau = jnp.where(found, s.tau, tau)
     neighbours = ~((low < middle) & (middle < high))
-    new = _State(s.passes + 1, jnp.where(found, s.tau, tau), low, high, excess, s.active & ~found & ~neighbours)
-    return jax.tree.map(lambda new, old: jnp.where(s.active, new, old) if new.ndim else new, new, s)
+    active = ~found & ~neighbours
+    return _chosen(s.active, _State(s.passes + 1, tau, low, over, high, under, excess, rate, active, found), s)
 
 
-def _straddled(entropy: Entropy, z: jax.Array, bounds: _Bounds, s: _State) -> jax.Array:
-    """The mixture of the weights at both ends of the bracket that has the right sum, to rounding."""
+def _chosen(wanted: jax.Array, new: _State, old: _State) -> _State:
+    """The new state for the slices that are wanted, the old one for the others."""
+    return jax.tree.map(lambda new, old: jnp.where(wanted, new, old) if new.ndim else new, new, old)
+
+
+def _mixed(entropy: Entropy, z: jax.Array, bounds: _Bounds, s: _State) -> jax.Array:
+    """The mixture of the weights at both ends of the bracket that has the right sum."""
     more, less = _weights(entropy, z, bounds, s.low), _weights(entropy, z, bounds, s.high)
-    below = total(less)
-    t = jnp.clip(safe_ratio(bounds.size - below, total(more) - below), 0, 1)
-    y = less + t * (more - less)
-    # One root has only its residual to repair: by a step of Newton's, to first order.
-    rates = _rates(entropy, bounds, y)
-    lack = jnp.where(s.low == s.high, bounds.size - total(y), 0)
-    return jnp.clip(y + rates * safe_ratio(lack, total(rates)), 0, bounds.upper)
+    return less + safe_ratio(-s.under, s.over - s.under) * (more - less)
 
 
 def _weights(entropy: Entropy, z: jax.Array, bounds: _Bounds, tau: jax.Array) -> jax.Array:

@@ -28,9 +28,8 @@ contradict each other.
 Its cost is the number of rows it reads and writes, hence the left-to-right sweep hands over, in place of
 f and the border, one byte: what is known of the border and the answer b_i to either b_{i+1}.
 
-On an accelerator every step of a scan is a few small kernels; there the whole loop belongs into one kernel ("chain" in
-the table). `segment_mean` alone could do without scans, by segmented sums (`lax.associative_scan`), but that is slower on
-a CPU and takes one kernel a step of the tree.
+On an accelerator every step of a scan is a few small kernels; there the whole loop belongs into one kernel, "chain" in
+the table of implementations.
 """
 
 from __future__ import annotations
@@ -78,9 +77,7 @@ def isotonic(x: jax.Array, *, implementation: str | None = None) -> tuple[jax.Ar
     return chain_prox(x, jnp.full((), jnp.inf, x.dtype), jnp.zeros((), x.dtype), implementation=implementation)
 
 
-def segment_mean(
-    v: jax.Array, jumps: jax.Array, weight: jax.Array, *, implementation: str | None = None
-) -> jax.Array:
+def segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array, *, implementation: str | None = None) -> jax.Array:
     """The sum of v over each segment, divided by the sum of weight there, at every position of it.
 
     Linear in v; 0 where the weights of a segment sum to 0.
@@ -162,7 +159,7 @@ def _chain_prox(x: jax.Array, up: jax.Array, down: jax.Array) -> tuple[jax.Array
 
 
 def _centred(x: jax.Array, usable: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Values less their maximum, for shift invariance, and then less their mean, for small sums; the mean, the maximum."""
+    """Values less their maximum, for shift invariance, and less their mean, for small sums; the mean, the maximum."""
     top = jnp.max(jnp.where(usable, x, -jnp.inf), -1, keepdims=True)
     top = jnp.where(top == -jnp.inf, 0, top)
     z = jnp.where(usable, x - top, 0)
@@ -187,7 +184,7 @@ def _strength(strength: jax.Array, z: jax.Array) -> jax.Array:
 def _start(chain: _Chain) -> _Segments:
     """Borders are cut where no force can make up the difference, and where there is no force at all."""
     # More than all the forces on two neighbours can make up.
-    reach = 2 * (jnp.max(chain.up, 0, keepdims=True, initial=0) + jnp.max(chain.down, 0, keepdims=True, initial=0))
+    reach = 2 * sum(jnp.max(force, 0, keepdims=True, initial=0) for force in (chain.up, chain.down))
     step = chain.z[1:] - chain.z[:-1]
     order = jnp.where(step > 0, RISE, FALL).astype(jnp.int8)
     known = (chain.up + chain.down == 0) | (jnp.isfinite(step) & (jnp.abs(step) > reach))

@@ -1,17 +1,17 @@
 """Tsallis weights for alpha > 2: one threshold per slice, with powers of infinite slope.
 
-With b = alpha - 1 and r = 1 / b the weights are ``u^r`` for ``u = max(b (z - tau), 0)``, and r < 1. A position close to the
-threshold makes the sum of powers steep, and a threshold cannot even be stored precisely enough to say what such a
+With b = alpha - 1 and r = 1 / b the weights are ``u^r`` for ``u = max(b (z - tau), 0)``, and r < 1. A position close to
+the threshold makes the sum of powers steep, and a threshold cannot even be stored precisely enough to say what such a
 position weighs: at b = 39 a weight of 0.1 stands for u = 1e-39. What can be stored: the smallest score c of the support
 and the weight w there. The weights above it are
 
     y_i = (b (z_i - c) + w^b)^r,
 
-convex in w with slopes ``(w / y_i)^(b - 1)`` between 0 and 1. So Newton's method on w is well-behaved; where it asks for a
-negative w, position c leaves the support, and where w^b grows, smaller scores enter.
+convex in w with slopes ``(w / y_i)^(b - 1)`` between 0 and 1. So Newton's method on w is well-behaved; where it asks
+for a negative w, position c leaves the support, and where w^b grows, smaller scores enter.
 
-The search for the support is what takes passes, and it needs no precision: ten halvings of the bracket
-``r d^-b <= -tau <= r``, on a logarithmic scale, with a power that is off by a few percent and costs next to nothing.
+The search for the support is what takes passes, and it needs no precision: ten halvings of the bracket ``r d^-b <= -tau
+<= r``, on a logarithmic scale, with a power that is off by a few percent and costs next to nothing.
 """
 
 from __future__ import annotations
@@ -62,18 +62,16 @@ class _State(NamedTuple):
     active: jax.Array
 
 
-class _Weights(NamedTuple):
-    """The weights that c and w stand for.
+class _Powers(NamedTuple):
+    """What a pass sums. Each `(*batch, d)`, 0 below c.
 
     Attributes:
-      y: `(*batch, d)`: the weights above c, 0 elsewhere.
-      low_power: `(*batch, d)`: u^(r-1) = y / u there, 0 elsewhere.
-      at: bool `(*batch, d)`: the positions of weight w, c and what rounding cannot tell from it.
+      u: b (z - c) + w^b.
+      low: u^(r-1) above c; -1 marks c and what rounding cannot tell from it.
     """
 
-    y: jax.Array
-    low_power: jax.Array
-    at: jax.Array
+    u: jax.Array
+    low: jax.Array
 
 
 def concave_weights(z: jax.Array, wanted: jax.Array, b: jax.Array) -> Solved:
@@ -90,18 +88,15 @@ def concave_weights(z: jax.Array, wanted: jax.Array, b: jax.Array) -> Solved:
     c = _smallest(z, z > floor)
     w = _root(b * (c - floor), b)
     s = _State(jnp.int32(0), c, w, floor, above, jnp.full_like(c, jnp.inf), wanted)
-    s = lax.while_loop(
-        lambda s: (s.passes < MAX_PASSES) & jnp.any(s.active), lambda s: _one_pass(z, b, s), s
-    )
-    found = _weights(z, b, s.c, s.w)
-    y = jnp.where(found.at, s.w, found.y)
+    s = lax.while_loop(lambda s: (s.passes < MAX_PASSES) & jnp.any(s.active), lambda s: _one_pass(z, b, s), s)
+    y = _weights(z, b, s.c, s.w)
     size = total(y)
     arrived = wanted & ~s.active & (jnp.abs(size - 1) <= REPAIRABLE * sum_noise(z))
     return Solved(y / jnp.where(size > 0, size, 1), arrived)
 
 
 def _rough_bracket(z: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two thresholds `(*batch, 1)` that enclose the root; the lower one is close to it, so far as a rough power tells."""
+    """Two thresholds `(*batch, 1)` that enclose the root, the lower one as close as a rough power tells."""
     r = 1 / b
     log_d = jnp.log(jnp.asarray(z.shape[-1], z.dtype))
 
@@ -121,13 +116,13 @@ def _rough_bracket(z: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _one_pass(z: jax.Array, b: jax.Array, s: _State) -> _State:
     r = 1 / b
-    found = _weights(z, b, s.c, s.w)
-    ties = total(found.at.astype(z.dtype))
-    mid, low = total(found.y), total(found.low_power)
+    powers = _powers(z, b, s.c, s.w)
+    low = positive(powers.low)
+    low, mid, ties = total(low), total(low * powers.u), total((powers.low < 0).astype(z.dtype))
     excess = mid + ties * s.w - 1
     tau = s.c - r * s.w**b
 
-    # Newton's step for the weight at c. From above it never overshoots: where it leads below 0, c is not in the support.
+    # Newton's step for the weight at c. From above it never overshoots: where it leads below 0, c has no weight.
     slope = low * s.w ** (b - 1)
     w = s.w - excess / (slope + ties)
     leaves = w <= 0
@@ -162,15 +157,17 @@ def _one_pass(z: jax.Array, b: jax.Array, s: _State) -> _State:
     return _State(s.passes + 1, c, w, floor, above, excess, move & ~arrives)
 
 
-def _weights(z: jax.Array, b: jax.Array, c: jax.Array, w: jax.Array) -> _Weights:
-    e = w**b
-    x = b * (z - c)
-    # A position that rounding cannot tell from c counts as c.
-    above = (x > 0) & (x + e > e)
-    u = jnp.where(above, jnp.maximum(x + e, tiny(z)), 1)
-    y = jnp.where(above, power(u, 1 / b), 0)
-    y, low_power = stored((y, y / u))
-    return _Weights(y, low_power, (x >= 0) & ~above)
+def _powers(z: jax.Array, b: jax.Array, c: jax.Array, w: jax.Array) -> _Powers:
+    x, e = b * (z - c), w**b
+    u = jnp.where(x < 0, 0, x + e)
+    low = power(jnp.maximum(u, tiny(z)), 1 / b - 1)
+    return _Powers(*stored((u, jnp.where(u > e, low, jnp.where(x < 0, 0, -1)))))
+
+
+def _weights(z: jax.Array, b: jax.Array, c: jax.Array, w: jax.Array) -> jax.Array:
+    x, e = b * (z - c), w**b
+    u = jnp.where(x < 0, 0, x + e)
+    return jnp.where(u > e, power(jnp.maximum(u, tiny(z)), 1 / b), jnp.where(x < 0, 0, w))
 
 
 def _smallest(z: jax.Array, inside: jax.Array) -> jax.Array:

@@ -90,7 +90,12 @@ def interior_point(
     return jnp.where(empty, 0, jnp.where(solved, y, jnp.nan))
 
 
-def _begin(value, gradient, x, gamma) -> tuple[Problem, _State]:
+def _begin(
+    value: Callable[[jax.Array], jax.Array],
+    gradient: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    gamma: jax.Array | float,
+) -> tuple[Problem, _State]:
     """The problem with its scores centred, and the state to start from."""
     allowed = x != -jnp.inf
     top = jnp.max(x, -1, keepdims=True)
@@ -152,7 +157,7 @@ def _reach(y: jax.Array, dy: jax.Array, fall: jax.Array) -> jax.Array:
     return limit / jnp.maximum(limit, jnp.max(-dy / y, -1, keepdims=True))
 
 
-def _length(problem: Problem, s: _State, c, mu, dy, longest) -> jax.Array:
+def _length(problem: Problem, s: _State, c: jax.Array, mu: jax.Array, dy: jax.Array, longest: jax.Array) -> jax.Array:
     """The part of the step dy to take: not far beyond the least value of Omega - <x, .> - mu sum log along dy."""
 
     def barrier_slopes(c: jax.Array, y: jax.Array) -> jax.Array:

@@ -33,7 +33,7 @@ _LOG2_E = 1.4426950408889634
 _BITS_OF_SQRT_HALF = 0x3F3504F3
 
 
-def power(u, c, error=0.0):
+def power(u: jax.Array, c: jax.Array, error: jax.Array | float = 0.0) -> jax.Array:
     """u^c for u > 0 that is no subnormal number, and any c; NaN where u or c is. 0 where the result is below 1e-37.
 
     `error` is what is missing from u, relative to it: (u (1 + error))^c to first order.

@@ -44,7 +44,8 @@ _STEPS = 500
 _HALVINGS = 40
 # The rounding of x - tau - phi'(y), in eps of x and tau, and of the phi' of neighbours on the grid.
 _ROUNDING, _GRID_ROUNDING = 4, 64
-# A step below this part of sqrt(eps) of every weight is the last: the error of the next is its square.
+# A step below this part of sqrt(eps) of every weight is the last: the error that it leaves is about its square, over
+# the distance to where the slope may be infinite.
 _LAST_STEP = 0.25
 # What the sum of the weights may be off in the end, as a power of eps: far above rounding, far below an error.
 _SLACK = 0.75
@@ -119,7 +120,9 @@ def separable_weights(
     return jnp.where(zero, 0, jnp.where(start.moving & solved, y, jnp.nan))
 
 
-def _begin(slopes: Slopes, x: jax.Array, gamma, size: jax.Array, upper: jax.Array) -> tuple[_Problem, _State]:
+def _begin(
+    slopes: Slopes, x: jax.Array, gamma: jax.Array | float, size: jax.Array, upper: jax.Array
+) -> tuple[_Problem, _State]:
     """The problem with its scores centred, and the state to start from: the weights at a lower bound of tau."""
     kept = x != -jnp.inf
     z = jnp.where(kept, x - jnp.max(x, -1, keepdims=True), 0) / gamma
@@ -238,7 +241,7 @@ def _arrived(p: _Problem, s: _State, view: _View, shift: jax.Array) -> jax.Array
     of x - tau. Where all weights are cut off, no step changes them.
     """
     error = jnp.maximum(jnp.abs(view.gap), jnp.abs(shift))
-    little = view.rate * error <= _LAST_STEP * eps(shift) ** 0.5 * s.y
+    little = _is_last(view.rate * error, s.y, p.most)
     fits = jnp.all(little | (error <= view.noise) | ~view.inside, -1, keepdims=True)
     free = jnp.any(view.inside, -1, keepdims=True)
     return fits & (free | (jnp.abs(view.excess) <= eps(shift) ** _SLACK * p.size))
@@ -276,6 +279,12 @@ def _follow(y: jax.Array, change: jax.Array, small: jax.Array, large: jax.Array)
     return jnp.where((line > small) & (line < large), line, following)
 
 
+def _is_last(change: jax.Array, y: jax.Array, most: jax.Array) -> jax.Array:
+    """Whether no step is worth taking after one of this size; one of the size of rounding always is the last."""
+    small = _LAST_STEP * eps(y) ** 0.5 * jnp.sqrt(jnp.maximum(1 - y / most, 0))
+    return change <= jnp.maximum(small, 2 * eps(y)) * y
+
+
 def _finish(p: _Problem, end: _State) -> tuple[jax.Array, jax.Array]:
     """The weights with 0 and u at their ends, and whether they are a solution."""
     y = jnp.where(end.y >= p.most, p.upper, end.y)
@@ -306,32 +315,41 @@ def separable_inverse(
     lower, upper = (varying_like(jnp.asarray(bound, u.dtype), u) for bound in (lower, upper))
     cap = jnp.clip(upper, 0, 1 / eps(u))  # beyond it, no weight is told from its neighbours' sum
     reach, grid, slope, rises = _survey(slopes, cap)
-    smallest, most = least(u) * reach, (1 - eps(u)) * jnp.where(cap > 0, cap, reach)
+    smallest, most = least(u) * jnp.minimum(reach, 1), (1 - eps(u)) * jnp.where(cap > 0, cap, reach)
     zeros = jnp.zeros_like(u)
     bottom, top = slopes(zeros + smallest)[0], slopes(zeros + most)[0]
     top = jnp.where(jnp.isnan(top), jnp.inf, top)
     inside = (u > bottom) & (u < top)
 
-    def step(s):
-        steps, y, small, large, moving = s
-        slope, curvature = slopes(y)
-        gap = jnp.where(jnp.isfinite(slope), u - slope, -jnp.inf)
-        noise = _ROUNDING * eps(u) * (jnp.abs(u) + jnp.abs(slope))
-        small, large = jnp.where(gap > noise, y, small), jnp.where(gap < -noise, y, large)
-        change = jnp.where(jnp.isfinite(gap), gap / curvature, 0)
-        done = (jnp.abs(change) <= _LAST_STEP * eps(u) ** 0.5 * y) | (jnp.abs(gap) <= noise)
-        new = jnp.where(done, jnp.clip(y + change, small, large), _follow(y, change, small, large))
-        return steps + 1, jnp.where(moving, new, y), small, large, moving & ~(done & (curvature > 0))
-
     guess = jnp.clip(
         _read(jnp.where(inside, u, bottom), jnp.where(jnp.isfinite(slope), slope, jnp.inf), grid), smallest, most
     )
     guess = jnp.where(jnp.isfinite(guess), guess, smallest)
-    start = (jnp.int32(0), guess, zeros + smallest, zeros + most, inside & rises)
-    _, y, _, _, moving = lax.while_loop(lambda s: (s[0] < _STEPS) & jnp.any(s[-1]), step, start)
-    y = jnp.where(u >= top, jnp.where(jnp.isinf(upper), jnp.nan, upper), jnp.where(u <= bottom, 0, y))
-    solved = ~moving & rises & ~jnp.isnan(u) & ~jnp.isnan(bottom)
+    start = _Search(jnp.int32(0), guess, zeros + smallest, zeros + most, inside & rises)
+    end = lax.while_loop(lambda s: (s.steps < _STEPS) & jnp.any(s.moving), lambda s: _invert(slopes, u, most, s), start)
+    y = jnp.where(u >= top, jnp.where(jnp.isinf(upper), jnp.nan, upper), jnp.where(u <= bottom, 0, end.y))
+    solved = ~end.moving & rises & ~jnp.isnan(u) & ~jnp.isnan(bottom)
     return jnp.where(solved, jnp.clip(y, lower, upper), jnp.nan)
+
+
+class _Search(NamedTuple):
+    steps: jax.Array  # taken so far
+    y: jax.Array  # on its way to psi(u)
+    small: jax.Array  # bracket of psi(u)
+    large: jax.Array
+    moving: jax.Array  # positions that have not arrived
+
+
+def _invert(slopes: Slopes, u: jax.Array, most: jax.Array, s: _Search) -> _Search:
+    """One step of Newton's method for phi'(y) = u; a slope that overflows is too great."""
+    slope, curvature = slopes(s.y)
+    gap = jnp.where(jnp.isfinite(slope), u - slope, -jnp.inf)
+    noise = _ROUNDING * eps(u) * (jnp.abs(u) + jnp.abs(slope))
+    small, large = jnp.where(gap > noise, s.y, s.small), jnp.where(gap < -noise, s.y, s.large)
+    change = jnp.where(jnp.isfinite(gap), gap / curvature, 0)
+    done = jnp.isfinite(gap) & (_is_last(jnp.abs(change), s.y, most) | (jnp.abs(gap) <= noise)) & (curvature > 0)
+    y = jnp.where(done, jnp.clip(s.y + change, small, large), _follow(s.y, change, small, large))
+    return _Search(s.steps + 1, jnp.where(s.moving, y, s.y), small, large, s.moving & ~done)
 
 
 def _or_one(v: jax.Array) -> jax.Array:

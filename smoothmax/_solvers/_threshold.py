@@ -69,7 +69,9 @@ def sparsemax_weights(x: jax.Array, gamma: jax.Array, *, implementation: str | N
     return _kernels.run("threshold", implementation, _sparsemax, x, gamma, jnp.full((), 2, x.dtype))
 
 
-def tsallis_weights(x: jax.Array, gamma: jax.Array, alpha: jax.Array, *, implementation: str | None = None) -> jax.Array:
+def tsallis_weights(
+    x: jax.Array, gamma: jax.Array, alpha: jax.Array, *, implementation: str | None = None
+) -> jax.Array:
     """argmax over the simplex of <x, y> - gamma (sum y^alpha - 1) / (alpha (alpha - 1)).
 
     Args:
@@ -79,8 +81,8 @@ def tsallis_weights(x: jax.Array, gamma: jax.Array, alpha: jax.Array, *, impleme
       implementation: None for the best one, or its name in the table of `_kernels`.
 
     Returns:
-      The weights `(*batch, d)`: zeros for a slice of -inf, NaN for one with NaN or +inf or a NaN hyper-parameter, and for
-      one whose loop did not arrive.
+      The weights `(*batch, d)`: zeros for a slice of -inf, NaN for one with NaN or +inf or a NaN hyper-parameter, and
+      for one whose loop did not arrive.
     """
     return _kernels.run("threshold", implementation, _tsallis, x, gamma, alpha)
 
@@ -282,7 +284,8 @@ def _convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equ
     else:
         y = s.low_power * positive(positive(x - s.tau) - r * s.step)
     size = total(y)
-    # Dividing by the sum is a move of the threshold by b log size, which for small b is nothing, however coarse the sum.
+    # Dividing by the sum is a move of the threshold by b log size, which for small b is nothing, however coarse the
+    # sum.
     repairable = b * jnp.abs(jnp.log(size)) <= REPAIRABLE if equation.sums_to_one else size > 0
     arrived = wanted & ~s.active & repairable
     return Solved(y / jnp.where(size > 0, size, 1), arrived)

@@ -14,6 +14,7 @@ hyper-parameters are one *family*: values are operands, so a family compiles onc
 from ._list import (
     BY_ID,
     CASES,
+    DISTRIBUTIONS,
     FAMILIES,
     NAMED,
     REPRESENTATIVES,
@@ -30,6 +31,7 @@ __all__ = [
     "BASES",
     "BY_ID",
     "CASES",
+    "DISTRIBUTIONS",
     "DOMAINS",
     "FAMILIES",
     "HYPER",

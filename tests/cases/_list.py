@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,12 @@ NAMED = {
     ("l2", ("oscar",), "simplex", ("gamma", "oscar")): Named("oscarmax", {"oscar": "lam"}, {"oscar": 0.01}),
     ("l2", (), "capped", ("gamma", "total")): Named("soft_topk", {"total": "k"}, {}),
     ("l2", (), "ranks", ("gamma",)): Named("soft_rank", {}, {}),
+}
+
+
+# Named functions that give distributions and need no argument beside the scores, with what the oracle is then told.
+DISTRIBUTIONS = {
+    named.name: {"base": base} | named.defaults for (base, _, domain, _), named in NAMED.items() if domain == "simplex"
 }
 
 
@@ -256,13 +263,19 @@ def _representatives():
 
 
 def _serves(case: Case) -> bool:
-    """Whether its implementation takes this case on this machine."""
+    """Whether its implementation takes this case on this machine, and is asked for anything in it."""
+    asked, run = [], _kernels.run
+
+    def recorded(problem, *args, **options):
+        asked.append(problem)
+        return run(problem, *args, **options)
+
     try:
-        x = jnp.zeros((2, 8))
-        jax.jit(lambda x: case.family.weights(x, case.params())).lower(x)
+        with mock.patch.object(_kernels, "run", recorded):
+            jax.eval_shape(lambda x: case.family.weights(x, case.params()), jnp.zeros((2, 8)))
     except NotImplementedError:
         return False
-    return True
+    return bool(asked)
 
 
 def _elsewhere(case: Case):

@@ -39,20 +39,20 @@ class Result:
     bars: dict[str, np.ndarray]  # gradients of hyper-parameters, (n,) or (n, its length)
 
 
-def spread_params(case: Case, params):
+def spread_params(case: Case, params, dtype=float):
     """One hyper-parameter a row: (B, 1), or (B, its length); (B,) for plain functions."""
     sizes = {k: (np.size(p),) if case.family.rowwise else () for k, p in params.items()}
-    return {k: np.broadcast_to(np.asarray(p, float), (B, *sizes[k])) for k, p in params.items()}
+    return {k: np.broadcast_to(np.asarray(p, dtype), (B, *sizes[k])) for k, p in params.items()}
 
 
-def run(case: Case, x, where=None, v=None, c=None, params=None) -> Result:
-    """Weights, values and the pull-back of (v, c) for up to B rows of D float64 scores."""
-    x = np.asarray(x, float)
+def run(case: Case, x, where=None, v=None, c=None, params=None, dtype=float) -> Result:
+    """Weights, values and the pull-back of (v, c) for up to B rows of D scores, all in one dtype."""
+    x = np.asarray(x, dtype)
     n = len(x)
     assert n <= B and x.shape[1] == D
 
     def spread(rows, shape):  # (n, ...) or None to (B, ...), zeros in the rows to spare
-        full = np.zeros((B, *shape))
+        full = np.zeros((B, *shape), dtype)
         full[:n] = 0.0 if rows is None else rows
         return full
 
@@ -60,7 +60,7 @@ def run(case: Case, x, where=None, v=None, c=None, params=None) -> Result:
     where = np.concatenate([where, np.ones((B - n, D), bool)])
     params = case.params(D) if params is None else params
     (y, value), (bars, x_bar) = everything(case.family)(
-        spread_params(case, params), spread(x, (D,)), where, spread(v, (D,)), spread(c, ())
+        spread_params(case, params, dtype), spread(x, (D,)), where, spread(v, (D,)), spread(c, ())
     )
     bars = {k: np.asarray(b)[:n].reshape(n, *np.shape(params[k])) for k, b in bars.items()}
     return Result(np.asarray(y)[:n], np.asarray(value)[:n], np.asarray(x_bar)[:n], bars)

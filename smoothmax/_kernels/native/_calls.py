@@ -1,8 +1,8 @@
 """The calls: each takes what the reference takes, brings the hyper-parameters into shape and calls its handler.
 
 A handler reads batch axes and the slice, the same batch in all its operands. So `vmap` only adds an axis, and a
-partitioner may cut the batch: what it needs to know is how many axes that is. A slice that is itself cut over devices is
-put together first; `implementation="xla"` computes on it as it lies.
+partitioner may cut the batch: what it needs to know is how many axes that is. A slice that is itself cut over devices
+is put together first; `implementation="xla"` computes on it as it lies.
 """
 
 from __future__ import annotations
@@ -58,12 +58,31 @@ def ranks(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.A
     return _call("ranks", (x, weights), jnp.int32, jnp.int8)
 
 
+def sort(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`smoothmax._solvers.sort_ranked`."""
+    return _call("sort", (x,), jnp.int32)
+
+
+def permutahedron(x: jax.Array, gamma: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`smoothmax._solvers.project_permutahedron`."""
+    weights = jnp.broadcast_to(jnp.asarray(weights, x.dtype), x.shape)
+    return _call("permutahedron", (x, _row(gamma, x), weights), jnp.int32, jnp.int8)
+
+
+def group_mean(v: jax.Array, order: jax.Array, ties: jax.Array, weight: jax.Array) -> jax.Array:
+    """`smoothmax._solvers.group_mean`."""
+    return _call("group_mean", (v, order, ties, weight.astype(v.dtype)))
+
+
 def refuses(x: Any, *_: Any) -> str | None:
     """Why arguments such as these cannot be served, or None."""
     dtype = jnp.asarray(x).dtype if not hasattr(x, "dtype") else x.dtype
-    if dtype in _SERVED:
-        return None
-    return f"it computes in {' and '.join(DTYPES)}, not in {dtype}"
+    if dtype not in _SERVED:
+        return f"it computes in {' and '.join(DTYPES)}, not in {dtype}"
+    if not all(isinstance(n, int) for n in jnp.shape(x)):
+        # Programs of unknown sizes are made to be exported, to where there may be no such library.
+        return f"it takes arrays of known sizes, not {jnp.shape(x)}"
+    return None
 
 
 def _row(value: Any, x: jax.Array) -> jax.Array:
@@ -74,7 +93,7 @@ def _row(value: Any, x: jax.Array) -> jax.Array:
 
 
 def _call(problem: str, operands: Sequence[jax.Array], *others: Any) -> Any:
-    """Calls a handler: its first result is like the first operand, the others have its shape and the dtypes `others`."""
+    """Calls a handler: its first result is like the first operand, the others have its shape and these dtypes."""
 
     @custom_batching.custom_vmap
     def call(*operands):
@@ -99,7 +118,8 @@ def _call(problem: str, operands: Sequence[jax.Array], *others: Any) -> Any:
 
 
 def _placed(x: jax.Array) -> dict[str, Any]:
-    """What a result has in common with x: the mesh axes over which it varies in `shard_map`, and its explicit sharding."""
+    """What a result has in common with x: the mesh axes over which it varies in `shard_map`, and its explicit
+    sharding."""
     kind = jax.typeof(x)
     names = ("manual_axis_type", "vma")  # from JAX 0.10 on, and before
     placed = {name: getattr(kind, name) for name in names if hasattr(kind, name)}

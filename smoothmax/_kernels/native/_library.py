@@ -16,7 +16,18 @@ LIBRARY = _HERE / ("libsmoothmax.dylib" if sys.platform == "darwin" else "libsmo
 # What the build wrote about itself: {"built": bool, "because": a sentence}.
 RECORD = _HERE / "build.json"
 
-PROBLEMS = ("threshold", "p_norm", "capped", "threshold_product", "chain", "segment_mean", "ranks")
+PROBLEMS = (
+    "threshold",
+    "p_norm",
+    "capped",
+    "threshold_product",
+    "chain",
+    "segment_mean",
+    "ranks",
+    "sort",
+    "permutahedron",
+    "group_mean",
+)
 DTYPES = ("float32", "float64")
 
 
@@ -81,6 +92,6 @@ def _unsuitable(built: tuple[int, int], here: tuple[int, int] | None) -> str | N
     if here is None or (built[0] == here[0] and built[1] <= here[1]):
         return None
     return (
-        f"it was built for XLA FFI {built[0]}.{built[1]}, and this jaxlib has {here[0]}.{here[1]}: reinstall smoothmax, "
-        "which builds for the oldest jaxlib that it supports"
+        f"it was built for XLA FFI {built[0]}.{built[1]}, and this jaxlib has {here[0]}.{here[1]}: reinstall smoothmax"
+        ", which builds for the oldest jaxlib that it supports"
     )

@@ -144,6 +144,27 @@ ffi::Error ranks(Pool pool, In<T> x, In<T> weights, Out<T> t, ffi::Result<Positi
   return solve(pool, rows(x), 20, table<T>(kernels()).ranks, problem);
 }
 
+template <class T>
+ffi::Error sort(Pool pool, In<T> x, Out<T> values, ffi::Result<Positions> rank) {
+  const Sort<T> problem = {x.typed_data(), values->typed_data(), rank->typed_data(), last(x)};
+  return solve(pool, rows(x), 15, table<T>(kernels()).sort, problem);
+}
+
+template <class T>
+ffi::Error permutahedron(Pool pool, In<T> x, In<T> gamma, In<T> weights, Out<T> y, ffi::Result<Positions> order,
+                         ffi::Result<Bytes> ties) {
+  const Permutahedron<T> problem = {x.typed_data(),      gamma.typed_data(), weights.typed_data(), y->typed_data(),
+                                    order->typed_data(), ties->typed_data(), last(x)};
+  return solve(pool, rows(x), 20, table<T>(kernels()).permutahedron, problem);
+}
+
+template <class T>
+ffi::Error group_mean(Pool pool, In<T> v, Positions order, Bytes ties, In<T> weight, Out<T> mean) {
+  const GroupMean<T> problem = {v.typed_data(),      order.typed_data(), ties.typed_data(),
+                                weight.typed_data(), mean->typed_data(), last(v)};
+  return solve(pool, rows(v), 3, table<T>(kernels()).group_mean, problem);
+}
+
 }  // namespace
 }  // namespace smoothmax
 
@@ -159,6 +180,9 @@ SMOOTHMAX_HANDLERS(threshold_product);
 SMOOTHMAX_HANDLERS(chain);
 SMOOTHMAX_HANDLERS(segment_mean);
 SMOOTHMAX_HANDLERS(ranks);
+SMOOTHMAX_HANDLERS(sort);
+SMOOTHMAX_HANDLERS(permutahedron);
+SMOOTHMAX_HANDLERS(group_mean);
 
 // For `python -m smoothmax` and for the check whether this library suits the jaxlib that loads it.
 extern "C" int smoothmax_ffi_major() { return XLA_FFI_API_MAJOR; }

@@ -82,35 +82,46 @@ double forward(const T* x, double centre, const T* up, bool one_up, const T* dow
   return derivative.root();
 }
 
+// The middle of a row and how far its scores lie from it; NaN where there is none, or where numbers of this size overflow.
+struct Spread {
+  double centre, reach;
+};
+
 template <class T>
-void chain_row(const T* x, const T* up, bool one_up, const T* down, bool one_down, int64_t d, Piece* pieces, double* lo,
-               double* hi, T* t, int8_t* jumps) {
+Spread spread(const T* x, int64_t d) {
   double least = HUGE_VAL, most = -HUGE_VAL, sum = 0, n = 0;
   for (int64_t i = 0; i < d; ++i) {
     if (x[i] == -kInf<T>) continue;
     most = std::max(most, static_cast<double>(x[i]));
     least = std::min(least, static_cast<double>(x[i]));
   }
-  const double top = n == 0 && most == -HUGE_VAL ? 0 : most;
   for (int64_t i = 0; i < d; ++i) {
     if (x[i] == -kInf<T>) continue;
-    sum += static_cast<double>(x[i]) - top;
+    sum += static_cast<double>(x[i]) - most;
     n += 1;
   }
-  const double centre = top + (n == 0 ? 0 : sum / n);
+  if (n == 0) return {0, 0};
+  const double centre = most + sum / n;
+  return {centre, std::max(most - centre, centre - least)};
+}
+
+template <class T>
+void chain_row(const T* x, const T* up, bool one_up, const T* down, bool one_down, int64_t d, Spread at, Piece* pieces,
+               double* lo, double* hi, T* t, int8_t* jumps) {
   // Values nearer than this are rounding apart: no segment is split for less.
-  const double slack = n == 0 ? 0 : 2 * kEps<T> * std::max(most - centre, centre - least);
-  double value = forward(x, centre, up, one_up, down, one_down, d, pieces, lo, hi);
+  const double slack = 2 * kEps<T> * at.reach;
+  double value = forward(x, at.centre, up, one_up, down, one_down, d, pieces, lo, hi);
   for (int64_t i = d - 1; i >= 0; --i) {
-    if (i == d - 1) {
-      jumps[i] = 0;
-    } else {
+    jumps[i] = 0;
+    if (i < d - 1) {
+      // Without any force there is no segment, and no tie either.
       const bool free = up[one_up ? 0 : i] + down[one_down ? 0 : i] == 0;
-      const bool rises = value > hi[i] + (free ? 0 : slack), falls = value < lo[i] - (free ? 0 : slack);
+      const double near = free ? 0 : slack;
+      const bool rises = value > hi[i] + near, falls = value < lo[i] - near;
       jumps[i] = static_cast<int8_t>(rises ? 1 : falls || free ? -1 : 0);
       value = rises ? hi[i] : falls ? lo[i] : value;
     }
-    t[i] = x[i] == -kInf<T> ? x[i] : static_cast<T>(value + centre);
+    t[i] = x[i] == -kInf<T> ? x[i] : static_cast<T>(value + at.centre);
   }
 }
 
@@ -123,14 +134,15 @@ void chain(const Chain<T>& problem, int64_t begin, int64_t end) {
     const T *x = problem.x + row * d, *up = problem.up + row * problem.up_size, *down = problem.down + row * problem.down_size;
     T* t = problem.t + row * d;
     int8_t* jumps = problem.jumps + row * d;
-    bool broken = look(x, d).broken;
+    const Spread at = spread(x, d);
+    bool broken = look(x, d).broken || !(at.reach * static_cast<double>(d) < HUGE_VAL);
     for (int64_t i = 0; i < problem.up_size; ++i) broken |= !(up[i] >= 0);
     for (int64_t i = 0; i < problem.down_size; ++i) broken |= !(down[i] >= 0);
     if (broken) {
       fill(t, d, kNaN<T>);
       for (int64_t i = 0; i < d; ++i) jumps[i] = 0;
     } else {
-      chain_row(x, up, problem.up_size == 1, down, problem.down_size == 1, d, pieces, lo, hi, t, jumps);
+      chain_row(x, up, problem.up_size == 1, down, problem.down_size == 1, d, at, pieces, lo, hi, t, jumps);
     }
   }
 }

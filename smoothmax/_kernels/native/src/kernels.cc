@@ -3,6 +3,7 @@
 
 #include "capped.h"
 #include "chain.h"
+#include "permutahedron.h"
 #include "ranks.h"
 #include "simplex.h"
 
@@ -13,7 +14,8 @@ namespace smoothmax::SMOOTHMAX_TARGET {
 
 template <class T>
 constexpr Table<T> table_of() {
-  return {threshold<T>, p_norm<T>, capped<T>, threshold_product<T>, chain<T>, segment_mean<T>, ranks<T>};
+  return {threshold<T>,    p_norm<T>, capped<T>,    threshold_product<T>, chain<T>,
+          segment_mean<T>, ranks<T>,  sort_rows<T>, permutahedron<T>,     group_mean<T>};
 }
 
 extern const Kernels kernels;

@@ -60,6 +60,33 @@ struct Ranks {
 };
 
 template <class T>
+struct Sort {
+  const T* x;
+  T* values;
+  int32_t* rank;
+  int64_t d;
+};
+
+template <class T>
+struct Permutahedron {
+  const T *x, *gamma, *weights;
+  T* y;
+  int32_t* order;
+  int8_t* ties;
+  int64_t d;
+};
+
+template <class T>
+struct GroupMean {
+  const T* v;
+  const int32_t* order;
+  const int8_t* ties;
+  const T* weight;
+  T* mean;
+  int64_t d;
+};
+
+template <class T>
 struct Table {
   void (*threshold)(const Threshold<T>&, int64_t begin, int64_t end);
   void (*p_norm)(const Threshold<T>&, int64_t begin, int64_t end);
@@ -68,6 +95,9 @@ struct Table {
   void (*chain)(const Chain<T>&, int64_t begin, int64_t end);
   void (*segment_mean)(const SegmentMean<T>&, int64_t begin, int64_t end);
   void (*ranks)(const Ranks<T>&, int64_t begin, int64_t end);
+  void (*sort)(const Sort<T>&, int64_t begin, int64_t end);
+  void (*permutahedron)(const Permutahedron<T>&, int64_t begin, int64_t end);
+  void (*group_mean)(const GroupMean<T>&, int64_t begin, int64_t end);
 };
 
 struct Kernels {

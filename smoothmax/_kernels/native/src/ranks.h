@@ -103,10 +103,10 @@ void ranks(const Ranks<T>& problem, int64_t begin, int64_t end) {
       ties[k] = 0;
       values[k] = x[order[k]] - top;  // before the weights are, which a large offset would swallow
       z[k] = values[k] - weights[k];
-      if (values[k] == -kInf<T>) continue;
+      if (x[order[k]] == -kInf<T>) continue;
       n = k + 1;
       size = std::max(size, std::abs(z[k]));
-      broken |= z[k] != z[k];
+      broken |= !(std::abs(z[k]) < kInf<T>);
     }
     if (broken) {
       fill(t, d, kNaN<T>);

@@ -1,0 +1,41 @@
+"""`python -m smoothmax`: what is installed, and which implementations can serve, for a glance and for bug reports."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import jax
+
+from ._kernels import TABLE
+
+
+def report() -> str:
+    """Versions, and each implementation: available, or why not."""
+    versions = {
+        "smoothmax": importlib.metadata.version("smoothmax"),
+        "jax": jax.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "devices": ", ".join(sorted({f"{d.platform} ({d.device_kind})" for d in jax.devices()})),
+    }
+    lines = [f"{name:<10} {value}" for name, value in versions.items()]
+    lines += ["", f"{'xla':<10} available (the reference: every platform)"]
+    lines += [f"{name:<10} {_status(name)}" for name in ("native", "pallas")]
+    return "\n".join(lines)
+
+
+def _status(name: str) -> str:
+    if name == "native":
+        from ._kernels.native import LIBRARY
+
+        if LIBRARY.reason is not None:
+            return f"not available: {LIBRARY.reason}; all runs on xla"
+        return f"available (cpu; {LIBRARY.description})"
+    platforms = sorted({platform for kernel in TABLE.get(name, {}).values() for platform in kernel.platforms})
+    return f"available ({', '.join(platforms)})" if platforms else "not available: this version has no such kernels"
+
+
+if __name__ == "__main__":
+    print(report())

@@ -1,0 +1,60 @@
+"""Kernels for TPUs, written in Pallas: `implementation="pallas"`.
+
+jit cannot divide such a kernel among devices, and `custom_partitioning`, which would tell it how, is not there on TPUs.
+So it is taken by default where nothing has to be divided: in a process with one device, and inside `jax.shard_map`.
+
+Pallas is loaded when a kernel is first called, not with the library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import jax
+
+from .. import Kernel, Solver, register, target
+
+# problem -> (file, function); the file says by `refuses_...` what it does not serve.
+_PROBLEMS = {
+    "threshold": ("_threshold", "tsallis_weights"),
+    "p_norm": ("_threshold", "p_norm_weights"),
+    "chain": ("_chain", "chain_prox"),
+    "segment_mean": ("_chain", "segment_mean"),
+}
+
+
+def kernels(interpret: Any = False) -> dict[str, Kernel]:
+    """What the table holds under "pallas": problem -> kernel.
+
+    Args:
+      interpret: False for TPUs. Otherwise what `pallas_call` takes under that name, and the kernels are then for CPUs:
+        so the tests know the numbers without a TPU.
+    """
+
+    def call(file: str, name: str) -> Solver:
+        return lambda *args: getattr(_load(file), name)(*args, interpret=interpret)
+
+    def refuses(file: str, name: str) -> Solver:
+        return lambda *args: getattr(_load(file), f"refuses_{name}")(*args)
+
+    platforms = ("cpu",) if interpret else ("tpu",)
+    return {
+        problem: Kernel(call(*place), platforms, refuses(*place), default=_undivided)
+        for problem, place in _PROBLEMS.items()
+    }
+
+
+def _load(file: str) -> Any:
+    return importlib.import_module(f".{file}", __name__)
+
+
+def _undivided() -> bool:
+    """Whether this is a program for a TPU and its arrays are not divided by jit."""
+    mesh = jax.sharding.get_abstract_mesh()
+    alone = jax.device_count() == 1 if mesh.empty else mesh.size == 1 or mesh.are_all_axes_manual
+    return alone and target() == "tpu"
+
+
+for _problem, _kernel in kernels().items():
+    register("pallas", _problem, _kernel)

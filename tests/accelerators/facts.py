@@ -1,0 +1,48 @@
+"""What a compiled program holds, read from its text and its memory plan."""
+
+from __future__ import annotations
+
+import collections
+import re
+from typing import Any, NamedTuple
+
+_COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
+_SHAPE = re.compile(r"\w+\[[\d,]*\]")
+# What Pallas leaves in a program: Mosaic's call on a TPU, Mosaic GPU's on a GPU.
+_KERNEL = re.compile(r'custom_call_target="(?:tpu_custom_call|mosaic_gpu\w*)"')
+
+
+class Facts(NamedTuple):
+    """What a compiled program holds.
+
+    Attributes:
+      sorts: how many sorts.
+      loops: how many loops; a step of each is a kernel launch at least on a GPU.
+      kernels: how many Pallas kernels.
+      sent: for each kind of collective the shapes that go over the wire, as `f32[8,8]`.
+      temporary: bytes beside the arguments and the results, on one chip.
+      memory: all bytes, on one chip.
+    """
+
+    sorts: int
+    loops: int
+    kernels: int
+    sent: dict[str, set[str]]
+    temporary: int
+    memory: int
+
+
+def read(program: Any) -> Facts:
+    """The facts of a program that `targets.compiled` made."""
+    text, plan = program.as_text(), program.memory_analysis()
+    sent = collections.defaultdict(set)
+    for shapes, kind in _COLLECTIVE.findall(text):
+        sent[kind] |= set(_SHAPE.findall(shapes))
+    return Facts(
+        sorts=len(re.findall(r"\bsort\(", text)),
+        loops=text.count(" while("),
+        kernels=len(_KERNEL.findall(text)),
+        sent=dict(sent),
+        temporary=plan.temp_size_in_bytes,
+        memory=plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes,
+    )

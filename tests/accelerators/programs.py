@@ -1,0 +1,280 @@
+"""The programs that are compiled, and what each of them may hold.
+
+The operators come from the list in `cases`: one that is added there is compiled here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+from facts import Facts
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import smoothmax as sm
+from smoothmax import _kernels
+
+# Slices of an operator's program, and two widths. A quadratic program grows sixteenfold from one to the other; a linear
+# one fourfold, and somewhat more where a narrow row fits into one kernel and a wide one does not.
+SLICES, NARROW, WIDE, GROWTH = 256, 256, 1024, 10
+# Temporary arrays of the size of the scores that a program may take. The plain function (interior point) and the
+# compositions of chain and sort take the most.
+MOST_ARRAYS = 40
+# Attention: batch, queries and keys, heads, head size, and the block of queries.
+BATCH, LENGTH, HEADS, HEAD_SIZE, BLOCK = 4, 1024, 4, 64, 128
+FLAG = {"pred[]", "s32[]", "u32[]"}  # whether some device still iterates, as a platform writes a truth value
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A function to compile and the laws of what comes out.
+
+    Attributes:
+      name: for the report.
+      function: what is jitted.
+      arguments: from the chips to the shapes of its arguments, with their shardings.
+      law: from the facts to sentences about what is wrong.
+      chips: how many it runs on.
+      fits: whether it fits into a chip's memory; the one that does not checks that this is noticed.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: Callable[[Mesh], tuple[Any, ...]]
+    law: Callable[[Facts], Iterator[str]]
+    chips: int = 1
+    fits: bool = True
+
+
+def everything(platform: str) -> Iterator[Program]:
+    """All programs for a kind of machine."""
+    for case in cases.REPRESENTATIVES:
+        # The list is that of the reference; here each platform takes what serves it best.
+        case = dataclasses.replace(case, family=dataclasses.replace(case.family, implementation=None))
+        yield from _operator(case, platform)
+        if case.family.domain == "simplex":
+            yield _loss(case, platform)
+    yield from _attention()
+    yield from _sharded()
+    yield from _controls()
+
+
+def array(mesh: Mesh, *shape: int, axis: int | None = None, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    """What stands for an array: cut over the chips along one axis, or whole on each."""
+    spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "devices")
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+
+def _like(array: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, dtype, sharding=array.sharding)
+
+
+# --- Operators and losses ----------------------------------------------------------------------------------
+
+
+def _params(mesh: Mesh, case: cases.Case, width: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: array(mesh, *np.shape(value)) for name, value in case.params(width).items()}
+
+
+def _sorts(case: cases.Case) -> bool:
+    """Whether there is a penalty on ranks, which nothing but a sort can find."""
+    return bool({"oscar", "weights"} & set(case.values))
+
+
+def _operator(case: cases.Case, platform: str) -> Iterator[Program]:
+    """Weights, and their gradient in scores and hyper-parameters; at two widths."""
+    narrow, asked = [], set()
+
+    @_noting(asked)
+    def function(params, x, where, bar):
+        y, pull = jax.vjp(lambda params, x: case.family.weights(x, params, -1, where), params, x)
+        return y, pull(bar)
+
+    def arguments(width, mesh):
+        x = array(mesh, SLICES, width)
+        return _params(mesh, case, width), x, _like(x, jnp.bool_), x
+
+    def law(width, facts):
+        yield from _of_slices(case, platform, asked, width, facts)
+        if narrow:
+            most = GROWTH * narrow[0] + _bytes(SLICES, width)
+            yield from _within(facts.temporary, most, f"linear growth from width {NARROW} gives")
+        narrow.append(facts.temporary)
+
+    for width in (NARROW, WIDE):
+        yield Program(f"{case.id}, width {width}", function, partial(arguments, width), partial(law, width))
+
+
+def _loss(case: cases.Case, platform: str) -> Program:
+    """The Fenchel-Young loss of integer labels, which is made of the operator's value, with its gradient."""
+    asked = set()
+
+    @_noting(asked)
+    def function(params, x, labels):
+        def loss(params, x):
+            return jnp.sum(sm.fenchel_young_loss_with_integer_labels(x, labels, case.family.op(params, NARROW)))
+
+        return jax.value_and_grad(loss, (0, 1))(params, x)
+
+    def arguments(mesh):
+        return _params(mesh, case, NARROW), array(mesh, SLICES, NARROW), array(mesh, SLICES, dtype=jnp.int32)
+
+    return Program(f"loss of {case.id}", function, arguments, partial(_of_slices, case, platform, asked, NARROW))
+
+
+def _params(mesh: Mesh, case: cases.Case, width: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: array(mesh, *np.shape(value)) for name, value in case.params(width).items()}
+
+
+def _noting(asked: set[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A function that, while it is traced, notes which problems of the table of kernels it asks to be solved."""
+
+    def decorate(function):
+        def noting(*args):
+            run = _kernels.run
+
+            def noted(problem, *rest, **options):
+                asked.add(problem)
+                return run(problem, *rest, **options)
+
+            _kernels.run = noted
+            try:
+                return function(*args)
+            finally:
+                _kernels.run = run
+
+        return noting
+
+    return decorate
+
+
+def _of_slices(case: cases.Case, platform: str, asked: set[str], width: int, facts: Facts) -> Iterator[str]:
+    """The laws of a program on slices, on one chip."""
+    yield from _alone(facts)
+    yield from _sorts_only_where(facts, _sorts(case))
+    yield from _within(facts.temporary, MOST_ARRAYS * _bytes(SLICES, width), f"{MOST_ARRAYS} arrays of scores")
+    served = {p for p in asked if platform in getattr(_kernels.TABLE["pallas"].get(p), "platforms", ())}
+    if facts.kernels < len(served):
+        yield f"holds {facts.kernels} kernels, but {', '.join(sorted(served))} are served by one each"
+    if not served and facts.kernels:
+        yield f"holds {facts.kernels} kernels, but none serves it"
+
+
+def _sorts(case: cases.Case) -> bool:
+    """Whether the ranks of the scores are asked for, which nothing but a sort can find."""
+    ranked = any(not cases.PENALTIES[name].chain for name in case.family.penalties)
+    return ranked or cases.DOMAINS[case.family.domain].problem(1).get("over") == "permutahedron"
+
+
+# --- Attention ---------------------------------------------------------------------------------------------
+
+
+def _qkv(mesh: Mesh, queries: int | None = None, keys: int | None = None) -> tuple[jax.ShapeDtypeStruct, ...]:
+    shape = BATCH, LENGTH, HEADS, HEAD_SIZE
+    return array(mesh, *shape, axis=queries), array(mesh, *shape, axis=keys), array(mesh, *shape, axis=keys)
+
+
+def _with_gradient(mapping, block_size, is_causal=False):
+    attend = partial(sm.dot_product_attention, mapping=mapping, block_size=block_size, is_causal=is_causal)
+
+    def function(q, k, v):
+        output, pull = jax.vjp(attend, q, k, v)
+        return output, pull(output)
+
+    return function
+
+
+def _attention() -> Iterator[Program]:
+    """On one chip. In blocks, nothing of the size of the scores is left."""
+    scores = _bytes(BATCH, HEADS, LENGTH, LENGTH)
+
+    def law(bound, what, facts):
+        yield from _alone(facts)
+        yield from _sorts_only_where(facts, False)
+        yield from _within(facts.temporary, bound, what)
+
+    for name, mapping in (("softmax", sm.softmax), ("sparsemax", sm.sparsemax), ("entmax", sm.entmax)):
+        whole, blocks = _with_gradient(mapping, None), _with_gradient(mapping, BLOCK)
+        yield Program(f"attention, {name}", whole, _qkv, partial(law, 6 * scores, "6 arrays of scores"))
+        yield Program(f"attention in blocks, {name}", blocks, _qkv, partial(law, scores, "one array of scores"))
+    causal = _with_gradient(sm.sparsemax, BLOCK, is_causal=True)
+    yield Program("attention in blocks, causal", causal, _qkv, partial(law, scores, "one array of scores"))
+
+
+def _sharded() -> Iterator[Program]:
+    """On four chips. Under `shard_map` nothing is sent; under jit a flag, and over the keys numbers by all-reduce."""
+
+    def nothing(facts):
+        if facts.sent:
+            yield f"sends {facts.sent}, but nothing needs to be"
+
+    def flags(facts):
+        if facts.sent.keys() - {"all-reduce"} or facts.sent.get("all-reduce", set()) - FLAG:
+            yield f"sends {facts.sent}, but only the flag that a device still iterates needs to be"
+
+    def all_reduces(facts):
+        if facts.sent.keys() != {"all-reduce"}:
+            yield f"sends {facts.sent}, but the keys need all-reduces and nothing else"
+
+    for name, mapping in (("sparsemax", sm.sparsemax), ("fusedmax", sm.fusedmax)):
+        whole = _with_gradient(mapping, None)
+        for over, axis in (("batch", 0), ("heads", 2)):
+            place, spec = partial(_qkv, queries=axis, keys=axis), PartitionSpec(*[None] * axis, "devices")
+            alone = jax.shard_map(whole, in_specs=spec, out_specs=spec)
+            yield Program(f"attention over {over}, {name}", whole, place, flags, chips=4)
+            yield Program(f"attention over {over} by shard_map, {name}", alone, place, nothing, chips=4)
+    # A fused row is one sequence, and blocks slice the keys: over the keys go whole rows of a threshold mapping.
+    yield Program(
+        "attention over keys", _with_gradient(sm.sparsemax, None), partial(_qkv, keys=1), all_reduces, chips=4
+    )
+    place = partial(_qkv, queries=0, keys=0)
+    yield Program("attention in blocks over batch", _with_gradient(sm.sparsemax, BLOCK), place, flags, chips=4)
+
+
+# --- Controls: programs that break each law, so that a law that cannot be broken is noticed --------------------
+
+
+def _controls() -> Iterator[Program]:
+    def broken(law, facts):
+        if not list(law(facts)):
+            yield "breaks the law, and the check did not see it"
+
+    def rows(mesh):
+        return (array(mesh, SLICES, WIDE, axis=0 if mesh.size > 1 else None),)
+
+    def gather(x):
+        return x - jnp.sum(x @ x.T)
+
+    yield Program("control: a sort", jnp.sort, rows, partial(broken, lambda f: _sorts_only_where(f, False)))
+    yield Program("control: a collective", gather, rows, partial(broken, _alone), chips=4)
+    whole = lambda mesh: (array(mesh, 2**18, 64),)
+    large = lambda x: jnp.linalg.norm(jnp.cumsum(x @ x.T, axis=0), axis=1)
+    yield Program("control: too large", large, whole, lambda _: iter(()), fits=False)
+
+
+# --- Laws --------------------------------------------------------------------------------------------------
+
+
+def _bytes(*shape: int) -> int:
+    return 4 * int(np.prod(shape))
+
+
+def _alone(facts: Facts) -> Iterator[str]:
+    if facts.sent:
+        yield f"sends {facts.sent} on one chip"
+
+
+def _sorts_only_where(facts: Facts, expected: bool) -> Iterator[str]:
+    if bool(facts.sorts) != expected:
+        yield f"holds {facts.sorts} sorts, but should hold {'one' if expected else 'none'}"
+
+
+def _within(temporary: float, bound: float, what: str) -> Iterator[str]:
+    if temporary > bound:
+        yield f"takes {temporary:,.0f} bytes of temporary memory, more than {what} ({bound:,.0f})"

@@ -1,0 +1,126 @@
+"""One query against a cache of keys: the numbers of the parallel form, from one compilation for all lengths."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import smoothmax as sm
+
+B, T, N, K, H = 2, 6, 4, 2, 8
+f32 = jnp.float32
+MAPPINGS = {
+    "softmax": sm.softmax,
+    "sparsemax": sm.sparsemax,
+    "fusedmax": sm.fusedmax,
+    "length scaled": sm.length_scaled(partial(sm.entmax, alpha=1.5), base=0.5, slope=0.7),
+}
+
+
+@pytest.fixture(autouse=True)
+def traces():
+    yield
+    chex.clear_trace_counter()
+
+
+def draw(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape, f32)
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
+@pytest.mark.parametrize("beyond", [0.0, jnp.nan], ids=["zeros", "nan"])
+def test_the_weights_of_the_parallel_form(name, beyond):
+    """Each batch element has its own length, and the cache may hold anything beyond it."""
+    q, k, v = draw(0, B, T, N, H), draw(1, B, T, K, H), draw(2, B, T, K, H)
+    attend = partial(sm.dot_product_attention, mapping=MAPPINGS[name], return_weights=True)
+    output, weights = attend(q, k, v, is_causal=True)
+
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def step(query, key, value, lengths):
+        return attend(query, key, value, key_value_seq_lengths=lengths)
+
+    for t in range(T):
+        position = jnp.array([t, (t + 2) % T])
+        there = (jnp.arange(T) <= position[:, None])[:, :, None, None]
+        cache = (jnp.where(there, a, beyond) for a in (k, v))
+        one, one_weights = step(q[jnp.arange(B), position][:, None], *cache, position + 1)
+        # Scores of one query are summed in another order than those of all: a few roundings of scores of order one.
+        np.testing.assert_allclose(one[:, 0], output[jnp.arange(B), position], atol=2e-6)
+        np.testing.assert_allclose(one_weights[:, :, 0], weights[jnp.arange(B), :, position], atol=2e-6)
+        assert not one_weights[0, :, 0, t + 1 :].any()
+
+
+def test_gradients_do_not_see_what_lies_beyond():
+    q, k, v = draw(0, B, 1, N, H), draw(1, B, T, K, H), draw(2, B, T, K, H)
+    lengths = jnp.array([2, 5])
+    beyond = (jnp.arange(T) >= lengths[:, None])[:, :, None, None]
+
+    @jax.jit
+    def grads(q, k, v):
+        loss = lambda *a: jnp.sum(
+            sm.dot_product_attention(*a, mapping=sm.sparsemax, key_value_seq_lengths=lengths) ** 2
+        )
+        return jax.value_and_grad(loss, (0, 1, 2))(q, k, v)
+
+    clean, dirty = grads(q, k, v), grads(q, jnp.where(beyond, jnp.inf, k), jnp.where(beyond, jnp.nan, v))
+    chex.assert_tree_all_finite(dirty)
+    chex.assert_trees_all_close(clean, dirty, atol=1e-6)
+    assert not jnp.where(beyond, clean[1][1], 0).any()
+
+
+# --- In the layers of Flax --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_users_run_it():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.parametrize("name", ["sparsemax", "length scaled"])
+def test_linen_compiles_once_for_all_lengths(as_users_run_it, name):
+    nn = pytest.importorskip("flax.linen")
+    from smoothmax.interop.flax import attention_fn
+
+    x = draw(3, B, T, H)
+    layer = partial(nn.MultiHeadDotProductAttention, num_heads=N, attention_fn=attention_fn(MAPPINGS[name]))
+    params = layer().init(jax.random.key(0), x)
+    decoder = layer(decode=True)
+    cache = decoder.init(jax.random.key(0), x)["cache"]
+
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def step(cache, x):
+        return decoder.apply({**params, "cache": cache}, x, mutable=["cache"])
+
+    outputs = []
+    for t in range(T):
+        output, changed = step(cache, x[:, t : t + 1])
+        cache = changed["cache"]
+        outputs.append(output)
+    parallel = layer().apply(params, x, mask=nn.make_causal_mask(x[..., 0]))
+    np.testing.assert_allclose(jnp.concatenate(outputs, axis=1), parallel, atol=5e-6)
+
+
+@pytest.mark.parametrize("name", ["sparsemax", "length scaled"])
+def test_nnx_compiles_once_for_all_lengths(as_users_run_it, name):
+    nnx = pytest.importorskip("flax.nnx")
+    from smoothmax.interop.flax import attention_fn
+
+    x = draw(3, B, T, H)
+    f = attention_fn(MAPPINGS[name])
+    layer = nnx.MultiHeadAttention(N, H, num_kv_heads=K, decode=False, attention_fn=f, rngs=nnx.Rngs(0))
+    parallel = layer(x, is_causal=True)
+    layer.init_cache(x.shape)
+
+    @nnx.jit
+    @chex.assert_max_traces(1)
+    def step(layer, x):
+        return layer(x, decode=True)
+
+    outputs = [step(layer, x[:, t : t + 1]) for t in range(T)]
+    np.testing.assert_allclose(jnp.concatenate(outputs, axis=1), parallel, atol=5e-6)

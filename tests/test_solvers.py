@@ -1,0 +1,282 @@
+"""The solvers called directly: every alpha against long double, any offset, and no answer on trust."""
+
+import importlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from smoothmax import _solvers as solvers
+from smoothmax._solvers import _capped, _chain, _concave, _scores, _threshold
+
+LD = np.longdouble
+ONE = np.float32(1)
+
+
+def exact_entmax(x, alpha):
+    """In long double, by the least score of the support and bisection on the weight there."""
+    b, x = LD(alpha) - 1, np.asarray(x, LD)
+    x = x - x.max()
+
+    def weights(c, w):
+        return np.where(x > c, (np.maximum(b * (x - c), 0) + w**b) ** (1 / b), np.where(x == c, w, 0))
+
+    c = min(c for c in x if weights(c, LD(0)).sum() < 1)
+    low, high = LD(0), LD(1)
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (low, middle) if weights(c, middle).sum() > 1 else (middle, high)
+    y = weights(c, low)
+    assert abs(y.sum() - 1) < 1e-15
+    return y
+
+
+def objective(x, y, alpha):
+    b, x, y = LD(alpha) - 1, np.asarray(x, LD), np.asarray(y, LD)
+    on = y[y > 0]
+    return (x * y).sum() - (on * np.expm1(b * np.log(on)) / b).sum() / LD(alpha)
+
+
+@jax.jit
+def entmax(x, alpha):
+    return solvers.tsallis_weights(x, jnp.ones((), x.dtype), alpha, implementation="xla")
+
+
+@pytest.mark.parametrize("alpha", [1.001, 1.3, 1.5, 2, 2.001, 2.2, 3, 4, 7, 15, 40, 100])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_alpha_reaches_the_optimum(dtype, alpha):
+    rng = np.random.default_rng(0)
+    scale = np.repeat([1e-3, 1e-2, 0.03, 0.1, 0.3, 1, 3], 8)[:, None]
+    x = (rng.normal(size=(56, 40)) * scale).astype(dtype)
+    x[::2, 5:9] = x[::2, 5:6]  # ties
+    y = np.asarray(entmax(x, jnp.asarray(alpha, dtype)))
+    assert y.dtype == dtype
+    for row, got in zip(x, y, strict=True):
+        exact = exact_entmax(row, dtype(alpha))
+        # A sum that is off by its rounding changes the objective in proportion: so at the same sum.
+        reached = objective(row, got.astype(LD) / got.astype(LD).sum(), dtype(alpha))
+        assert objective(row, exact, dtype(alpha)) - reached < (2e-6 if dtype == np.float32 else 1e-10)
+        if alpha <= 4:
+            np.testing.assert_allclose(got, exact.astype(float), rtol=0, atol=3e-6 if dtype == np.float32 else 1e-10)
+
+
+@pytest.mark.parametrize("alpha", [7, 11, 15, 40])
+def test_two_weights_next_to_the_border(alpha):
+    """Scores at which two positions enter: their powers are below all floats."""
+    w = np.geomspace(3e-7, 1e-3, 12)
+    b = alpha - 1
+    x = np.zeros((12, 3), np.float32)
+    x[:, 1:] = -((1 - 2 * w) ** b)[:, None] / b
+    y = np.asarray(entmax(x, jnp.float32(alpha)))
+    for row, got in zip(x, y, strict=True):
+        np.testing.assert_allclose(got, exact_entmax(row, alpha).astype(float), rtol=0, atol=1e-4)
+
+
+def test_the_largest_weight_is_not_swallowed():
+    """What float32 got wrong once: 0.60 and 0.40."""
+    x = np.zeros((1, 8), np.float32)
+    x[0, 1:] = -0.006 - 0.001 * np.arange(7)
+    y = np.asarray(entmax(x, jnp.float32(40)))[0]
+    np.testing.assert_allclose(y, exact_entmax(x[0], 40).astype(float), rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "tsallis", "steep", "p_norm", "capped", "chain", "ranks"])
+def test_any_offset_bad_slices_and_empty_ones(name):
+    solve = jax.jit(SOLVERS[name])
+    x = (np.random.default_rng(1).integers(-64, 64, size=(6, 10)) * 0.125).astype(np.float64)
+    plain = np.asarray(solve(jnp.asarray(x)))
+    moved = np.asarray(solve(jnp.asarray(x + 2.0**26)))
+    structured = name in ("chain", "ranks")
+    np.testing.assert_allclose(
+        moved - (2.0**26 if structured else 0), plain, rtol=0, atol=1e-7 if structured else 1e-12
+    )
+    x[1, 3], x[2, 4], x[3] = np.nan, np.inf, -np.inf
+    got = np.asarray(solve(jnp.asarray(x)))
+    assert np.isnan(got[1:3]).all()
+    assert (got[3] == (-np.inf if structured else 0)).all()
+    np.testing.assert_array_equal(got[[0, 4, 5]], plain[[0, 4, 5]])
+
+
+LIMITS = {
+    "sparsemax": (_threshold, "MAX_PASSES", 1),
+    "tsallis": (_threshold, "MAX_PASSES", 1),
+    "p_norm": (_threshold, "MAX_PASSES", 1),
+    "steep": (_concave, "MAX_PASSES", 1),
+    "capped": (_capped, "MAX_PASSES", 2),
+    "chain": (_chain, "most_rounds", lambda d: 2),
+    "ranks": (_chain, "most_rounds", lambda d: 1),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_nothing_is_returned_on_trust(name, monkeypatch):
+    module, limit, value = LIMITS[name]
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(8, 50)))
+    assert np.isfinite(SOLVERS[name](x)).all()
+    monkeypatch.setattr(module, limit, value)
+    got = np.asarray(jax.jit(lambda x: SOLVERS[name](x))(x))
+    assert np.isnan(got).all(axis=-1).any(), "a loop that was cut short"
+    assert (np.isnan(got).all(axis=-1) | np.isfinite(got).all(axis=-1)).all()
+
+
+def test_between_halves_the_floats():
+    for dtype in (np.float32, np.float64):
+        low, high = np.array([-3, -1e-30, 1, -1e30, 0], dtype), np.array([2, 1e30, 1.5, -1, 1e-30], dtype)
+        for _ in range(64):
+            middle = np.asarray(_scores.between(jnp.asarray(low), jnp.asarray(high)))
+            assert ((low <= middle) & (middle <= high)).all()
+            low = np.where((low < middle) & (middle < high), middle, low)
+        assert (np.nextafter(low, dtype(np.inf)) >= np.where(high == 0, high, high)).all()
+
+
+# --- Capped ------------------------------------------------------------------------------------------------
+
+
+class Square(NamedTuple):
+    kernel_alpha: Any = 2.0
+    inverse = staticmethod(lambda u: u)
+    slope = staticmethod(lambda y: y)
+    inverse_curvature = staticmethod(jnp.ones_like)
+    exact = staticmethod(lambda u: np.maximum(u, 0))
+
+
+class Shannon(NamedTuple):
+    kernel_alpha: Any = 1.0
+    inverse = staticmethod(lambda u: jnp.exp(u - 1))
+    slope = staticmethod(lambda y: jnp.log(jnp.where(y > 0, y, 1)) + 1)
+    inverse_curvature = staticmethod(lambda y: y)
+    exact = staticmethod(lambda u: np.exp(np.minimum(u, 1000) - 1))
+
+
+class FermiDirac(NamedTuple):
+    kernel_alpha: Any = 0.0
+    inverse = staticmethod(jax.nn.sigmoid)
+    inverse_curvature = staticmethod(lambda y: y * (1 - y))
+    exact = staticmethod(lambda u: (1 + np.tanh(u / 2)) / 2 if u.max() < -20 else 1 / (1 + np.exp(-u)))
+
+    @staticmethod
+    def slope(y):
+        inside = jnp.where((y > 0) & (y < 1), y, 0.5)
+        return jnp.log(inside) - jnp.log1p(-inside)
+
+
+class Steep(NamedTuple):
+    alpha: Any
+    kernel_alpha: Any = None
+
+    def inverse(self, u):
+        t = (self.alpha - 1) * (u - 1 / self.alpha)
+        return jnp.where(t > -1, jnp.exp(jnp.log1p(jnp.where(t > -1, t, 0)) / (self.alpha - 1)), 0)
+
+    def slope(self, y):
+        return jnp.expm1((self.alpha - 1) * jnp.log(jnp.where(y > 0, y, 1))) / (self.alpha - 1) + 1 / self.alpha
+
+    def inverse_curvature(self, y):
+        return jnp.where(y > 0, jnp.where(y > 0, y, 1) ** (2 - self.alpha), 0)
+
+    def exact(self, u):
+        b = LD(self.alpha) - 1
+        return np.maximum(1 + b * (u - 1 / LD(self.alpha)), 0) ** (1 / b)
+
+
+def exact_capped(entropy, x, size, upper):
+    """Bisection to two neighbouring long doubles, and the mixture of them."""
+    x = np.asarray(x, LD)
+    weights = lambda tau: np.clip(entropy.exact(x - tau), 0, np.minimum(upper, size).astype(LD))
+    low, high = x.min() - 3000, x.max() + 3000
+    for _ in range(120):  # of a width of 1e4 nothing is left
+        middle = (low + high) / 2
+        low, high = (middle, high) if weights(middle).sum() > size else (low, middle)
+    more, less = weights(low), weights(high)
+    t = (LD(size) - less.sum()) / (more.sum() - less.sum()) if more.sum() > less.sum() else 0
+    return less + t * (more - less)
+
+
+@pytest.mark.parametrize("entropy", [Square(), Shannon(), FermiDirac(), Steep(1.5), Steep(3.0), Steep(100.0)], ids=repr)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_capped(entropy, dtype):
+    rng = np.random.default_rng(3)
+    x = (rng.normal(size=(16, 20)) * np.repeat([0.1, 1, 1, 1e4], 4)[:, None]).astype(dtype)
+    x[4:8, :3] = x[4:8, 3:4]  # ties
+    x[12:, :12] = rng.normal(size=(4, 12))  # a threshold far below the largest scores
+    solve = jax.jit(lambda x, size, upper: solvers.capped_weights(entropy, x, jnp.ones((), x.dtype), size, upper))
+    for size, upper in [(1, 1), (3, 1), (2.5, 0.3), (1, np.inf), (1e-3, 1), (5, rng.uniform(0.2, 1, (16, 20)))]:
+        bounds = np.broadcast_to(np.asarray(upper, dtype), x.shape)
+        y = np.asarray(solve(x, jnp.asarray(size, dtype), jnp.asarray(bounds)))
+        assert y.dtype == dtype and (y >= 0).all() and (y <= bounds).all()
+        np.testing.assert_allclose(
+            y.astype(LD).sum(-1).astype(float), size, rtol=3e-6 if dtype == np.float32 else 1e-14
+        )
+        for row, got, bound in zip(x, y, bounds, strict=True):
+            exact = exact_capped(entropy, row, dtype(size), bound)
+            if getattr(entropy, "alpha", 1) <= 3:
+                tolerance = 3e-6 if dtype == np.float32 else 1e-10
+                np.testing.assert_allclose(got, exact.astype(float), rtol=0, atol=tolerance)
+            elif np.abs(row).max() < 10:
+                # Steeper ones are judged by the objective.
+                got = got.astype(LD) * (exact.sum() / got.astype(LD).sum())
+                lack = objective(row, exact, entropy.alpha) - objective(row, got, entropy.alpha)
+                assert lack < (2e-6 if dtype == np.float32 else 1e-10)
+
+
+def test_capped_at_its_edges():
+    def solve(size, upper, x=(3.0, 1.0, 2.0, -np.inf)):
+        return np.asarray(
+            solvers.capped_weights(Square(), jnp.array([x]), jnp.ones(()), jnp.asarray(size), jnp.asarray(upper))
+        )[0]
+
+    np.testing.assert_array_equal(solve(0.0, 1.0), 0)
+    np.testing.assert_array_equal(solve(3.0, 1.0), [1, 1, 1, 0])
+    np.testing.assert_array_equal(solve(1.5, [[0.25, 1.0, 0.25, 9.0]]), [0.25, 1, 0.25, 0])
+    assert np.isnan(solve(3.1, 1.0)).all() and np.isnan(solve(-0.1, 1.0)).all() and np.isnan(solve(np.nan, 1.0)).all()
+    assert np.isnan(solve(1.0, -1.0)).all() and np.isnan(solve(1.0, np.nan)).all()
+    np.testing.assert_array_equal(solve(1.0, 1.0, (-np.inf,) * 4), 0)
+    np.testing.assert_array_equal(solve(1.0, 0.0, (-np.inf,) * 4), 0)
+    assert np.isnan(solve(1.0, 0.0)).all()
+
+
+SOLVERS = {
+    "softmax": lambda x: solvers.softmax_weights(x, jnp.ones((), x.dtype)),
+    "sparsemax": lambda x: solvers.sparsemax_weights(x, jnp.ones((), x.dtype)),
+    "tsallis": lambda x: solvers.tsallis_weights(x, jnp.ones((), x.dtype), jnp.full((), 1.3, x.dtype)),
+    "steep": lambda x: solvers.tsallis_weights(x, jnp.ones((), x.dtype), jnp.full((), 3.3, x.dtype)),
+    "p_norm": lambda x: solvers.p_norm_weights(x, jnp.ones((), x.dtype), jnp.full((), 1.3, x.dtype)),
+    "capped": lambda x: solvers.capped_weights(
+        Square(), x, jnp.ones((), x.dtype), jnp.full((), 3, x.dtype), jnp.ones((), x.dtype)
+    ),
+    "chain": lambda x: solvers.chain_prox(x, jnp.full((), 0.3, x.dtype), jnp.full((), 0.3, x.dtype))[0],
+    "ranks": lambda x: solvers.sorted_prox(x, 0.05 * jnp.arange(x.shape[-1], 0.0, -1, dtype=x.dtype)[None])[0],
+}
+
+
+# --- Without 64 bits, by a symbolic length, and products ---------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_without_64_bits(name, no_x64):
+    x = np.random.default_rng(4).normal(size=(4, 12)).astype(np.float32)
+    y = jax.jit(SOLVERS[name])(x)
+    assert y.dtype == np.float32 and np.isfinite(np.asarray(y)).all()
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_exports_with_a_symbolic_length(name):
+    (d,) = export.symbolic_shape("d", constraints=["d >= 2"])
+    program = export.export(jax.jit(SOLVERS[name]))(jax.ShapeDtypeStruct((3, d), np.float64))
+    x = np.random.default_rng(5).normal(size=(3, 7))
+    np.testing.assert_allclose(program.call(x), SOLVERS[name](jnp.asarray(x)), rtol=0, atol=1e-13)
+
+
+def test_a_product_by_a_kernel_has_the_derivatives_of_the_reference(monkeypatch):
+    kernels = importlib.import_module("smoothmax._kernels")
+    y = jnp.asarray(np.random.default_rng(6).dirichlet(np.ones(5), size=3))
+    v = jnp.asarray(np.random.default_rng(7).normal(size=(3, 5)))
+    product = lambda y, v: solvers.threshold_product(y, v, jnp.asarray(1.5), jnp.asarray(2.0))
+    second = lambda y, v: jax.jvp(jax.grad(lambda y: (product(y, v) ** 2).sum()), (y,), (v,))
+    expected = product(y, v), second(y, v)
+    opaque = kernels.Kernel(lambda y, v, a, s: jax.lax.stop_gradient(product_of(y, v, a, s)), ("cpu",))
+    product_of = importlib.import_module("smoothmax._solvers._products")._threshold_product
+    monkeypatch.setitem(kernels.TABLE, "double", {"threshold_product": opaque})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), (product(y, v), second(y, v)), expected)
