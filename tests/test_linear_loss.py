@@ -129,8 +129,16 @@ def test_second_derivatives():
 def test_vmap_over_kernels_labels_and_a_hyper_parameter():
     (hidden, kernel, _), labels, _ = draw()
     kernels, alphas = jnp.stack([kernel, -kernel]), jnp.array([1.2, 1.8])
-    run = lambda loss: jax.vmap(lambda k, a: loss(hidden, k, labels, sm.Tsallis(a)))(kernels, alphas)
-    same(run(functools.partial(sm.linear_fenchel_young_loss, chunk_size=8)), run(whole), atol=1e-12)
+    total = lambda loss, k, a: (loss(hidden, k, labels, sm.Tsallis(a)) ** 2).sum()
+    run = lambda loss: jax.vmap(jax.value_and_grad(functools.partial(total, loss), (0, 1)))(kernels, alphas)
+    same(run(functools.partial(sm.linear_fenchel_young_loss, chunk_size=8)), run(whole), atol=1e-10)
+
+
+def test_forward_mode():
+    (hidden, kernel, _), labels, _ = draw()
+    op = sm.forward_mode(sm.conjugate(sm.SquaredL2()))
+    push = lambda loss: jax.jvp(lambda k: loss(hidden, k, labels, op), (kernel,), (jnp.ones_like(kernel),))
+    same(push(functools.partial(sm.linear_fenchel_young_loss, chunk_size=8)), push(whole), atol=1e-12)
 
 
 def test_half_precision_is_accumulated_in_float32():

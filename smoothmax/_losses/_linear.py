@@ -53,7 +53,8 @@ def linear_fenchel_young_loss(
       kernel: weights `W`, `(H, V)`, of a floating dtype. Products of half precision are accumulated in float32.
       labels: integers from 0 to V - 1, of shape `(...)`.
       omega: the regularizer, a function of y, or an operator made from either by `conjugate`, as in
-        `fenchel_young_loss_with_integer_labels`. Its hyper-parameters are the same for all tokens.
+        `fenchel_young_loss_with_integer_labels`. Its hyper-parameters are the same for all tokens. An operator for
+        forward mode allows it here too; in reverse mode it then keeps the logits.
       bias: `b`, `(V,)`, or None.
       where: boolean mask that broadcasts to the logits `(..., V)`: `(V,)` takes words out of the problem, `(..., 1)`
         whole tokens, whose loss is then zero.
@@ -216,7 +217,7 @@ def _in_chunks(
     tokens = _Tokens(features, labels.reshape(-1), of_tokens, varying_like(counts, hidden, labels))
     tokens = jax.tree.map(lambda a: _strided(a, size, chunks), tokens)
     layer = jax.tree.map(shared, _Layer(op, kernel, bias))
-    values = _map(layer, of_words, tokens)
+    values = (_each if op.forward else _map)(layer, of_words, tokens)
     return jnp.swapaxes(values, 0, 1).reshape(-1)[: labels.size].reshape(labels.shape).astype(dtype)
 
 
@@ -249,10 +250,12 @@ def _losses(layer: _Layer, of_words: jax.Array | None, tokens: _Tokens) -> jax.A
 # it has only to be scaled; if they differ, the backward pass multiplies again.
 
 
-@jax.custom_vjp
-def _map(layer: _Layer, of_words: jax.Array | None, tokens: _Tokens) -> jax.Array:
+def _each(layer: _Layer, of_words: jax.Array | None, tokens: _Tokens) -> jax.Array:
     """The losses of all chunks, `(chunks, C)`."""
     return jax.lax.map(lambda chunk: _losses(layer, of_words, chunk), tokens)
+
+
+_map = jax.custom_vjp(_each)
 
 
 def _map_fwd(layer: _Layer, of_words: jax.Array | None, tokens: _Tokens) -> Any:
