@@ -7,8 +7,8 @@ and the weight w there. The weights above it are
 
     y_i = (b (z_i - c) + w^b)^r,
 
-convex in w with slopes ``(w / y_i)^(b - 1)`` between 0 and 1. So Newton's method on w is well-behaved; where it asks for
-a negative w, position c leaves the support, and where w^b grows, smaller scores enter.
+convex in w with slopes ``(w / y_i)^(b - 1)`` between 0 and 1. So Newton's method on w is well-behaved; where it asks
+for a negative w, position c leaves the support, and where w^b grows, smaller scores enter.
 
 The search for the support is what takes passes, and it needs no precision: ten halvings of the bracket
 ``r d^-b <= -tau <= r``, on a logarithmic scale, with a power that is off by a few percent and costs next to nothing.
