@@ -154,7 +154,7 @@ class FermiDirac(NamedTuple):
     kernel_alpha: Any = 0.0
     inverse = staticmethod(jax.nn.sigmoid)
     inverse_curvature = staticmethod(lambda y: y * (1 - y))
-    exact = staticmethod(lambda u: (1 + np.tanh(u / 2)) / 2 if u.max() < -20 else 1 / (1 + np.exp(-u)))
+    exact = staticmethod(lambda u: 1 / (1 + np.exp(-np.clip(u, -5000, 5000))))  # no overflow
 
     @staticmethod
     def slope(y):

@@ -2,22 +2,20 @@
 
     argmax over y of  <x, y> - gamma sum_i phi(y_i)    subject to   0 <= y_i <= u_i,  sum_i y_i = k
 
-The solution is ``y_i = clip(psi(z_i - tau), 0, u_i)`` with z = x / gamma, psi the inverse of phi' and tau such that the
-weights add up to k. No weight exceeds k or what psi attains, so the bounds are lowered to these first; let f be k over
-the sum of the bounds. At ``tau_i = z_i - phi'(f u_i)`` position i has the share f of its bound. So all have at least
-that
-share at the least tau_i, and at most that share at the greatest: the root lies between the two.
+The solution is ``y_i = clip(psi(z_i - tau), 0, u_i)`` with z = x / gamma, psi the inverse of phi' and tau such that
+the weights add up to k. No weight exceeds k or what psi attains, so the bounds are lowered to these first; let f be k
+over the sum of the bounds. At ``tau_i = z_i - phi'(f u_i)`` position i has the share f of its bound. So all have at
+least that share at the least tau_i, and at most that share at the greatest: the root lies between the two.
 
 **Steps.** Newton's method in this bracket; the sum is piecewise smooth, and for SquaredL2 piecewise linear, so that a
-step on unchanged sets of zeros and of full positions is exact. Where Newton's step leaves the bracket, or the last one
-did
-not halve the residual, the next one goes to the middle: in the end to the middle of all floats of the bracket, which
-so comes down to two neighbours within as many halvings as a float has bits, whatever its scale.
+step on unchanged sets of zeros and of full positions is exact. Where Newton's step leaves the bracket, or the last
+one did not halve the residual, the next one goes to the middle: in the end to the middle of all floats of the
+bracket, which so comes down to two neighbours within as many halvings as a float has bits, whatever its scale.
 
 **The mixture.** A sum of concave powers (alpha > 2) is so steep that no float is its root. Then the loop ends at two
 neighbours, of weights that add up to more and to less than k, and the solution is the mixture of the two that adds up
-  to k: it differs only in the weights of positions that rounding puts on the threshold, and ties get the same. Its
-  objective is off by less than the distance of two floats.
+to k: it differs only in the weights of positions that rounding puts on the threshold, and ties get the same. Its
+objective is off by less than the distance of two floats.
 
 **Two centres.** Scores are resolved next to their largest, but the threshold may be far below: at k = 3, behind two
 scores of 1e4. So slices whose threshold is far are solved again, centred at the score next to it.
