@@ -55,6 +55,8 @@ MAX_PASSES = 64
 FAR = 0.2
 # A normalisation repairs rounding: what the last step leaves over, of second order, and what summing adds.
 REPAIRABLE = 1e-3
+# b below which a mapping is softmax, in roundings: the weights differ by b w log(w)^2 / 2.
+SOFT = 16
 # In place of -inf: so low that a position stays out of every support, and safe to compute with.
 LOWEST = {"float32": 1e30, "float64": 1e100}
 
@@ -116,9 +118,16 @@ def _tsallis(x: jax.Array, gamma: jax.Array, alpha: jax.Array) -> jax.Array:
     def concave() -> Solved:
         return concave_weights(z, _solvable(scores) & (b > 1), b)
 
+    # So close to alpha = 1 the weights are those of softmax, to rounding, and no threshold can be resolved.
+    soft = b < SOFT * eps(z)
+
     def convex() -> Solved:
-        # b = 0 (softmax) among other values of b: the smallest positive b is the same to rounding.
-        return solve(ANY_POWER, jnp.maximum(b, eps(z)))
+        solved = solve(ANY_POWER, jnp.where(soft, 1, b))
+
+        def mixed() -> Solved:
+            return jax.tree.map(lambda one, other: jnp.where(soft, one, other), _exponential_weights(z), solved)
+
+        return lax.cond(jnp.any(soft), mixed, lambda: solved)
 
     def both() -> Solved:
         return jax.tree.map(lambda one, other: jnp.where(b > 1, one, other), concave(), convex())
@@ -126,7 +135,7 @@ def _tsallis(x: jax.Array, gamma: jax.Array, alpha: jax.Array) -> jax.Array:
     solved = first_true(
         (jnp.all(b == 1), lambda: solve(FIRST_POWER, b)),
         (jnp.all(b == 0.5), lambda: solve(SECOND_POWER, b)),
-        (jnp.all(b == 0), lambda: _exponential_weights(z)),
+        (jnp.all(soft), lambda: _exponential_weights(z)),
         (jnp.all(b <= 1), convex),
         (jnp.all(b > 1), concave),
         otherwise=both,
