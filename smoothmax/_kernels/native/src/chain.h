@@ -1,17 +1,20 @@
-// Chains: the prox of total variation and of the isotonic order, and means over segments. The problem is that of
-// smoothmax/_solvers/_chain.py; here it is solved by dynamic programming (Johnson 2013), one row at a time, in double.
+// Chains: the prox of total variation and of the isotonic order, and means over segments. The problem, and the sweeps that
+// settle most rows (sweeps.h), are those of smoothmax/_solvers/_chain.py. A row that takes too many is solved alone, in
+// double, by dynamic programming (Johnson 2013).
 //
 // Let D_i(t) be the derivative of the least cost of positions 0..i, given that t_i = t. It is increasing and piecewise
 // linear,
 //
 //     D_i(t) = w_i (t - x_i) + clip(D_{i-1}(t), -down_{i-1}, up_{i-1}),
 //
-// and D_i reaches -down_i at lo_i and up_i at hi_i. At the end D = 0 gives the last t, and then t_i = clip(t_{i+1}, lo_i, hi_i).
-// A clip puts a constant piece at either end, in place of pieces that are never seen again: O(d) in all.
+// and D_i reaches -down_i at lo_i and up_i at hi_i. At the end D = 0 gives the last t, and then
+// t_i = clip(t_{i+1}, lo_i, hi_i). A clip puts a constant piece at either end, in place of pieces that are never seen again:
+// O(d) in all.
 #pragma once
 
 #include "kernels.h"
 #include "rows.h"
+#include "sweeps.h"
 
 namespace smoothmax::SMOOTHMAX_TARGET {
 
@@ -125,26 +128,91 @@ void chain_row(const T* x, const T* up, bool one_up, const T* down, bool one_dow
   }
 }
 
+// The rows of a chain problem that are solved side by side: up to kWidth of them, from `first` on.
 template <class T>
-void chain(const Chain<T>& problem, int64_t begin, int64_t end) {
-  const int64_t d = problem.d;
-  Array<Piece> pieces(2 * d + 2);
-  Array<double> lo(d), hi(d);
-  for (int64_t row = begin; row < end; ++row) {
-    const T *x = problem.x + row * d, *up = problem.up + row * problem.up_size, *down = problem.down + row * problem.down_size;
-    T* t = problem.t + row * d;
-    int8_t* jumps = problem.jumps + row * d;
-    const Spread at = spread(x, d);
-    bool broken = look(x, d).broken || !(at.reach * static_cast<double>(d) < HUGE_VAL);
-    for (int64_t i = 0; i < problem.up_size; ++i) broken |= !(up[i] >= 0);
-    for (int64_t i = 0; i < problem.down_size; ++i) broken |= !(down[i] >= 0);
-    if (broken) {
-      fill(t, d, kNaN<T>);
-      for (int64_t i = 0; i < d; ++i) jumps[i] = 0;
-    } else {
-      chain_row(x, up, problem.up_size == 1, down, problem.down_size == 1, d, at, pieces, lo, hi, t, jumps);
+class Group {
+ public:
+  explicit Group(const Chain<T>& problem)
+      : problem_(problem),
+        d_(problem.d),
+        sweeps_(d_),
+        up_(problem.up_size * kWidth<T>),
+        down_(problem.down_size * kWidth<T>),
+        pieces_(2 * d_ + 2),
+        lo_(d_),
+        hi_(d_) {}
+
+  void solve(int64_t first, int64_t n) {
+    constexpr int kRounds = 40;  // ten are the rule; chains that are made to be slow take one for each position
+    Vec<T> slack = {};
+    for (int64_t lane = 0; lane < kWidth<T>; ++lane) slack[lane] = take(first, lane, lane < n);
+    const int64_t up_step = problem_.up_size > 1 ? kWidth<T> : 0, down_step = problem_.down_size > 1 ? kWidth<T> : 0;
+    const Bits unsettled = sweeps_.solve([&](int64_t i) { return load(up_ + i * up_step); },
+                                         [&](int64_t i) { return load(down_ + i * down_step); }, slack, kRounds);
+    sweeps_.each_value([&](int64_t i, int64_t lane, T value, int8_t jump) {
+      if (lane >= n) return;
+      const int64_t at = (first + lane) * d_ + i;
+      const T x = problem_.x[at];
+      problem_.t[at] = x == -kInf<T> ? x : static_cast<T>(value + spread_[lane].centre);
+      problem_.jumps[at] = jump;
+    });
+    for (int64_t lane = 0; lane < n; ++lane) {
+      const int64_t row = first + lane;
+      if (broken_[lane]) {
+        fill(problem_.t + row * d_, d_, kNaN<T>);
+        fill(problem_.jumps + row * d_, d_, int8_t{0});
+      } else if (unsettled >> lane & 1) {
+        chain_row(problem_.x + row * d_, up(row), problem_.up_size == 1, down(row), problem_.down_size == 1, d_, spread_[lane],
+                  pieces_, lo_, hi_, problem_.t + row * d_, problem_.jumps + row * d_);
+      }
     }
   }
+
+ private:
+  const T* up(int64_t row) const { return problem_.up + row * problem_.up_size; }
+  const T* down(int64_t row) const { return problem_.down + row * problem_.down_size; }
+
+  // Puts a row into its lane, or a deleted one where it is broken or there is none; returns its slack: values nearer than
+  // that are rounding apart, and no segment is split for less.
+  T take(int64_t first, int64_t lane, bool exists) {
+    const int64_t row = first + lane;
+    const T* x = problem_.x + row * d_;
+    spread_[lane] = exists ? spread(x, d_) : Spread{};
+    broken_[lane] = !exists || look(x, d_).broken || !(spread_[lane].reach * static_cast<double>(d_) < HUGE_VAL);
+    broken_[lane] |= take_strength(exists ? up(row) : nullptr, problem_.up_size, up_ + lane);
+    broken_[lane] |= take_strength(exists ? down(row) : nullptr, problem_.down_size, down_ + lane);
+    T* z = sweeps_.row(lane);
+    for (int64_t i = 0; i < d_; ++i) {
+      const bool there = !broken_[lane] && x[i] != -kInf<T>;
+      z[i * kWidth<T>] = there ? static_cast<T>(x[i] - spread_[lane].centre) : kInf<T>;
+    }
+    return broken_[lane] ? 0 : static_cast<T>(2 * kEps<T> * spread_[lane].reach);
+  }
+
+  static bool take_strength(const T* from, int64_t n, T* to) {
+    bool broken = false;
+    for (int64_t i = 0; i < n; ++i) {
+      const bool good = from != nullptr && from[i] >= 0;
+      to[i * kWidth<T>] = good ? from[i] : 0;
+      broken |= !good;
+    }
+    return broken;
+  }
+
+  const Chain<T>& problem_;
+  const int64_t d_;
+  Sweeps<T> sweeps_;
+  Array<T> up_, down_;
+  Spread spread_[kWidth<T>];
+  bool broken_[kWidth<T>];
+  Array<Piece> pieces_;
+  Array<double> lo_, hi_;
+};
+
+template <class T>
+void chain(const Chain<T>& problem, int64_t begin, int64_t end) {
+  Group<T> group(problem);
+  for (int64_t row = begin; row < end; row += kWidth<T>) group.solve(row, std::min(kWidth<T>, end - row));
 }
 
 // The sum of v over each segment divided by the sum of weight there; 0 where that is 0.
