@@ -105,12 +105,16 @@ def _gather(weights: jax.Array, output: jax.Array, key_heads: int) -> jax.Array:
         def product(tile: _Tile) -> jax.Array:
             return tile.read("scores", weights).T @ tile.read("queries", output)
 
-        return _sum_over_tiles(_flags(weights), product, "keys", shape, shape[1], key_heads, (weights, output))
+        return _sum_over_tiles(_flags(weights), product, "keys", shape, shape[1], key_heads, (weights, output)).astype(
+            output.dtype
+        )
 
     def whole(weights: jax.Array, output: jax.Array) -> jax.Array:
-        shape = weights.shape[0], weights.shape[3], key_heads, output.shape[-1]
-        _, transpose = jax.vjp(partial(weighted_values, weights), jnp.zeros(shape, output.dtype))
-        return transpose(output)[0]
+        batch, heads, rows, columns = weights.shape
+        groups = heads // key_heads
+        weights = weights.reshape(batch, key_heads, groups, rows, columns)
+        output = output.reshape(batch, rows, key_heads, groups, output.shape[-1])
+        return jnp.einsum("bkgts,btkgh->bskh", weights, output)
 
     return lax.platform_dependent(weights, output, cpu=loop, default=whole)
 
@@ -196,11 +200,10 @@ def _sum_over_tiles(
     key_heads: int,
     operands: tuple[jax.Array, jax.Array],
 ) -> jax.Array:
-    """An array of zeros of the given kind and shape, to which the product of each tile with a flag was added."""
+    """Zeros of the given kind and shape, float32 at least, to which the product of each tile with a flag was added."""
     heads, tiles = flags.shape[1:]
     width = min(_TILE, columns)
     visited = jnp.nonzero(flags.reshape(-1), size=flags.size, fill_value=0)[0].astype(jnp.int32)
-    dtype = operands[-1].dtype
 
     def visit(i: jax.Array, total: jax.Array) -> jax.Array:
         slices, tile = jnp.divmod(visited[i], tiles)
@@ -210,8 +213,8 @@ def _sum_over_tiles(
         at = _Tile(batch, head, head // (heads // key_heads), start, first, width)
         return at.add(kind, total, product(at))
 
-    zeros = varying_like(jnp.zeros(shape, compute_dtype(dtype)), flags, *operands)
-    return lax.fori_loop(0, jnp.sum(flags, dtype=jnp.int32), visit, zeros).astype(dtype)
+    zeros = varying_like(jnp.zeros(shape, compute_dtype(operands[0].dtype)), flags, *operands)
+    return lax.fori_loop(0, jnp.sum(flags, dtype=jnp.int32), visit, zeros)
 
 
 def _flags(scores: jax.Array) -> jax.Array:
