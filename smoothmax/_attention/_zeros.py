@@ -88,9 +88,9 @@ def _average(weights: jax.Array, value: jax.Array) -> jax.Array:
         def product(tile: _Tile) -> jax.Array:
             return tile.read("scores", weights) @ tile.read("keys", value)
 
-        return _sum_over_tiles(
-            _flags(weights), product, "queries", shape, value.shape[1], value.shape[2], (weights, value)
-        )
+        columns, key_heads = value.shape[1:3]
+        sums = _sum_over_tiles(_flags(weights), product, "queries", shape, columns, key_heads, (weights, value))
+        return sums.astype(value.dtype)
 
     return lax.platform_dependent(weights, value, cpu=loop, default=weighted_values)
 
@@ -105,9 +105,8 @@ def _gather(weights: jax.Array, output: jax.Array, key_heads: int) -> jax.Array:
         def product(tile: _Tile) -> jax.Array:
             return tile.read("scores", weights).T @ tile.read("queries", output)
 
-        return _sum_over_tiles(_flags(weights), product, "keys", shape, shape[1], key_heads, (weights, output)).astype(
-            output.dtype
-        )
+        sums = _sum_over_tiles(_flags(weights), product, "keys", shape, shape[1], key_heads, (weights, output))
+        return sums.astype(output.dtype)
 
     def whole(weights: jax.Array, output: jax.Array) -> jax.Array:
         batch, heads, rows, columns = weights.shape
