@@ -75,10 +75,7 @@ def _scores_at(flags: jax.Array, query: jax.Array, key: jax.Array) -> jax.Array:
 
         return _sum_over_tiles(flags, product, "scores", shape, key.shape[1], key.shape[2], (query, key))
 
-    def whole(_: jax.Array, query: jax.Array, key: jax.Array) -> jax.Array:
-        return query_key_products(query, key).astype(query.dtype)
-
-    return lax.platform_dependent(flags, query, key, cpu=loop, default=whole)
+    return lax.platform_dependent(flags, query, key, cpu=loop, default=lambda _, q, k: query_key_products(q, k))
 
 
 @jax.custom_vjp
@@ -91,9 +88,9 @@ def _average(weights: jax.Array, value: jax.Array) -> jax.Array:
         def product(tile: _Tile) -> jax.Array:
             return tile.read("scores", weights) @ tile.read("keys", value)
 
-        return _sum_over_tiles(
-            _flags(weights), product, "queries", shape, value.shape[1], value.shape[2], (weights, value)
-        )
+        columns, key_heads = value.shape[1:3]
+        sums = _sum_over_tiles(_flags(weights), product, "queries", shape, columns, key_heads, (weights, value))
+        return sums.astype(value.dtype)
 
     return lax.platform_dependent(weights, value, cpu=loop, default=weighted_values)
 
@@ -108,13 +105,15 @@ def _gather(weights: jax.Array, output: jax.Array, key_heads: int) -> jax.Array:
         def product(tile: _Tile) -> jax.Array:
             return tile.read("scores", weights).T @ tile.read("queries", output)
 
-        return _sum_over_tiles(_flags(weights), product, "keys", shape, shape[1], key_heads, (weights, output))
+        sums = _sum_over_tiles(_flags(weights), product, "keys", shape, shape[1], key_heads, (weights, output))
+        return sums.astype(output.dtype)
 
     def whole(weights: jax.Array, output: jax.Array) -> jax.Array:
-        shape = weights.shape[0], weights.shape[3], key_heads, output.shape[-1]
-        zeros = varying_like(jnp.zeros(shape, output.dtype), weights, output)
-        _, transpose = jax.vjp(partial(weighted_values, weights), zeros)
-        return transpose(output)[0]
+        batch, heads, rows, columns = weights.shape
+        groups = heads // key_heads
+        weights = weights.reshape(batch, key_heads, groups, rows, columns)
+        output = output.reshape(batch, rows, key_heads, groups, output.shape[-1])
+        return jnp.einsum("bkgts,btkgh->bskh", weights, output)
 
     return lax.platform_dependent(weights, output, cpu=loop, default=whole)
 
@@ -200,11 +199,10 @@ def _sum_over_tiles(
     key_heads: int,
     operands: tuple[jax.Array, jax.Array],
 ) -> jax.Array:
-    """An array of zeros of the given kind and shape, to which the product of each tile with a flag was added."""
+    """Zeros of the given kind and shape, float32 at least, to which the product of each tile with a flag was added."""
     heads, tiles = flags.shape[1:]
     width = min(_TILE, columns)
     visited = jnp.nonzero(flags.reshape(-1), size=flags.size, fill_value=0)[0].astype(jnp.int32)
-    dtype = operands[-1].dtype
 
     def visit(i: jax.Array, total: jax.Array) -> jax.Array:
         slices, tile = jnp.divmod(visited[i], tiles)
@@ -214,8 +212,8 @@ def _sum_over_tiles(
         at = _Tile(batch, head, head // (heads // key_heads), start, first, width)
         return at.add(kind, total, product(at))
 
-    zeros = varying_like(jnp.zeros(shape, compute_dtype(dtype)), flags, *operands)
-    return lax.fori_loop(0, jnp.sum(flags, dtype=jnp.int32), visit, zeros).astype(dtype)
+    zeros = varying_like(jnp.zeros(shape, compute_dtype(operands[0].dtype)), flags, *operands)
+    return lax.fori_loop(0, jnp.sum(flags, dtype=jnp.int32), visit, zeros)
 
 
 def _flags(scores: jax.Array) -> jax.Array:
