@@ -95,8 +95,8 @@ def _params(mesh: Mesh, case: cases.Case, width: int) -> dict[str, jax.ShapeDtyp
 
 def _may_spill(case: cases.Case) -> bool:
     """XLA puts all sums over a slice into one kernel with half of a GPU's registers for each of its threads. Those of
-    powers, and of a function's derivatives, do not always fit."""
-    return case.family.base not in ("shannon", "l2")
+    powers, of a function's derivatives, and of several penalties do not always fit."""
+    return case.family.base not in ("shannon", "l2") or len(case.family.penalties) > 1
 
 
 def _sorts(case: cases.Case) -> bool:
@@ -124,7 +124,8 @@ def _operator(case: cases.Case, platform: str) -> Iterator[Program]:
             yield from _within(facts.temporary, most, f"linear growth from width {NARROW} gives")
         narrow.append(facts.temporary)
 
-    for width in (NARROW, WIDE):
+    # Several penalties together are made of pieces whose growth is known: one width will do.
+    for width in (NARROW, WIDE) if len(case.family.penalties) <= 1 else (NARROW,):
         name, spills = f"{case.id}, width {width}", _may_spill(case)
         yield Program(name, function, partial(arguments, width), partial(law, width), may_spill=spills)
 
@@ -188,8 +189,8 @@ def _of_slices(case: cases.Case, platform: str, asked: set[str], width: int, fac
 
 def _may_spill(case: cases.Case) -> bool:
     """XLA puts all sums over a slice into one kernel with half of a GPU's registers for each of its threads. Those of
-    powers, and of a function's derivatives, do not always fit."""
-    return case.family.base not in ("shannon", "l2")
+    powers, of a function's derivatives, and of several penalties do not always fit."""
+    return case.family.base not in ("shannon", "l2") or len(case.family.penalties) > 1
 
 
 def _sorts(case: cases.Case) -> bool:

@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from ..._arrays import varying_like
 from . import _flash
-from ._flash import ALPHA_BAR, STATISTICS, Head, Plan
+from ._flash import ALPHA_BAR, SCALE_BAR, STATISTICS, Head, Plan
 from ._tiles import LANES, MEMORY_LIMIT, VECTOR_MEMORY, result
 
 # Queries of a block: a row of what is kept has as many numbers as a register has lanes. Keys of a block: as many as
@@ -165,7 +165,7 @@ def _attend_fwd(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules) -> Any
 
 def _attend_bwd(plan: Plan, interpret: Any, residuals: Any, output_bar: jax.Array) -> Any:
     inputs, rules, kept, marked = residuals
-    q, k, v, _, scale, bias = inputs
+    q, k, v, *_, bias = inputs
     batch, heads = q.shape[:2]
     blocks, marks = plan.queries // plan.rows, marked.shape[-1]
     places = _Places(plan, heads // k.shape[1])
@@ -228,9 +228,9 @@ def _attend_bwd(plan: Plan, interpret: Any, residuals: Any, output_bar: jax.Arra
     def over_group(a: jax.Array, like: jax.Array) -> jax.Array:
         return a.reshape(batch, like.shape[1], -1, *a.shape[2:]).sum(2).astype(like.dtype)
 
-    scale_bar = jnp.sum(q.astype(jnp.float32) * dq.astype(jnp.float32), (0, 2, 3)) / scale
     bias_bar = None if bias is None else _summed([*dz, *dz_sum][0], bias.shape)
-    bars = Inputs(dq, over_group(dk, k), over_group(dv, v), jnp.sum(rows[:, :, ALPHA_BAR], (0, 2)), scale_bar, bias_bar)
+    sums = (jnp.sum(rows[:, :, r], (0, 2)) for r in (ALPHA_BAR, SCALE_BAR))
+    bars = Inputs(dq, over_group(dk, k), over_group(dv, v), *sums, bias_bar)
     return bars, jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), rules)
 
 

@@ -39,9 +39,9 @@ MAX_PASSES, SMALL_STEP, LARGEST_LOG = 64, 1e-4, 60.0
 # |b log y| below which d alpha is computed by its series, since the closed form cancels.
 SMALL_LOG = 0.05
 # Rows of the array that holds what is kept of a query: its largest score, log m, and log of the sum of the weights. The
-# backward pass has delta and the query's share of d alpha in an array of that form. Eight rows fill a tile.
+# backward pass has delta and the shares of d alpha and d scale in an array of that form. Eight rows fill a tile.
 TOP, LOG_M, LOG_SUM = 0, 1, 2
-DELTA, ALPHA_BAR = 0, 1
+DELTA, ALPHA_BAR, SCALE_BAR = 0, 1, 2
 STATISTICS = 8
 
 
@@ -265,7 +265,10 @@ def backward_queries(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, blocks_r
 
     dq, alpha_bar = loop_over(start, end, gradients, (jnp.zeros(dq_ref.shape, jnp.float32), row))
     dq_ref[...] = (dq * head.scale).astype(dq_ref.dtype)
-    rows_ref[...] = _rows(rows_ref.shape, {DELTA: delta, ALPHA_BAR: alpha_bar})
+    # One number for the whole block, and before dQ is rounded: it is a sum of numbers that cancel.
+    first = lax.broadcasted_iota(jnp.int32, row.shape, 1) == 0
+    scale_bar = jnp.where(first, jnp.sum(q.astype(jnp.float32) * dq), 0.0)
+    rows_ref[...] = _rows(rows_ref.shape, {DELTA: delta, ALPHA_BAR: alpha_bar, SCALE_BAR: scale_bar})
 
 
 def backward_keys(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, rows_ref, blocks_ref, dk_ref, dv_ref, dz_ref, j):
