@@ -177,7 +177,8 @@ def _capped_weights(entropy: Entropy, x: jax.Array, gamma: jax.Array, size: jax.
 
 def _bounds(entropy: Entropy, z: jax.Array, size: jax.Array, upper: jax.Array) -> _Bounds:
     """Bounds that the weights can reach: those of the others are at least 0, and psi may be bounded too."""
-    most = entropy.inverse(jnp.full((), jnp.finfo(z.dtype).max / 4, z.dtype))
+    # Large enough for any weight, and small enough for an inverse to multiply it.
+    most = entropy.inverse(jnp.full((), float(jnp.finfo(z.dtype).max) ** 0.5, z.dtype))
     upper = jnp.where(z == -jnp.inf, 0, jnp.minimum(upper, jnp.minimum(size, most)))
     size = jnp.broadcast_to(size, (*z.shape[:-1], 1))
     room = total(upper)
