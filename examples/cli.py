@@ -76,7 +76,7 @@ def run(task: Task, one: Run) -> dict | None:
     out = one.out or pathlib.Path("runs") / f"{task.name}-{mapping.name}"
     corpus = load(task, settings)
     network = task.build(corpus, mapping, settings)
-    shapes = bucket_shapes(corpus.train, settings.buckets, settings.limits(), task.margin)
+    shapes = bucket_shapes(corpus.train, settings.buckets or 1, settings.limits(), task.margin)
     batches = Batches(corpus.train, network.encode, shapes, settings.batch)
     valid, test = (Batches(part, network.encode, shapes, 4 * settings.batch) for part in (corpus.valid, corpus.test))
 

@@ -78,7 +78,7 @@ def compare(task: Task, comparison: Comparison):
         if comparison.search:
             untested = runs(mappings, comparison.seeds[:1], dataclasses.replace(settings, test_size=0))
             store.complete(task, untested, comparison.jobs)
-            mappings = choose([store.find(task, run) for run in untested])
+            mappings = choose([found for run in untested if (found := store.find(task, run)) is not None])
             print(f"chosen: {', '.join(mappings)}", flush=True)
         store.complete(task, runs(mappings, comparison.seeds, settings), comparison.jobs)
     finally:

@@ -114,6 +114,7 @@ def named_positions(premise: tuple[str, ...], words: list[str]) -> frozenset[int
 
 def explained_share(weights: np.ndarray, example: Example) -> tuple[float, float] | None:
     """Of the weight (T, S) on content words, the share on the named ones; and their share of the content words."""
+    assert example.gold is not None
     content = np.array([word not in FUNCTION_WORDS for word in example.source[: weights.shape[1]]])
     named = np.isin(np.arange(weights.shape[1]), list(example.gold[0]))
     if len(weights) > 1:

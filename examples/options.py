@@ -149,7 +149,7 @@ def complete(settings: S, defaults: dict) -> S:
             raise ValueError(f"--{name.replace('_', '-')} needs a number of at least 1, given {value}")
     if settings.test_size is not None and settings.test_size < 0:
         raise ValueError(f"--test-size needs a number of at least 0, given {settings.test_size}")
-    if settings.hidden % 2:
+    if settings.hidden is not None and settings.hidden % 2:
         raise ValueError(
             f"--hidden needs an even number, half for each direction of the encoder, given {settings.hidden}"
         )

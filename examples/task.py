@@ -45,7 +45,7 @@ class Task:
     def answer(self, network: Network, params: dict, batches: Batches, examples: list[Example], settings) -> Answers:
         raise NotImplementedError
 
-    def score(self, predictions: list, examples: list[Example]) -> dict[str, float | str]:
+    def score(self, predictions: list, examples: list[Example]) -> Any:
         raise NotImplementedError
 
     def outcomes(self, predictions: list, examples: list[Example]) -> np.ndarray:

@@ -229,8 +229,8 @@ def _attend_bwd(plan: Plan, interpret: Any, residuals: Any, output_bar: jax.Arra
         return a.reshape(batch, like.shape[1], -1, *a.shape[2:]).sum(2).astype(like.dtype)
 
     bias_bar = None if bias is None else _summed([*dz, *dz_sum][0], bias.shape)
-    sums = (jnp.sum(rows[:, :, r], (0, 2)) for r in (ALPHA_BAR, SCALE_BAR))
-    bars = Inputs(dq, over_group(dk, k), over_group(dv, v), *sums, bias_bar)
+    alpha_bar, scale_bar = (jnp.sum(rows[:, :, r], (0, 2)) for r in (ALPHA_BAR, SCALE_BAR))
+    bars = Inputs(dq, over_group(dk, k), over_group(dv, v), alpha_bar, scale_bar, bias_bar)
     return bars, jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), rules)
 
 
