@@ -68,9 +68,10 @@ def test_mappings(mesh, name):
         result, sent = run(function, place(mesh, scores, axis))
         same(result, expected)
         assert sent in ({}, FLAG)
-    same(run(function, place(mesh, scores, 2))[0], expected)
+    # the reference and a kernel are two programs, which round differently: a few ulp of a steep slope
+    same(run(function, place(mesh, scores, 2))[0], expected, atol=1e-5)
     result, sent = run(weights_and_gradient(partial(mapping, implementation="xla")), place(mesh, scores, 2))
-    same(result, expected)
+    same(result, expected, atol=1e-5)
     if name in THRESHOLD:
         assert sent == {"all-reduce": {f"f32[{B},{N}]"}}  # one number a slice
 
