@@ -59,10 +59,11 @@ def test_exactly_zero_at_the_minimum(case):
 
 
 @cases.each(cases.REPRESENTATIVES)
-def test_gradient_is_exactly_weights_minus_targets(case):
+def test_gradient_is_weights_minus_targets(case):
     op, targets = _op(case), _targets(case)
     gradient = jax.grad(lambda x: sm.fenchel_young_loss(x, targets, op).sum())(jnp.asarray(X))
-    np.testing.assert_array_equal(gradient, op(X) - targets)
+    # No difference of terms: weights below one, which two programs may round differently in their last bits.
+    np.testing.assert_allclose(gradient, op(X) - targets, rtol=0, atol=1e-15)
 
 
 def test_gradients_of_hyper_parameters_and_targets_by_finite_differences():
