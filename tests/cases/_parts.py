@@ -226,7 +226,7 @@ DOMAINS = {
     "capped": Domain(
         lambda p, d: sm.CappedSimplex(p["total"], p["upper"]) if "upper" in p else sm.CappedSimplex(p["total"]),
         {
-            "": {"total": lambda d: min(3.0, 0.6 * d)},
+            "": {"total": lambda d: min(2.7, 0.6 * d)},
             "-upper": {"total": lambda d: min(1.5, 0.4 * d), "upper": 0.6},
             "-bounds": {"total": lambda d: min(1.1, 0.2 * d), "upper": bounds},
         },
