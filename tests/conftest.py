@@ -50,6 +50,8 @@ _VACUOUS = "the hyper-parameters of this case leave the law nothing to look at: 
 _EXTREMES = "scores of 1e300 under caps give NaN: the bracket of the threshold overflows"
 _ROUNDING = "an offset costs one or two roundings more than the bound allows"
 KNOWN = {
+    "test_sharded_under_jit[Shannon()-words]": "a kernel has a sharded vocabulary brought together",
+    "test_sharded_under_jit[SquaredL2()-words]": "a kernel has a sharded vocabulary brought together",
     "test_axis[axis1]": "not looked into yet",
     "test_the_number_of_choices_is_learned": "not looked into yet",
     "test_huge_steps_do_not_leave_the_domain_of_alpha": "not looked into yet",

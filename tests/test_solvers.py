@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax import export
 
-from smoothmax import _kernels, _solvers as solvers
+from smoothmax import _kernels
+from smoothmax import _solvers as solvers
 from smoothmax._solvers import _capped, _chain, _concave, _scores, _threshold
 
 LD = np.longdouble
