@@ -9,6 +9,8 @@ however large its score.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -34,19 +36,21 @@ def project_permutahedron(
       y `(*batch, d)`, 0 at deleted positions; the positions by decreasing score, int32 `(*batch, d)`; and int8
       `(*batch, d)`, nonzero where a pool ends in that order. NaN for a slice with NaN, +inf or a NaN hyper-parameter.
     """
-    return _kernels.run("permutahedron", implementation, _project_permutahedron, x, gamma, weights)
+    # An implementation that has no kernel for the whole may have one for the chain in it.
+    reference = functools.partial(_project_permutahedron, implementation=implementation)
+    return _kernels.run("permutahedron", implementation, reference, x, gamma, weights, optional=True)
 
 
 def _project_permutahedron(
-    x: jax.Array, gamma: jax.Array, weights: jax.Array
+    x: jax.Array, gamma: jax.Array, weights: jax.Array, implementation: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     scores, order = sort_descending(x)
     real = scores != -jnp.inf
     z, up = _runs(scores, weights, gamma)
     none = jnp.zeros((), x.dtype)
-    t, ties = chain_prox(jnp.where(real, z - weights, -jnp.inf), up, none, implementation="xla")
+    t, ties = chain_prox(jnp.where(real, z - weights, -jnp.inf), up, none, implementation=implementation)
     count = real.astype(x.dtype)
-    shared, mean = (segment_mean(v, ties, count, implementation="xla") for v in (weights, z))
+    shared, mean = (segment_mean(v, ties, count, implementation=implementation) for v in (weights, z))
     bad = jnp.any(jnp.isnan(t) | jnp.isnan(x) | jnp.isnan(weights) | (x == jnp.inf), axis=-1, keepdims=True)
     y = jnp.where(real, jnp.where(bad, jnp.nan, shared + (z - mean)), 0)
     return put_back(y, order), order, ties
@@ -63,7 +67,8 @@ def _runs(scores: jax.Array, weights: jax.Array, gamma: jax.Array) -> tuple[jax.
     position = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
     starts = jnp.concatenate([jnp.ones_like(scores[..., :1], bool), cut], axis=-1)
     first = lax.cummax(jnp.where(starts, position, 0), axis=scores.ndim - 1)
-    z = (scores - take(scores, first)) / gamma
+    # Not `take`: positions of one run share their first one, which is no order.
+    z = (scores - jnp.take_along_axis(scores, first, -1, mode="promise_in_bounds")) / gamma
     return jnp.where(scores == -jnp.inf, 0, z), jnp.where(cut, 0, jnp.inf).astype(scores.dtype)
 
 
@@ -78,9 +83,12 @@ def group_mean(
       ties: int8 `(*batch, d)`: nonzero where a group ends, in that order.
       weight: `(*batch, d)`, 0 or 1, of the dtype of `v`.
     """
-    return product("group_mean", implementation, _group_mean, v, order, ties, weight)
+    reference = functools.partial(_group_mean, implementation=implementation)
+    return product("group_mean", implementation, reference, v, order, ties, weight)
 
 
-def _group_mean(v: jax.Array, order: jax.Array, ties: jax.Array, weight: jax.Array) -> jax.Array:
-    mean = segment_mean(take(v * weight, order), ties, take(weight, order), implementation="xla")
+def _group_mean(
+    v: jax.Array, order: jax.Array, ties: jax.Array, weight: jax.Array, implementation: str | None
+) -> jax.Array:
+    mean = segment_mean(take(v * weight, order), ties, take(weight, order), implementation=implementation)
     return put_back(mean, order) * weight

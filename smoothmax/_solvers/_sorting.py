@@ -137,7 +137,7 @@ def _padded(x: jax.Array) -> jax.Array:
 
 
 def take(v: jax.Array, order: jax.Array) -> jax.Array:
-    """v `(*batch, d)` in sorted order."""
+    """v `(*batch, d)` in sorted order; `order` is a permutation of each slice."""
 
     def gather(v: jax.Array, order: jax.Array) -> jax.Array:
         return jnp.take_along_axis(v, order, -1, mode="promise_in_bounds")

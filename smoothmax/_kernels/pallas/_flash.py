@@ -100,9 +100,9 @@ class Head(NamedTuple):
     mask: Any  # None, or a reference to keys x queries, keys x 1, 1 x queries or 1 x 1
 
 
-def block_scores(plan: Plan, head: Head, q: jax.Array, k: jax.Array, i: Any, j: Any) -> jax.Array:
-    """Scores of one block, keys x queries in float32; LOWEST where a query may not see the key."""
-    z = _product(k, q, 1, 1) * head.scale
+def block_scores(plan: Plan, head: Head, products: jax.Array, i: Any, j: Any) -> jax.Array:
+    """Scores of one block, keys x queries in float32, from the products; LOWEST where a query may not see the key."""
+    z = products * head.scale
     t = i * plan.rows + lax.broadcasted_iota(jnp.int32, z.shape, 1)
     s = j * plan.columns + lax.broadcasted_iota(jnp.int32, z.shape, 0)
     seen = (s < head.key_length) & (t < head.query_length)
@@ -154,7 +154,7 @@ def forward(plan: Plan, head: Head, q_ref, k_ref, v_ref, o_ref, kept_ref, blocks
         return pl.ds(pl.multiple_of(j * plan.columns, plan.columns), plan.columns)
 
     def scores(j):
-        return block_scores(plan, head, q, k_ref[keys(j), :], i, j)
+        return block_scores(plan, head, _product(k_ref[keys(j), :], q, 1, 1), i, j)
 
     def tops(j, top):
         here = jnp.max(scores(j), axis=0, keepdims=True)
@@ -237,7 +237,9 @@ def backward_queries(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, blocks_r
 
     def block(j):
         k, v = k_ref[keys(j), :], v_ref[keys(j), :]
-        return k, *_solved(head, kept, block_scores(plan, head, q, k, i, j)), _product(v, do, 1, 1)
+        products = _product(k, q, 1, 1)
+        _, s, log_y = _solved(head, kept, block_scores(plan, head, products, i, j))
+        return k, products, s, log_y, _product(v, do, 1, 1)
 
     def deltas(j, carry):
         def some():
@@ -253,21 +255,20 @@ def backward_queries(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, blocks_r
 
     def gradients(j, carry):
         def some():
-            k, _, s, log_y, dp = block(j)
+            k, products, s, log_y, dp = block(j)
             dz = s * (dp - delta)
             if dz_ref is not None:
                 dz_ref[keys(j), :] = dz.astype(dz_ref.dtype)
-            dq, alpha_bar = carry
-            change = jnp.where(s > 0, dz * _entropy_change(head.b, log_y), 0.0)
-            return dq + _product(dz.astype(k.dtype), k, 0, 0), alpha_bar - jnp.sum(change, axis=0, keepdims=True)
+            dq, *rows = carry
+            changes = -jnp.where(s > 0, dz * _entropy_change(head.b, log_y), 0.0), dz * products
+            rows = (row + jnp.sum(change, axis=0, keepdims=True) for row, change in zip(rows, changes, strict=True))
+            return dq + _product(dz.astype(k.dtype), k, 0, 0), *rows
 
         return lax.cond(has_weight(bits, j), some, lambda: carry)
 
-    dq, alpha_bar = loop_over(start, end, gradients, (jnp.zeros(dq_ref.shape, jnp.float32), row))
+    nothing = jnp.zeros(dq_ref.shape, jnp.float32), row, row
+    dq, alpha_bar, scale_bar = loop_over(start, end, gradients, nothing)
     dq_ref[...] = (dq * head.scale).astype(dq_ref.dtype)
-    # One number for the whole block, and before dQ is rounded: it is a sum of numbers that cancel.
-    first = lax.broadcasted_iota(jnp.int32, row.shape, 1) == 0
-    scale_bar = jnp.where(first, jnp.sum(q.astype(jnp.float32) * dq), 0.0)
     rows_ref[...] = _rows(rows_ref.shape, {DELTA: delta, ALPHA_BAR: alpha_bar, SCALE_BAR: scale_bar})
 
 
@@ -279,7 +280,7 @@ def backward_keys(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, rows_ref, b
         def some():
             here = pl.ds(pl.multiple_of(i * plan.rows, plan.rows), plan.rows)
             q, do = q_ref[here, :], do_ref[here, :]
-            y, s, _ = _solved(head, kept_ref[:, here], block_scores(plan, head, q, k, i, j))
+            y, s, _ = _solved(head, kept_ref[:, here], block_scores(plan, head, _product(k, q, 1, 1), i, j))
             dz = s * (_product(v, do, 1, 1) - _row(rows_ref[:, here], DELTA))
             dk, dv, dz_sum = carry
             return (
