@@ -63,11 +63,11 @@ class _State(NamedTuple):
 
 
 class _Powers(NamedTuple):
-    """What a pass sums. Each `(*batch, d)`, 0 below c.
+    """What a pass sums. Each `(*batch, d)`.
 
     Attributes:
-      u: b (z - c) + w^b.
-      low: u^(r-1) above c; -1 marks c and what rounding cannot tell from it.
+      u: b (z - c) + w^b, -1 below c.
+      low: u^(r-1) above c; 0 below, at c, and where rounding cannot tell from c.
     """
 
     u: jax.Array
@@ -116,11 +116,11 @@ def _rough_bracket(z: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _one_pass(z: jax.Array, b: jax.Array, s: _State) -> _State:
     r = 1 / b
-    powers = _powers(z, b, s.c, s.w)
-    low = positive(powers.low)
-    low, mid, ties = total(low), total(low * powers.u), total((powers.low < 0).astype(z.dtype))
+    e = stored(s.w**b)  # once a slice: fused, a CPU takes it again for each score
+    u, low = _powers(z, b, s.c, e)
+    mid, low, ties = total(low * u), total(low), total((u == e).astype(z.dtype))
     excess = mid + ties * s.w - 1
-    tau = s.c - r * s.w**b
+    tau = s.c - r * e
 
     # Newton's step for the weight at c. From above it never overshoots: where it leads below 0, c has no weight.
     slope = low * s.w ** (b - 1)
@@ -143,8 +143,9 @@ def _one_pass(z: jax.Array, b: jax.Array, s: _State) -> _State:
     halve = ((strays & (jnp.abs(excess) > CLOSE)) | slow) & (floor < middle) & (middle < above)
     e = jnp.where(halve, b * (s.c - middle), e)
     stays = ~leaves & ~halve
-    x = b * (z - s.c)
-    c = _smallest(z, ((x > -e) | (stays & (x == 0))) & (z >= floor))
+    # Scores above the threshold; and c if it stays, though its power may be too small for a float.
+    least, floor = stored((jnp.where(stays & (e == 0), 0, jnp.nextafter(-e, jnp.ones_like(e))), floor))
+    c = _smallest(z, (b * (z - s.c) >= least) & (z >= floor))
     w = jnp.where(stays & (c == s.c), w, _root(e + b * (c - s.c), b))
 
     stalled = (jnp.abs(excess) < sum_noise(z)) & (2 * jnp.abs(excess) > jnp.abs(s.last))
@@ -157,16 +158,16 @@ def _one_pass(z: jax.Array, b: jax.Array, s: _State) -> _State:
     return _State(s.passes + 1, c, w, floor, above, excess, move & ~arrives)
 
 
-def _powers(z: jax.Array, b: jax.Array, c: jax.Array, w: jax.Array) -> _Powers:
-    x, e = b * (z - c), w**b
-    u = jnp.where(x < 0, 0, x + e)
-    low = power(jnp.maximum(u, tiny(z)), 1 / b - 1)
-    return _Powers(*stored((u, jnp.where(u > e, low, jnp.where(x < 0, 0, -1)))))
+def _powers(z: jax.Array, b: jax.Array, c: jax.Array, e: jax.Array) -> _Powers:
+    x = b * (z - c)
+    u = jnp.where(x < 0, -1, x + e)
+    low = jnp.where(u > e, power(jnp.maximum(u, tiny(z)), 1 / b - 1), 0)
+    return _Powers(*stored((u, low)))
 
 
 def _weights(z: jax.Array, b: jax.Array, c: jax.Array, w: jax.Array) -> jax.Array:
-    x, e = b * (z - c), w**b
-    u = jnp.where(x < 0, 0, x + e)
+    x, e = b * (z - c), stored(w**b)
+    u = jnp.where(x < 0, -1, x + e)
     return jnp.where(u > e, power(jnp.maximum(u, tiny(z)), 1 / b), jnp.where(x < 0, 0, w))
 
 
