@@ -254,7 +254,7 @@ SOLVERS = {
         Square(), x, jnp.ones((), x.dtype), jnp.full((), 3, x.dtype), jnp.ones((), x.dtype)
     ),
     "chain": lambda x: solvers.chain_prox(x, jnp.full((), 0.3, x.dtype), jnp.full((), 0.3, x.dtype))[0],
-    "ranks": lambda x: solvers.sorted_prox(x, 0.05 * jnp.arange(x.shape[-1], 0.0, -1, dtype=x.dtype)[None])[0],
+    "ranks": lambda x: solvers.sorted_prox(x, -0.05 * jnp.arange(x.shape[-1], dtype=x.dtype)[None])[0],
 }
 
 
