@@ -59,7 +59,6 @@ KNOWN = {
     "test_axis[axis1]": "not looked into yet",
     "test_the_number_of_choices_is_learned": "not looked into yet",
     "test_huge_steps_do_not_leave_the_domain_of_alpha": "not looked into yet",
-    "test_exports_with_a_symbolic_length[ranks]": "positions of a symbolic length are not sorted by the reference",
     "test_jacobian_laws[l2+tv+owl]": _VACUOUS,
     "test_segments_move_together[shannon+tv/box]": _VACUOUS,
     "test_finite_extremes_stay_finite[cubic/capped": _EXTREMES,
