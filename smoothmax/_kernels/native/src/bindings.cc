@@ -1,8 +1,8 @@
-// What JAX calls: one handler for each problem and dtype. It cuts the rows into pieces and hands them to the kernels of the
-// best instruction set that this processor has.
+// What JAX calls: one handler for each problem and dtype. It cuts the rows into pieces and hands them to the kernels of
+// the best instruction set that this processor has.
 //
-// In arrays, all axes but the last are the batch. Every operand has the batch of the first, so that a partitioner may cut it along
-// with the results; hyper-parameters have one value in their last axis, or one a position.
+// In arrays, all axes but the last are the batch. Every operand has the batch of the first, so that a partitioner may
+// cut it along with the results; hyper-parameters have one value in their last axis, or one a position.
 #include "kernels.h"
 #include "threads.h"
 #include "xla/ffi/api/ffi.h"
@@ -137,8 +137,7 @@ ffi::Error segment_mean(Pool pool, In<T> v, Bytes jumps, In<T> weight, Out<T> me
 }
 
 template <class T>
-ffi::Error ranks(Pool pool, In<T> x, In<T> weights, Out<T> t, ffi::Result<Positions> order,
-                 ffi::Result<Bytes> ties) {
+ffi::Error ranks(Pool pool, In<T> x, In<T> weights, Out<T> t, ffi::Result<Positions> order, ffi::Result<Bytes> ties) {
   const Ranks<T> problem = {x.typed_data(),      weights.typed_data(), rows(weights), t->typed_data(),
                             order->typed_data(), ties->typed_data(),   last(x)};
   return solve(pool, rows(x), 20, table<T>(kernels()).ranks, problem);
@@ -153,8 +152,9 @@ ffi::Error sort(Pool pool, In<T> x, Out<T> values, ffi::Result<Positions> rank) 
 template <class T>
 ffi::Error permutahedron(Pool pool, In<T> x, In<T> gamma, In<T> weights, Out<T> y, ffi::Result<Positions> order,
                          ffi::Result<Bytes> ties) {
-  const Permutahedron<T> problem = {x.typed_data(),      gamma.typed_data(), weights.typed_data(), y->typed_data(),
-                                    order->typed_data(), ties->typed_data(), last(x)};
+  const Permutahedron<T> problem = {x.typed_data(),  gamma.typed_data(),  weights.typed_data(),
+                                    y->typed_data(), order->typed_data(), ties->typed_data(),
+                                    last(x)};
   return solve(pool, rows(x), 20, table<T>(kernels()).permutahedron, problem);
 }
 
@@ -168,7 +168,7 @@ ffi::Error group_mean(Pool pool, In<T> v, Positions order, Bytes ties, In<T> wei
 }  // namespace
 }  // namespace smoothmax
 
-#define SMOOTHMAX_HANDLERS(problem)                                                       \
+#define SMOOTHMAX_HANDLERS(problem)                                                        \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(smoothmax_##problem##_float32, smoothmax::problem<float>); \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(smoothmax_##problem##_float64, smoothmax::problem<double>)
 
@@ -187,7 +187,5 @@ SMOOTHMAX_HANDLERS(group_mean);
 // For `python -m smoothmax` and for the check whether this library suits the jaxlib that loads it.
 extern "C" int smoothmax_ffi_major() { return XLA_FFI_API_MAJOR; }
 extern "C" int smoothmax_ffi_minor() { return XLA_FFI_API_MINOR; }
-extern "C" const char* smoothmax_instruction_set() {
-  return smoothmax::kernels().name;
-}
+extern "C" const char* smoothmax_instruction_set() { return smoothmax::kernels().name; }
 #pragma GCC visibility pop

@@ -1,9 +1,9 @@
 // Entropies over the capped simplex: y_i = clip(psi(z_i - tau), 0, upper_i), sum y = total. See
 // smoothmax/_solvers/_capped.py.
 //
-// The sum falls as tau rises, and what is asked of it is only that: a bracket, Newton's method inside it, and a half of it
-// where Newton's method leaves it or is slow. The threshold may sit far below the top, where differences of scores are
-// coarse: found roughly, it becomes the centre of the scores, and is found again.
+// The sum falls as tau rises, and what is asked of it is only that: a bracket, Newton's method inside it, and a half of
+// it where Newton's method leaves it or is slow. The threshold may sit far below the top, where differences of scores
+// are coarse: found roughly, it becomes the centre of the scores, and is found again.
 #pragma once
 
 #include "power.h"
@@ -12,7 +12,8 @@
 
 namespace smoothmax::SMOOTHMAX_TARGET {
 
-// psi and its derivative, as functions of w = z - tau; psi(0) = 1 (sigmoid: 1/2). It is steep if its slope has no bound.
+// psi and its derivative, as functions of w = z - tau; psi(0) = 1 (sigmoid: 1/2). It is steep if its slope has no
+// bound.
 struct NotSteep {
   bool steep() const { return false; }
 };
@@ -104,8 +105,8 @@ struct Root {
 
 constexpr int kMaxSearch = 400;  // halvings from the largest to the least double, for hostile scores
 
-// Searches from `tau`, by steps of `stride` and more while the root is on one side. A step below `enough` ends the search where a short
-// step means a small excess, which it does but for powers with infinite slope at 0.
+// Searches from `tau`, by steps of `stride` and more while the root is on one side. A step below `enough` ends the
+// search where a short step means a small excess, which it does but for powers with infinite slope at 0.
 template <class T, class Psi>
 Root find_root(const Scores<T>& scores, const Psi& psi, double total, double tau, double stride, double enough) {
   Root root = {tau, {}, -HUGE_VAL, HUGE_VAL, false};
@@ -116,9 +117,11 @@ Root find_root(const Scores<T>& scores, const Psi& psi, double total, double tau
     const double excess = root.at.sum - total, step = excess / root.at.slope;
     const double resolution = kEps<T> * std::max(std::abs(root.tau), 1.0);
     (excess >= 0 ? root.low : root.high) = root.tau;
-    root.arrived = std::abs(excess) <= kEps<T> * total || std::abs(step) <= std::max(enough, psi.steep() ? 0 : resolution);
+    root.arrived =
+        std::abs(excess) <= kEps<T> * total || std::abs(step) <= std::max(enough, psi.steep() ? 0 : resolution);
     if (root.arrived || root.high - root.low <= resolution) return root;
-    // Newton's method, if it stays inside the bracket and halves its steps; else the middle, or a stride to find a bracket.
+    // Newton's method, if it stays inside the bracket and halves its steps; else the middle, or a stride to find a
+    // bracket.
     const bool bracketed = root.low > -HUGE_VAL && root.high < HUGE_VAL;
     tau = root.tau + step;
     if (!(tau > root.low && tau < root.high && std::abs(step) <= std::min(last / 2, bracketed ? HUGE_VAL : stride))) {
@@ -131,7 +134,8 @@ Root find_root(const Scores<T>& scores, const Psi& psi, double total, double tau
 }
 
 // Writes the weights at the root. What their sum lacks is shared out among the free ones in proportion to their rates;
-// where it jumps between two neighbouring thresholds (powers with infinite slope at 0), the weights lie between the two.
+// where it jumps between two neighbouring thresholds (powers with infinite slope at 0), the weights lie between the
+// two.
 template <class T, class Psi>
 void write_weights(const Scores<T>& scores, const Psi& psi, const Root& root, double total, T* y) {
   constexpr double kNearly = 1e-4;
@@ -186,7 +190,8 @@ Budget<T> budget(const Scores<T>& scores, const T* x, T top, T gamma, double tot
   double room = 0, n = 0, mean = 0, square = 0;
   bool broken = false;
   for (int64_t i = 0; i < scores.d; ++i) {
-    const double u = scores.one_bound ? scores.upper[0] : scores.upper[i], v = (static_cast<double>(x[i]) - top) / gamma;
+    const double u = scores.one_bound ? scores.upper[0] : scores.upper[i],
+                 v = (static_cast<double>(x[i]) - top) / gamma;
     broken |= !(u >= 0);
     if (x[i] == -kInf<T>) continue;
     room += u;
@@ -213,9 +218,11 @@ void capped(const Capped<T>& problem, int64_t begin, int64_t end) {
     T* y = problem.y + row * d;
     const T gamma = problem.gamma[row], alpha = problem.alpha[row], b = alpha - 1;
     const double total = problem.total[row];
-    Scores<T> scores = {z, problem.upper + row * problem.upper_size, problem.upper_size == 1, d, static_cast<T>(2 * total)};
+    Scores<T> scores = {z, problem.upper + row * problem.upper_size, problem.upper_size == 1, d,
+                        static_cast<T>(2 * total)};
     const Seen<T> seen = look(x, d);
-    const bool good = gamma > 0 && gamma < kInf<T> && total >= 0 && total < HUGE_VAL && (alpha == 0 || (b >= 0 && b < kInf<T>));
+    const bool good =
+        gamma > 0 && gamma < kInf<T> && total >= 0 && total < HUGE_VAL && (alpha == 0 || (b >= 0 && b < kInf<T>));
     if (nothing_to_solve(seen, good, y, d)) continue;
     const Budget<T> budget = SMOOTHMAX_TARGET::budget(scores, x, seen.top, gamma, total);
     if (budget.broken || total > budget.room * (1 + kRounding)) {
@@ -225,9 +232,7 @@ void capped(const Capped<T>& problem, int64_t begin, int64_t end) {
         y[i] = total == 0 || x[i] == -kInf<T> ? T{0} : scores.upper[scores.one_bound ? 0 : i];
       }
     } else {
-      const auto solve = [&](const auto& psi) {
-        capped_row(scores, x, seen.top, gamma, total, budget.start, y, psi);
-      };
+      const auto solve = [&](const auto& psi) { capped_row(scores, x, seen.top, gamma, total, budget.start, y, psi); };
       if (alpha == 0) {
         solve(Sigmoid<T>{});
       } else if (b < kEps<T>) {

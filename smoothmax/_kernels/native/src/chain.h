@@ -1,6 +1,6 @@
-// Chains: the prox of total variation and of the isotonic order, and means over segments. The problem, and the sweeps that
-// settle most rows (sweeps.h), are those of smoothmax/_solvers/_chain.py. A row that takes too many is solved alone, in
-// double, by dynamic programming (Johnson 2013).
+// Chains: the prox of total variation and of the isotonic order, and means over segments. The problem, and the sweeps
+// that settle most rows (sweeps.h), are those of smoothmax/_solvers/_chain.py. A row that takes too many is solved
+// alone, in double, by dynamic programming (Johnson 2013).
 //
 // Let D_i(t) be the derivative of the least cost of positions 0..i, given that t_i = t. It is increasing and piecewise
 // linear,
@@ -8,8 +8,8 @@
 //     D_i(t) = w_i (t - x_i) + clip(D_{i-1}(t), -down_{i-1}, up_{i-1}),
 //
 // and D_i reaches -down_i at lo_i and up_i at hi_i. At the end D = 0 gives the last t, and then
-// t_i = clip(t_{i+1}, lo_i, hi_i). A clip puts a constant piece at either end, in place of pieces that are never seen again:
-// O(d) in all.
+// t_i = clip(t_{i+1}, lo_i, hi_i). A clip puts a constant piece at either end, in place of pieces that are never seen
+// again: O(d) in all.
 #pragma once
 
 #include "kernels.h"
@@ -18,8 +18,8 @@
 
 namespace smoothmax::SMOOTHMAX_TARGET {
 
-// A linear piece of D. With the number and the sum of the positions so far (those that are not deleted), and what these were
-// when the piece was made, D(t) = force + (count - count0) t - (sum - sum0): to add a position changes no piece.
+// A linear piece of D. With the number and the sum of the positions so far (those that are not deleted), and what these
+// were when the piece was made, D(t) = force + (count - count0) t - (sum - sum0): to add a position changes no piece.
 struct Piece {
   double count0, sum0, force;
   double start;  // it reaches from here to the start of the next
@@ -64,7 +64,9 @@ class Derivative {
   }
 
  private:
-  double at(const Piece& piece, double t) const { return piece.force + (count_ - piece.count0) * t - (sum_ - piece.sum0); }
+  double at(const Piece& piece, double t) const {
+    return piece.force + (count_ - piece.count0) * t - (sum_ - piece.sum0);
+  }
 
   double count_ = 0, sum_ = 0;
   Piece *first_, *last_;
@@ -72,8 +74,8 @@ class Derivative {
 
 // The last t of a row of finite and deleted (-inf) scores, and the limits of the others.
 template <class T>
-double forward(const T* x, double centre, const T* up, bool one_up, const T* down, bool one_down, int64_t d, Piece* pieces,
-               double* lo, double* hi) {
+double forward(const T* x, double centre, const T* up, bool one_up, const T* down, bool one_down, int64_t d,
+               Piece* pieces, double* lo, double* hi) {
   Derivative derivative(pieces, d);
   for (int64_t i = 0; i < d; ++i) {
     if (x[i] != -kInf<T>) derivative.add(static_cast<double>(x[i]) - centre);
@@ -85,7 +87,8 @@ double forward(const T* x, double centre, const T* up, bool one_up, const T* dow
   return derivative.root();
 }
 
-// The middle of a row and how far its scores lie from it; NaN where there is none, or where numbers of this size overflow.
+// The middle of a row and how far its scores lie from it; NaN where there is none, or where numbers of this size
+// overflow.
 struct Spread {
   double centre, reach;
 };
@@ -161,9 +164,9 @@ class Group {
       if (broken_[lane]) {
         fill(problem_.t + row * d_, d_, kNaN<T>);
         fill(problem_.jumps + row * d_, d_, int8_t{0});
-      } else if (unsettled >> lane & 1) {
-        chain_row(problem_.x + row * d_, up(row), problem_.up_size == 1, down(row), problem_.down_size == 1, d_, spread_[lane],
-                  pieces_, lo_, hi_, problem_.t + row * d_, problem_.jumps + row * d_);
+      } else if (alone_[lane] || (unsettled >> lane & 1)) {
+        chain_row(problem_.x + row * d_, up(row), problem_.up_size == 1, down(row), problem_.down_size == 1, d_,
+                  spread_[lane], pieces_, lo_, hi_, problem_.t + row * d_, problem_.jumps + row * d_);
       }
     }
   }
@@ -172,8 +175,8 @@ class Group {
   const T* up(int64_t row) const { return problem_.up + row * problem_.up_size; }
   const T* down(int64_t row) const { return problem_.down + row * problem_.down_size; }
 
-  // Puts a row into its lane, or a deleted one where it is broken or there is none; returns its slack: values nearer than
-  // that are rounding apart, and no segment is split for less.
+  // Puts a row into its lane, or a deleted one where it is broken or there is none; returns its slack: values nearer
+  // than that are rounding apart, and no segment is split for less.
   T take(int64_t first, int64_t lane, bool exists) {
     const int64_t row = first + lane;
     const T* x = problem_.x + row * d_;
@@ -181,12 +184,13 @@ class Group {
     broken_[lane] = !exists || look(x, d_).broken || !(spread_[lane].reach * static_cast<double>(d_) < HUGE_VAL);
     broken_[lane] |= take_strength(exists ? up(row) : nullptr, problem_.up_size, up_ + lane);
     broken_[lane] |= take_strength(exists ? down(row) : nullptr, problem_.down_size, down_ + lane);
+    alone_[lane] = !(spread_[lane].reach * static_cast<double>(d_) < std::numeric_limits<T>::max());
     T* z = sweeps_.row(lane);
     for (int64_t i = 0; i < d_; ++i) {
-      const bool there = !broken_[lane] && x[i] != -kInf<T>;
+      const bool there = !broken_[lane] && !alone_[lane] && x[i] != -kInf<T>;
       z[i * kWidth<T>] = there ? static_cast<T>(x[i] - spread_[lane].centre) : kInf<T>;
     }
-    return broken_[lane] ? 0 : static_cast<T>(2 * kEps<T> * spread_[lane].reach);
+    return broken_[lane] || alone_[lane] ? 0 : static_cast<T>(2 * kEps<T> * spread_[lane].reach);
   }
 
   static bool take_strength(const T* from, int64_t n, T* to) {
@@ -205,6 +209,7 @@ class Group {
   Array<T> up_, down_;
   Spread spread_[kWidth<T>];
   bool broken_[kWidth<T>];
+  bool alone_[kWidth<T>];  // sums of its scores overflow T, but not double
   Array<Piece> pieces_;
   Array<double> lo_, hi_;
 };

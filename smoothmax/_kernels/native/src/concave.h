@@ -1,7 +1,8 @@
 // Tsallis entropies with alpha > 2, whose powers have infinite slope at 0. See smoothmax/_solvers/_threshold.py.
 //
 // A threshold next to a score cannot be stored precisely enough to say what that score weighs. What can be: the lowest
-// score c of the support and the weight w there. The others weigh (s - c + w^b)^r; where w^b underflows it is nothing to s - c.
+// score c of the support and the weight w there. The others weigh (s - c + w^b)^r; where w^b underflows it is nothing
+// to s - c.
 #pragma once
 
 #include "threshold.h"

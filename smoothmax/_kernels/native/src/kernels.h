@@ -1,8 +1,8 @@
 // The problems, and for each instruction set a table of functions that solve them.
 //
-// Every function solves the rows [begin, end) of its problem. Rows are independent, so how they are cut up among threads
-// cannot change a result. Arrays are dense, the slice last; a hyper-parameter has one value a row. What the problems
-// are, and the mathematics, stands with the reference: smoothmax/_solvers.
+// Every function solves the rows [begin, end) of its problem. Rows are independent, so how they are cut up among
+// threads cannot change a result. Arrays are dense, the slice last; a hyper-parameter has one value a row. What the
+// problems are, and the mathematics, stands with the reference: smoothmax/_solvers.
 #pragma once
 
 #include <cstdint>

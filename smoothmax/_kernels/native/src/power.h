@@ -17,20 +17,20 @@ struct Binary;
 
 template <>
 struct Binary<float> {
-  static constexpr float kLog2[] = {1.442695004f,  -0.7213474682f, 0.4809107535f,  -0.3606932681f, 0.2879032609f,
-                                    -0.2391698814f, 0.2160782255f, -0.2058618805f, 0.1231096846f};
-  static constexpr float kExp2[] = {1.0f,          0.6931472067f,   0.2402265092f,  0.05550327227f,
-                                    0.009618056679f, 0.001340042818f, 0.0001546144468f};
+  static constexpr float kLog2[] = {1.442695004f,   -0.7213474682f, 0.4809107535f,  -0.3606932681f, 0.2879032609f,
+                                    -0.2391698814f, 0.2160782255f,  -0.2058618805f, 0.1231096846f};
+  static constexpr float kExp2[] = {
+      1.0f, 0.6931472067f, 0.2402265092f, 0.05550327227f, 0.009618056679f, 0.001340042818f, 0.0001546144468f};
   static constexpr int kMantissa = 23;
   static constexpr int32_t kSqrtHalf = 0x3F3504F3;  // the bits of sqrt(1/2)
-  static constexpr float kShift = 0x1.8p23f;  // adding it rounds to a whole number
+  static constexpr float kShift = 0x1.8p23f;        // adding it rounds to a whole number
   static constexpr float kLeast = -126, kMost = 127;
 };
 
 template <>
 struct Binary<double> {
-  static constexpr double kLog2[] = {2.8853900817779268,  0.9617966939259756,  0.5770780163555854,  0.4121985831111324,
-                                     0.32059889797532526, 0.2623081892525388,  0.2219530832136867,  0.19235933878519512,
+  static constexpr double kLog2[] = {2.8853900817779268,  0.9617966939259756,  0.5770780163555854, 0.4121985831111324,
+                                     0.32059889797532526, 0.2623081892525388,  0.2219530832136867, 0.19235933878519512,
                                      0.16972882833987803, 0.15186263588304877, 0.13739952770371080};
   static constexpr double kExp2[] = {1.0,
                                      0.69314718055994531,

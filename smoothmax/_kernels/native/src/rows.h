@@ -71,8 +71,8 @@ SMOOTHMAX_INLINE Kept<T> keep_above(T lowest, const T* x, int64_t d, T top, T sc
   return {s, at, y, n};
 }
 
-// Writes the weights of the kept scores, divided by their sum, and zeros elsewhere. They should sum to 1 before, but for
-// rounding, unless they are only in proportion; NaN where they do not: what did not arrive is no answer.
+// Writes the weights of the kept scores, divided by their sum, and zeros elsewhere. They should sum to 1 before, but
+// for rounding, unless they are only in proportion; NaN where they do not: what did not arrive is no answer.
 template <class T>
 SMOOTHMAX_INLINE void give_back(const Kept<T>& kept, bool in_proportion, T* out, int64_t d) {
   constexpr double kNearly = 0.1;

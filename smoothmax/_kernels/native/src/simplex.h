@@ -44,10 +44,10 @@ void threshold(const Threshold<T>& problem, int64_t begin, int64_t end) {
       continue;
     }
     const Kept<T> kept = keep_above<T>(-1, x, d, seen.top, b / gamma, s, at, w);
-    const bool arrived = b == 1         ? whole_power_weights<1>(kept)
-                         : b == T(0.5)  ? whole_power_weights<2>(kept)
-                         : b < 1        ? any_power_weights<TsallisEquation>(kept, b)
-                                        : concave_weights(kept, b);
+    const bool arrived = b == 1        ? whole_power_weights<1>(kept)
+                         : b == T(0.5) ? whole_power_weights<2>(kept)
+                         : b < 1       ? any_power_weights<TsallisEquation>(kept, b)
+                                       : concave_weights(kept, b);
     arrived ? give_back(kept, false, y, d) : fill(y, d, kNaN<T>);
   }
 }
@@ -109,7 +109,8 @@ void threshold_product(const ThresholdProduct<T>& problem, int64_t begin, int64_
       });
     } else {
       // Computing with NaN: the power itself would not hand it on.
-      product_row<T>(y, v, d, scale, s, out, [exponent](Vec<T> w) { return power<T>(w, exponent) + (w - w) * exponent; });
+      product_row<T>(y, v, d, scale, s, out,
+                     [exponent](Vec<T> w) { return power<T>(w, exponent) + (w - w) * exponent; });
     }
   }
 }

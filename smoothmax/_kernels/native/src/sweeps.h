@@ -1,7 +1,7 @@
 // Chains, as many rows side by side as a vector has lanes: the sweeps of smoothmax/_solvers/_chain.py.
 //
-// What is true or false of a position is a bit for each row, and to decide about a border of all rows takes a few integer operations. Rows
-// take part in sweeps until all have settled, which changes nothing in those that have.
+// What is true or false of a position is a bit for each row, and to decide about a border of all rows takes a few
+// integer operations. Rows take part in sweeps until all have settled, which changes nothing in those that have.
 #pragma once
 
 #include "rows.h"
@@ -31,7 +31,8 @@ class Sweeps {
   // Where the data of row `lane` go, position by position, kWidth apart: scores about a centre, +inf where deleted.
   T* row(int64_t lane) { return z_ + lane; }
 
-  // Solves; `up(i)` and `down(i)` are the strengths of border i. Returns the rows that have not settled after `limit` rounds.
+  // Solves; `up(i)` and `down(i)` are the strengths of border i. Returns the rows that have not settled after `limit`
+  // rounds.
   template <class Up, class Down>
   Bits solve(const Up& up, const Down& down, Vec<T> slack, int limit) {
     cut_at_first(up, down);
@@ -98,7 +99,8 @@ class Sweeps {
     return static_cast<Bits>(bits<T>((last < all<T>(kInf<T>) ? mean - last : Vec<T>{}) + message < Vec<T>{}));
   }
 
-  // Right to left: the answers, the borders that they cut, and the means of the segments. Returns the rows that changed.
+  // Right to left: the answers, the borders that they cut, and the means of the segments. Returns the rows that
+  // changed.
   template <class Up, class Down>
   Bits decide(const Up& up, const Down& down, Bits above) {
     const Vec<T> one = all<T>(1);
@@ -133,9 +135,9 @@ class Sweeps {
   }
 
   int64_t d_;
-  Array<T> z_, next_;      // next: the mean of the segment that begins behind a border, where it is cut
+  Array<T> z_, next_;  // next: the mean of the segment that begins behind a border, where it is cut
   Array<Border> borders_;
-  Vec<T> mean_ = {};       // of the first segment
+  Vec<T> mean_ = {};  // of the first segment
 };
 
 }  // namespace smoothmax::SMOOTHMAX_TARGET

@@ -1,8 +1,8 @@
 // Vectors of floats or doubles, as wide as the registers of the instruction set that this file is compiled for.
 //
-// They are the compiler's own vector types (GCC and Clang): arithmetic, comparisons and `mask ? a : b` work lane by lane, and
-// nothing here depends on the processor but `bits`. Everything lives in a namespace named after the instruction set,
-// because one library holds several copies of it.
+// They are the compiler's own vector types (GCC and Clang): arithmetic, comparisons and `mask ? a : b` work lane by
+// lane, and nothing here depends on the processor but `bits`. Everything lives in a namespace named after the
+// instruction set, because one library holds several copies of it.
 #pragma once
 
 #include <algorithm>
