@@ -215,7 +215,9 @@ def test_axis(axis):
     axes = (0, 1) if axis is None else axis
     t = t / t.sum(axes, keepdims=True)
     if isinstance(axis, (int, np.integer)):
-        expected = jax.vmap(lambda x, t: sm.fenchel_young_loss(x, t, sm.Tsallis(1.5)), in_axes=1 - axis % 2, out_axes=0)
+        expected = jax.vmap(
+            lambda x, t: sm.fenchel_young_loss(x, t, sm.Tsallis(1.5)), in_axes=int(1 - axis % 2), out_axes=0
+        )
         np.testing.assert_allclose(sm.fenchel_young_loss(x, t, sm.Tsallis(1.5), axis), expected(x, t), atol=1e-12)
     else:
         expected = sm.fenchel_young_loss(x.ravel(), t.ravel(), sm.Tsallis(1.5))

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._arrays import eps
 from .._conjugate import Operator, conjugate
 from .._domains import CappedSimplex, Permutahedron, Simplex
 from .._parameters import as_floats
@@ -168,7 +169,9 @@ def _array(x: Any) -> Any:
 
 
 @partial(jax.jit, static_argnames="axes")
-def _against_targets(op: Operator, logits: jax.Array, targets: jax.Array, where: Any, *, axes: Axis) -> jax.Array:
+def _against_targets(
+    op: Operator, logits: jax.Array, targets: jax.Array, where: Any, *, axes: tuple[int, ...]
+) -> jax.Array:
     dtype, x = _door(logits, where)
     t = targets.astype(x.dtype)
     t = t if where is None else jnp.where(mask(where, t), t, 0)
@@ -177,7 +180,9 @@ def _against_targets(op: Operator, logits: jax.Array, targets: jax.Array, where:
     y = op.argmax(x, axes)
     x, t, allowed = (_like(y, array) for array in (x, t, allowed))
     top = jnp.max(x, axis=axes, keepdims=True)
-    linear = jnp.sum(jnp.where(y == t, 0, (x - _offset(op, top)) * (y - t)), axis=axes)  # inf where t > 0 and x = -inf
+    offset = _offset(op, top)
+    linear = jnp.sum(jnp.where(y == t, 0, (x - offset) * (y - t)), axis=axes)  # inf where t > 0 and x = -inf
+    linear += offset.squeeze(axes) * _excess(y, t, axes)
     value = linear - (op.omega(y, axes, where=allowed) - at_target)
     definition = op.max(x, axes) + at_target - jnp.sum(jnp.where(allowed, x, 0) * t, axis=axes)
     return _loss(value, definition, top.squeeze(axes) != -jnp.inf).astype(dtype)
@@ -234,12 +239,20 @@ def _like(y: jax.Array, array: jax.Array) -> jax.Array:
 
 
 def _offset(op: Operator, top: jax.Array) -> jax.Array:
-    """What may be taken from all scores of a slice where y and t have the same sum: it spares <x, y - t> its rounding.
+    """What is taken from all scores of a slice where y and t have the same sum: it spares <x, y - t> its rounding.
 
     Over another domain, such as the box, the scores count as they are.
     """
     same_sum = isinstance(op.over, (Simplex, CappedSimplex, Permutahedron))
     return jnp.where(jnp.isfinite(top) & same_sum, top, 0)
+
+
+def _excess(y: jax.Array, t: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """By how much the sum of the weights exceeds that of the targets, if by more than their rounding: where the targets
+    are not quite points of the domain, as while the k of a top-k is learned, the definition still holds."""
+    excess = jnp.sum(y, axis=axes) - jnp.sum(t, axis=axes)
+    rounding = math.prod(y.shape[a] for a in axes) * eps(y) * jnp.sum(jnp.abs(y), axis=axes)
+    return jnp.where(jnp.abs(excess) > rounding, excess, 0)
 
 
 def _loss(value: jax.Array, definition: jax.Array, some: jax.Array) -> jax.Array:

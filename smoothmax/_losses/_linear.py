@@ -24,9 +24,9 @@ from .._parameters import Spec
 from .._slices import mask
 from ._fenchel_young import Omega, against_labels, check_labels, operator_for_labels
 
-# Logits held at a time where the caller does not say. Products of this size keep all cores busy, and 8 MB of float32
+# Logits held at a time where the caller does not say. Products of this size keep all cores busy, and 16 MB of float32
 # are small beside the parameters of any layer that needs chunks.
-_LOGITS_AT_A_TIME = 2**21
+_LOGITS_AT_A_TIME = 2**22
 
 
 def linear_fenchel_young_loss(
@@ -58,7 +58,7 @@ def linear_fenchel_young_loss(
       bias: `b`, `(V,)`, or None.
       where: boolean mask that broadcasts to the logits `(..., V)`: `(V,)` takes words out of the problem, `(..., 1)`
         whole tokens, whose loss is then zero.
-      chunk_size: tokens at a time; None for about two million logits at a time. Fewer cost less memory, and time where
+      chunk_size: tokens at a time; None for about four million logits at a time. Fewer cost less memory, and time where
         the products get too small.
 
     Returns:
