@@ -83,12 +83,12 @@ class Problem:
         return jnp.where(jnp.all(x == -jnp.inf, axis=-1, keepdims=True), -jnp.inf, value)
 
     def allowed(self, x: jax.Array) -> jax.Array | None:
-        """The positions that are not deleted, if the value of the base needs more than the support to know them."""
-        return x != -jnp.inf if self.base.counts_zeros else None
+        """The positions that are not deleted, if the value needs them and `Domain.active` does not tell."""
+        return x != -jnp.inf if self.base.counts_zeros and not self.domain.knows_deleted else None
 
     def value(self, y: jax.Array, allowed: jax.Array | None, found: Found) -> jax.Array:
         """Omega(y) at a solution, as `(*batch, 1)`. A penalty has the value <g, y> for each of its subgradients g."""
-        value = self.gamma * self.base.value(y, y != 0 if allowed is None else allowed)
+        value = self.gamma * self.base.value(y, self.domain.active(y, found.domain) if allowed is None else allowed)
         if self.penalties:
             value += total(self._subgradient(found, y) * self._spread(found, y, y))
         return value

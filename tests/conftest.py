@@ -46,9 +46,6 @@ AS_USERS = {
 
 
 # Failures that are known and not mended yet, by the beginning of their names. They are run all the same, and reported.
-_VACUOUS = "the hyper-parameters of this case leave the law nothing to look at: choose others"
-_EXTREMES = "scores of 1e300 under caps give NaN: the bracket of the threshold overflows"
-_ROUNDING = "an offset costs one or two roundings more than the bound allows"
 KNOWN = {
     "test_a_kernel_for_tpus_does_not_run_elsewhere": "it asks for the bits of the reference; native serves",
     "test_named_functions_by_the_kernels[oscarmax": "failed before the last mend of sorting on TPUs; to be run again",
@@ -59,15 +56,6 @@ KNOWN = {
     "test_axis[axis1]": "not looked into yet",
     "test_the_number_of_choices_is_learned": "not looked into yet",
     "test_huge_steps_do_not_leave_the_domain_of_alpha": "not looked into yet",
-    "test_jacobian_laws[l2+tv+owl]": _VACUOUS,
-    "test_segments_move_together[shannon+tv/box]": _VACUOUS,
-    "test_finite_extremes_stay_finite[cubic/capped": _EXTREMES,
-    "test_finite_extremes_stay_finite[fermi+tv+oscar/capped": _EXTREMES,
-    "test_finite_extremes_stay_finite[fermi/capped": _EXTREMES,
-    "test_finite_extremes_stay_finite[l2/capped": _EXTREMES,
-    "test_shift[-100000000.0-l2/permutahedron": _ROUNDING,
-    "test_shift[100000000.0-l2/permutahedron": _ROUNDING,
-    "test_shift[12345.0-shannon/capped": _ROUNDING,
 }
 
 

@@ -20,8 +20,8 @@ def full_size(pull):
 @pytest.mark.parametrize("method", ["weights", "value"])
 def test_residuals_are_the_weights_and_integers(case, method):
     """Differentiating in scores and in all hyper-parameters keeps one float array of full size, the weights,
-    which attention stores anyway, and of integers what the solver found (segments, sort order). The value over a domain
-    with hyper-parameters keeps the scores for them too."""
+    which attention stores anyway, and of integers what the solver found (segments, sort order, what a mask deleted). The
+    value over a domain with hyper-parameters keeps the scores for them too."""
     params = {k: jnp.asarray(p, float) for k, p in case.params(WIDTH).items()}
     x = jnp.asarray(cases.scores(N, WIDTH))
     keep = functools.partial(jax.vjp, getattr(case.family, method))
@@ -36,10 +36,16 @@ def test_residuals_are_the_weights_and_integers(case, method):
     others = [leaf for leaf in large if not jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert all(leaf.size <= N * WIDTH and leaf.dtype.itemsize <= 4 for leaf in others)
     penalties = case.family.penalties
-    # phi(0) counts once for each allowed position: the value of a function keeps the mask, one byte each. Over a box a
-    # weight of 0 does not tell that a position is deleted.
-    mask = case.family.domain == "box" or (case.family.base in ("cubic", "coupled") and method == "value")
-    assert len(others) <= (3 if len(penalties) > 1 else 2 if penalties else 0) + mask, others
+    # Segments; or groups, which are segments of a sort order.
+    integers = 3 if len(penalties) > 1 else 2 if penalties else 0
+    match case.family.domain:
+        case "box":  # a weight of 0 does not tell that a position is deleted
+            integers += 1
+        case "permutahedron" | "ranks":  # neither does it here: order, pools, mask, and the rank of each of the weights
+            integers += 4
+        case _:  # phi(0) counts once for each allowed position: the value of a function keeps the mask
+            integers += case.family.base in ("cubic", "coupled") and method == "value"
+    assert len(others) <= integers, others
 
 
 @functools.cache

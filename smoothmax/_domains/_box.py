@@ -54,6 +54,7 @@ class Box(Domain):
     upper: Parameter = parameter(BOUND, by_position=True, default=1.0)
 
     has_vertices = True
+    knows_deleted = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -110,9 +110,12 @@ class CappedSimplex(Domain):
 
 
 def _position(scores: jax.Array) -> jax.Array:
-    """The position of the greatest score, or -1 where all are -inf."""
-    best = jnp.argmax(scores, axis=-1, keepdims=True).astype(jnp.int32)
-    return jnp.where(jnp.max(scores, axis=-1, keepdims=True) == -jnp.inf, -1, best)
+    """The first position of the greatest score, or -1 where all are -inf. Unlike `argmax`, these two reductions need
+    no gather where the slice lies on several devices."""
+    greatest = jnp.max(scores, axis=-1, keepdims=True)
+    position = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+    first = jnp.min(jnp.where(scores == greatest, position, scores.shape[-1]), axis=-1, keepdims=True)
+    return jnp.where(greatest == -jnp.inf, -1, first)
 
 
 def _halves(found: Edges, y: jax.Array) -> jax.Array:

@@ -25,6 +25,9 @@ class Domain(Parametrized):
     shift_invariant: ClassVar[bool] = False
     """Whether all its points have the same sum, so that a constant added to all scores changes no weight."""
 
+    knows_deleted: ClassVar[bool] = False
+    """Whether `active` is every position that is not deleted, whatever its weight."""
+
     def check_base(self, omega: Regularizer) -> None:
         """Raises if the domain cannot serve the base of an expression, or its penalties."""
 

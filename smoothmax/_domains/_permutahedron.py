@@ -57,6 +57,7 @@ class Permutahedron(Domain):
     """
 
     shift_invariant = True
+    knows_deleted = True
 
     weights: Any = parameter(FINITE_WEIGHTS, extent=lambda d: d)
 

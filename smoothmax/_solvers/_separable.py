@@ -31,6 +31,7 @@ import numpy as np
 from jax import lax
 
 from .._arrays import eps, total, varying_like
+from ._scores import between
 
 Slopes = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -40,8 +41,6 @@ _LEAST = 1.75
 _GRID = 64
 # Steps. 4 to 12 are usual; halving two brackets at once to the last bit takes some hundreds.
 _STEPS = 500
-# Halvings of the range of the scores in search of the first lower bound; what they leave costs steps, not digits.
-_HALVINGS = 40
 # The rounding of x - tau - phi'(y), in eps of x and tau, and of the phi' of neighbours on the grid.
 _ROUNDING, _GRID_ROUNDING = 4, 64
 # A step below this part of sqrt(eps) of every weight is the last: the error that it leaves is about its square, over
@@ -186,11 +185,12 @@ def _lower_bound(p: _Problem) -> jax.Array:
 
         def halve(_, bounds):
             low, high = bounds
-            middle = low + (high - low) / 2
+            middle = between(low, high)
             return jnp.where(enough(middle), middle, low), jnp.where(enough(middle), high, middle)
 
         least_turn = jnp.min(jnp.where(p.allowed, turn, jnp.inf), -1, keepdims=True)
-        low, _ = lax.fori_loop(0, _HALVINGS, halve, (least_turn, greatest))
+        # As many halvings as a float has bits meet two neighbours, however far apart the scores are.
+        low, _ = lax.fori_loop(0, jnp.finfo(turn.dtype).bits, halve, (least_turn, greatest))
         return jnp.where(enough(greatest), greatest, low)
 
     # Over the simplex one weight is enough, and the search need not run.

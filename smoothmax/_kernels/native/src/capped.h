@@ -167,13 +167,28 @@ void write_weights(const Scores<T>& scores, const Psi& psi, const Root& root, do
   });
 }
 
+// The score next to the threshold, which must be that of a position with a bound above 0.
+template <class T>
+T nearest(const Scores<T>& scores, const T* x, double tau) {
+  int64_t best = 0;
+  double least = HUGE_VAL;
+  for (int64_t i = 0; i < scores.d; ++i) {
+    const double distance = std::abs(scores.z[i] - tau);
+    const bool usable = scores.upper[scores.one_bound ? 0 : i] > 0;
+    if (usable && distance < least) best = i, least = distance;
+  }
+  return x[best];
+}
+
 template <class T, class Psi>
 void capped_row(Scores<T>& scores, const T* x, T top, T gamma, double total, double start, T* y, const Psi& psi) {
   constexpr double kRough = 1e-2;  // near enough for a centre
   scores.centre(x, top, gamma);
-  Root root = find_root(scores, psi, total, start, 1, kRough);
-  scores.centre(x, static_cast<T>(top + gamma * root.tau), gamma);
-  root = find_root(scores, psi, total, 0, kRough, 0);
+  Root root = find_root(scores, psi, total, start, std::max(1.0, std::abs(start) / 8), kRough);
+  // So far from the top that its rounding is no centre: a score is one.
+  const bool far = kEps<T> * std::abs(root.tau) > kRough;
+  scores.centre(x, far ? nearest(scores, x, root.tau) : static_cast<T>(top + gamma * root.tau), gamma);
+  root = find_root(scores, psi, total, 0, far ? 1 : kRough, 0);
   write_weights(scores, psi, root, total, y);
 }
 
@@ -187,11 +202,12 @@ struct Budget {
 
 template <class T>
 Budget<T> budget(const Scores<T>& scores, const T* x, T top, T gamma, double total) {
+  constexpr double kFarthest = 1e150;  // squares of scores stay finite
   double room = 0, n = 0, mean = 0, square = 0;
   bool broken = false;
   for (int64_t i = 0; i < scores.d; ++i) {
     const double u = scores.one_bound ? scores.upper[0] : scores.upper[i],
-                 v = (static_cast<double>(x[i]) - top) / gamma;
+                 v = std::max((static_cast<double>(x[i]) - top) / gamma, -kFarthest);
     broken |= !(u >= 0);
     if (x[i] == -kInf<T>) continue;
     room += u;
