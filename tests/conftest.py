@@ -46,17 +46,7 @@ AS_USERS = {
 
 
 # Failures that are known and not mended yet, by the beginning of their names. They are run all the same, and reported.
-KNOWN = {
-    "test_a_kernel_for_tpus_does_not_run_elsewhere": "it asks for the bits of the reference; native serves",
-    "test_named_functions_by_the_kernels[oscarmax": "failed before the last mend of sorting on TPUs; to be run again",
-    "test_named_functions_by_the_kernels[soft_rank": "failed before the last mend of sorting on TPUs; to be run again",
-    "test_bfloat16": "failed before the last mend of the kernel; to be run again",
-    "test_sharded_under_jit[Shannon()-words]": "a kernel has a sharded vocabulary brought together",
-    "test_sharded_under_jit[SquaredL2()-words]": "a kernel has a sharded vocabulary brought together",
-    "test_axis[axis1]": "not looked into yet",
-    "test_the_number_of_choices_is_learned": "not looked into yet",
-    "test_huge_steps_do_not_leave_the_domain_of_alpha": "not looked into yet",
-}
+KNOWN = {}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects

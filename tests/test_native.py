@@ -42,7 +42,7 @@ def exact(value, dtype):
 
 
 @DTYPES
-@pytest.mark.parametrize("alpha", [1.0, 1.0001, 1.01, 1.3, 1.5, 1.9, 2.0])
+@pytest.mark.parametrize("alpha", [1.0, 1 + 1e-6, 1.0001, 1.01, 1.3, 1.5, 1.9, 2.0])
 def test_threshold(dtype, alpha):
     for d in LENGTHS:
         for scale, offset in ((0.01, 0), (1, 0), (1, 1e5), (30, 0)):
@@ -51,6 +51,17 @@ def test_threshold(dtype, alpha):
             for ours, row in zip(y, x, strict=True):
                 expected = oracles.tsallis(row, exact(alpha, dtype), exact(0.7, dtype))
                 np.testing.assert_allclose(ours, expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+@DTYPES
+@pytest.mark.parametrize("above", [1e-15, 1e-13, 1e-11, 2e-7])
+def test_threshold_next_to_softmax(dtype, above):
+    """The weights differ from softmax by about (alpha - 1) z^2 y / 2."""
+    for d in LENGTHS:
+        x = scores(d, d, dtype)
+        y = np.asarray(call["threshold"](x, dtype(0.7), dtype(1) + dtype(above)))
+        expected = np.stack([oracles.tsallis(row, exact(1, dtype), exact(0.7, dtype)) for row in x])
+        np.testing.assert_allclose(y, expected, atol=TOLERANCE[dtype] + 50 * above, rtol=0)
 
 
 @DTYPES

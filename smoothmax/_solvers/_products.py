@@ -11,9 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from .. import _kernels
-from .._arrays import safe_ratio, total
+from .._arrays import safe_ratio, total, varying_like
 from ._power import support_power
 
 
@@ -54,8 +56,21 @@ def threshold_product(
 
 
 def _diagonal_product(s: jax.Array, v: jax.Array) -> jax.Array:
+    # Slopes of concave powers have no bound, and one may be by far the greatest. Then the mean is v there, but for what
+    # counts: so v is measured from there.
+    none = varying_like(jnp.zeros_like(total(s)), v)
+    origin = lax.cond(jnp.any(s > 1), lambda: varying_like(_at_greatest(s, v), s), lambda: varying_like(none, s))
+    v = v - origin
     return s * (v - safe_ratio(total(s * v), total(s)))
 
 
+def _at_greatest(s: jax.Array, v: jax.Array) -> jax.Array:
+    """The mean of v over the positions where s is greatest."""
+    greatest = (s == jnp.max(s, axis=-1, keepdims=True)).astype(v.dtype)
+    return safe_ratio(total(greatest * v), total(greatest))
+
+
 def _threshold_product(y: jax.Array, v: jax.Array, alpha: jax.Array, scale: jax.Array) -> jax.Array:
-    return scale * _diagonal_product(support_power(y, 2 - alpha), v)
+    # No greater than leaves sums of products with v finite.
+    s = jnp.minimum(support_power(y, 2 - alpha), float(jnp.finfo(y.dtype).max) / 2**27)
+    return scale * _diagonal_product(s, v)

@@ -13,8 +13,9 @@
 namespace smoothmax::SMOOTHMAX_TARGET {
 
 // psi and its derivative, as functions of w = z - tau; psi(0) = 1 (sigmoid: 1/2). It is steep if its slope has no
-// bound.
+// bound, and bends where it reaches 0 if that slope is not 0 there.
 struct NotSteep {
+  static constexpr bool kBends = false;
   bool steep() const { return false; }
 };
 template <class T>
@@ -32,6 +33,7 @@ struct Exponential : NotSteep {
 };
 template <class T>
 struct Linear : NotSteep {
+  static constexpr bool kBends = true;
   SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
     y = positive<T>(T{1} + w);
     slope = y > Vec<T>{} ? all<T>(1) : Vec<T>{};
@@ -46,6 +48,7 @@ struct Square : NotSteep {
 };
 template <class T>
 struct AnyPower {
+  static constexpr bool kBends = false;
   T b, r;
   bool steep() const { return b > 1; }
   SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
@@ -161,6 +164,10 @@ void write_weights(const Scores<T>& scores, const Psi& psi, const Root& root, do
   map(scores.z, scores.d, -kInf<T>, y, [&](int64_t i, Vec<T> z) {
     Vec<T> w, rate, u = scores.bound(i);
     psi(z - tau, w, rate);
+    if constexpr (Psi::kBends) {  // at a kink, rounding is no weight: a vertex has none that are free
+      w = w < all<T>(2 * kEps<T>) ? Vec<T>{} : w;
+      w = u - w < 2 * kEps<T> * u ? u : w;
+    }
     Vec<T> free = positive<T>(smaller(w + share * rate, u));
     w = (w > Vec<T>{}) & (w < u) ? free : smaller(w, u);
     return z == all<T>(-kInf<T>) ? Vec<T>{} : w;
@@ -251,7 +258,7 @@ void capped(const Capped<T>& problem, int64_t begin, int64_t end) {
       const auto solve = [&](const auto& psi) { capped_row(scores, x, seen.top, gamma, total, budget.start, y, psi); };
       if (alpha == 0) {
         solve(Sigmoid<T>{});
-      } else if (b < kEps<T>) {
+      } else if (b < kAlmostOne<T>) {
         solve(Exponential<T>{});
       } else if (b == 1) {
         solve(Linear<T>{});

@@ -28,6 +28,10 @@ bool nothing_to_solve(const Seen<T>& seen, bool good_parameters, T* y, int64_t d
   return broken || empty;
 }
 
+// So close to 1, alpha is 1: the weights differ by less than their rounding, or than 1e-13.
+template <class T>
+constexpr T kAlmostOne = std::max(kEps<T>, T(1e-14));
+
 template <class T>
 void threshold(const Threshold<T>& problem, int64_t begin, int64_t end) {
   const int64_t d = problem.d;
@@ -39,7 +43,7 @@ void threshold(const Threshold<T>& problem, int64_t begin, int64_t end) {
     const T gamma = problem.gamma[row], alpha = problem.alpha[row], b = alpha - 1;
     const Seen<T> seen = look(x, d);
     if (nothing_to_solve(seen, gamma > 0 && gamma < kInf<T> && b >= 0 && b < kInf<T>, y, d)) continue;
-    if (b < kEps<T>) {
+    if (b < kAlmostOne<T>) {
       softmax_row(x, d, seen.top, gamma, y);
       continue;
     }
@@ -69,9 +73,9 @@ void p_norm(const Threshold<T>& problem, int64_t begin, int64_t end) {
   }
 }
 
-// scale * s (v - <s, v> / sum s) for s = y^(2 - alpha) where y > 0, written over rates `s`.
+// scale * s (v - <s, v> / sum s) for s = y^(2 - alpha) where y > 0, written over rates `s`. v is measured from `origin`.
 template <class T, class Rate>
-SMOOTHMAX_INLINE void product_row(const T* y, const T* v, int64_t d, T scale, T* s, T* out, Rate&& rate) {
+SMOOTHMAX_INLINE void product_row(const T* y, const T* v, int64_t d, T scale, T* s, T* out, T origin, Rate&& rate) {
   Vec<T> rates = {}, weighted = {};
   each(y, d, T{0}, [&](int64_t i, Vec<T> w) {
     Mask<T> on = w != Vec<T>{};  // NaN too
@@ -80,14 +84,26 @@ SMOOTHMAX_INLINE void product_row(const T* y, const T* v, int64_t d, T scale, T*
     store<T>(s + i, w);
     Vec<T> value = i + kWidth<T> <= d ? load(v + i) : load_first(v + i, d - i, T{0});
     rates += w;
-    weighted += on ? w * value : Vec<T>{};
+    weighted += on ? w * (value - origin) : Vec<T>{};
   });
   const double total = sum<T>(rates);
   const T mean = static_cast<T>(total == 0 ? 0 : sum<T>(weighted) / total);
   map(v, d, T{0}, out, [&](int64_t i, Vec<T> value) {
     Vec<T> w = load(s + i);
-    return w != Vec<T>{} ? scale * w * (value - mean) : Vec<T>{};
+    return w != Vec<T>{} ? scale * w * (value - origin - mean) : Vec<T>{};
   });
+}
+
+// The rates of a concave power, one of which may be by far the greatest; and v there, from which it is to be measured.
+template <class T>
+T steep_rates(const T* y, const T* v, int64_t d, T exponent, T* s) {
+  constexpr T kMost = std::numeric_limits<T>::max() / (1 << 27);  // so that sums of products with v stay finite
+  each(y, d, T{0}, [&](int64_t i, Vec<T> w) {
+    store<T>(s + i, w != Vec<T>{} ? smaller(power<T>(w, exponent), all<T>(kMost)) + (w - w) : Vec<T>{});
+  });
+  int64_t at = 0;
+  for (int64_t i = 1; i < d; ++i) at = s[i] > s[at] ? i : at;
+  return v[at];
 }
 
 template <class T>
@@ -98,18 +114,21 @@ void threshold_product(const ThresholdProduct<T>& problem, int64_t begin, int64_
     const T *y = problem.y + row * d, *v = problem.v + row * d;
     T* out = problem.out + row * d;
     const T scale = problem.scale[row], exponent = 2 - problem.alpha[row];
-    if (exponent == 0) {
-      product_row<T>(y, v, d, scale, s, out, [](Vec<T> w) { return w == w ? all<T>(1) : w; });
+    if (exponent < 0) {
+      const T origin = steep_rates<T>(y, v, d, exponent, s);
+      product_row<T>(s, v, d, scale, s, out, origin, [](Vec<T> w) { return w; });
+    } else if (exponent == 0) {
+      product_row<T>(y, v, d, scale, s, out, 0, [](Vec<T> w) { return w == w ? all<T>(1) : w; });
     } else if (exponent == 1) {
-      product_row<T>(y, v, d, scale, s, out, [](Vec<T> w) { return w; });
+      product_row<T>(y, v, d, scale, s, out, 0, [](Vec<T> w) { return w; });
     } else if (exponent == T(0.5)) {
-      product_row<T>(y, v, d, scale, s, out, [](Vec<T> w) {
+      product_row<T>(y, v, d, scale, s, out, 0, [](Vec<T> w) {
         for (int64_t i = 0; i < kWidth<T>; ++i) w[i] = std::sqrt(w[i]);
         return w;
       });
     } else {
       // Computing with NaN: the power itself would not hand it on.
-      product_row<T>(y, v, d, scale, s, out,
+      product_row<T>(y, v, d, scale, s, out, 0,
                      [exponent](Vec<T> w) { return power<T>(w, exponent) + (w - w) * exponent; });
     }
   }

@@ -52,15 +52,28 @@ struct Sums {
   double low, mid, high;  // of u^(r-1), u^r, u^(r+1)
 };
 
-// The sums at tau; u^(r-1) is kept in place of the weights.
+// A threshold, and what rounding it left over: for small b, r multiplies both.
 template <class T>
-Sums power_sums(const Kept<T>& kept, T tau, T r) {
+struct RoundedThreshold {
+  T tau, rest;
+
+  void move(double step, double low, double high) {
+    const double target = static_cast<double>(tau) + rest + step;
+    const T next = static_cast<T>(std::min(std::max(target, low), high));
+    rest = target > low && target < high ? static_cast<T>((static_cast<double>(tau) - next) + rest + step) : T{0};
+    tau = next;
+  }
+};
+
+// The sums at a threshold; u^(r-1) is kept in place of the weights.
+template <class T>
+Sums power_sums(const Kept<T>& kept, RoundedThreshold<T> at, T r) {
   Vec<T> low = {}, mid = {}, high = {};
-  const Vec<T> t = all<T>(tau), half = t * T(-0.5);
+  const Vec<T> t = all<T>(at.tau), half = t * T(-0.5);
   for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
     Vec<T> s = load(kept.s + i), u = s - t;
     // For small b, u is close to 1 and r multiplies the error of rounding it; the power gets that error back.
-    Vec<T> error = s - (u + t);
+    Vec<T> error = (s - (u + t)) - at.rest;
     Vec<T> p = power<T>(u, r - 1, error / greater(u, half));
     store<T>(kept.y + i, p);
     low += p;
@@ -103,20 +116,21 @@ bool any_power_weights(const Kept<T>& kept, double b) {
   const double r = 1 / b, equal = Of::equal(b, static_cast<double>(kept.n));
   const double enough = 4 * std::pow(static_cast<double>(kEps<T>), std::max(b, 0.5));
   const double noise = kEps<T> * (16 + static_cast<double>(kept.n) / 64);
-  double tau = -1, step = 0;
+  RoundedThreshold<T> at = {-1, 0};
+  double step = 0;
   bool far = true, arrived = false;
   for (int pass = 0; pass < kMaxPasses && !arrived; ++pass) {
-    tau = static_cast<T>(std::min(std::max(tau + step, -1.0), equal));
-    const Sums f = power_sums(kept, static_cast<T>(tau), static_cast<T>(r));
+    at.move(step, -1, equal);
+    const Sums f = power_sums(kept, at, static_cast<T>(r));
     const Equation e = Of::at(b, f);
     far = far && e.log_f > kFar;
     const double last = step;
     step = phi(e.log_f, far ? e.inverse_k : e.inverse_norm) / e.slope;
     const bool stalled = std::abs(e.log_f) < noise && 2 * std::abs(step) > std::abs(last);
-    arrived = r * std::abs(step) <= enough * -tau || stalled;
+    arrived = r * std::abs(step) <= enough * -at.tau || stalled;
   }
   // The last step, to first order in the power that was kept.
-  const Vec<T> t = all<T>(static_cast<T>(tau));
+  const Vec<T> t = all<T>(at.tau);
   const T rest = static_cast<T>(r * step);
   for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
     Vec<T> u = positive<T>(load(kept.s + i) - t);
