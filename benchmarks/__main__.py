@@ -73,6 +73,8 @@ def main() -> None:
     parser.add_argument("--shapes", help=f"comma-separated ROWSxWIDTH (default {SHAPES})")
     parser.add_argument("--dtypes", default="float32,bfloat16", help="comma-separated (default float32,bfloat16)")
     parser.add_argument("--samples", type=int, default=15, help="turns in which every subject is timed (default 15)")
+    parser.add_argument("--implementations", default="native,xla", help="comma-separated (default native,xla)")
+    parser.add_argument("--only", default="", help="measure only subjects whose name has this in it, and softmax")
     parser.add_argument("--no-peers", action="store_true", help="leave other libraries out")
     parser.add_argument("--attention", action="store_true", help="measure attention instead of the mappings")
     parser.add_argument("--scaling", action="store_true", help="measure and draw growth with width and batch")
@@ -89,7 +91,8 @@ def main() -> None:
         name = "attention"
     else:
         alone = args.no_peers or args.scaling
-        subjects = [baseline(), *ours(), *([] if alone else peers())]
+        subjects = [baseline(), *ours(args.implementations.split(",")), *([] if alone else peers())]
+        subjects = [s for s in subjects if args.only in s.name or s.name == subjects[0].name]
         shapes = args.shapes or (SCALING if args.scaling else SHAPES)
         grid = [
             (tuple(int(n) for n in shape.split("x")), dtype)

@@ -7,9 +7,10 @@ checked against our operator in float64 before anything is timed.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,18 +20,22 @@ import numpy as np
 
 import smoothmax as sm
 
-ALPHA, LARGE_ALPHA, P, FUSED_LAM, OSCAR_LAM = 1.3, 3.0, 1.5, 0.1, 0.01
+ALPHA, LARGE_ALPHA, P, FUSED_LAM, OSCAR_LAM, K = 1.3, 3.0, 1.5, 0.1, 0.01, 5
 LONGEST, LARGEST = 5.0, 2**32  # seconds of one pass, and bytes of its temporary memory, that are still measured
 
+# By name, functions of scores and of the implementation.
 PROBLEMS: dict[str, Callable[..., jax.Array]] = {
     "softmax": sm.softmax,
     "sparsemax": sm.sparsemax,
-    "entmax 1.5": lambda x: sm.entmax(x, alpha=1.5),
-    f"entmax {ALPHA}": lambda x: sm.entmax(x, alpha=ALPHA),
-    f"entmax {LARGE_ALPHA}": lambda x: sm.entmax(x, alpha=LARGE_ALPHA),
-    f"pnormmax {P}": lambda x: sm.pnormmax(x, p=P),
-    "fusedmax": lambda x: sm.fusedmax(x, lam=FUSED_LAM),
-    "oscarmax": lambda x: sm.oscarmax(x, lam=OSCAR_LAM),
+    "entmax 1.5": functools.partial(sm.entmax, alpha=1.5),
+    f"entmax {ALPHA}": functools.partial(sm.entmax, alpha=ALPHA),
+    f"entmax {LARGE_ALPHA}": functools.partial(sm.entmax, alpha=LARGE_ALPHA),
+    f"pnormmax {P}": functools.partial(sm.pnormmax, p=P),
+    "fusedmax": functools.partial(sm.fusedmax, lam=FUSED_LAM),
+    "oscarmax": functools.partial(sm.oscarmax, lam=OSCAR_LAM),
+    f"soft_topk {K}": functools.partial(sm.soft_topk, k=K),
+    "soft_rank": sm.soft_rank,
+    "soft_sort": sm.soft_sort,
 }
 
 
@@ -97,9 +102,11 @@ def baseline() -> Subject:
     return Subject("jax.nn.softmax", "softmax", of_jax(jax.nn.softmax))
 
 
-def ours() -> Iterator[Subject]:
+def ours(implementations: Iterable[str]) -> Iterator[Subject]:
     for problem, mapping in PROBLEMS.items():
-        yield Subject(f"smoothmax {problem}", problem, of_jax(mapping), ours=True)
+        for name in implementations:
+            prepare = of_jax(functools.partial(mapping, implementation=name))
+            yield Subject(f"smoothmax {problem}, {name}", problem, prepare, ours=True)
 
 
 def peers() -> Iterator[Subject]:
@@ -124,17 +131,29 @@ def peers() -> Iterator[Subject]:
         ):
             yield Subject(f"PyTorch entmax {name}", problem, of_torch(mapping))
     if _installed("jaxopt"):
-        from jaxopt.projection import projection_simplex  # pyright: ignore[reportMissingImports]
+        from jaxopt.projection import (  # pyright: ignore[reportMissingImports]
+            projection_box_section,
+            projection_simplex,
+        )
 
         yield Subject("jaxopt projection_simplex", "sparsemax", of_jax(jax.vmap(lambda x: projection_simplex(x))))
+        section = lambda x: projection_box_section(x, (0.0, 1.0, jnp.ones_like(x), float(K)))
+        yield Subject("jaxopt projection_box_section", f"soft_topk {K}", of_jax(jax.vmap(section)))
         if _installed("numba"):  # without it one call at (64, 50) takes a second
-            yield Subject("jaxopt isotonic, projection_simplex", "oscarmax", of_jax(jax.vmap(_jaxopt_oscarmax())))
+            isotonic = _jaxopt_isotonic()
+            oscarmax = lambda x: projection_simplex(_sorted_prox(isotonic, x, OSCAR_LAM))
+            yield Subject("jaxopt isotonic, projection_simplex", "oscarmax", of_jax(jax.vmap(oscarmax)))
+            yield Subject("jaxopt isotonic", "soft_rank", of_jax(jax.vmap(functools.partial(_soft_rank, isotonic))))
     if _installed("softjax"):
         softjax: Any = importlib.import_module("softjax")
         # Its regularizers are scaled by `softness`, and Tsallis's for alpha is ours where that is 1 / (alpha - 1).
         for problem, mode, softness in (("sparsemax", "c0", 1.0), ("entmax 1.5", "c1", 2.0)):
             options = {"axis": -1, "mode": mode, "softness": softness, "standardize": False}
             yield Subject(f"softjax argmax {mode}", problem, of_jax(lambda x, o=options: softjax.argmax(x, **o)))
+    if _installed("torch") and _installed("torchsort"):
+        torchsort: Any = importlib.import_module("torchsort")
+        for problem in ("soft_rank", "soft_sort"):
+            yield Subject(f"torchsort {problem}", problem, of_torch(getattr(torchsort, problem)))
     if _installed("torch") and _installed("torchsparseattn"):
         torchsparseattn: Any = importlib.import_module("torchsparseattn")
         sparsemax: Any = importlib.import_module("torchsparseattn.sparsemax")
@@ -151,22 +170,28 @@ def peers() -> Iterator[Subject]:
         yield Subject("torchsparseattn oscarmax, scores lifted", "oscarmax", of_torch(oscarmax))
 
 
-def _jaxopt_oscarmax() -> Callable[[jax.Array], jax.Array]:
-    """Oscarmax of one slice, put together from jaxopt's isotonic regression and simplex projection."""
-    from jaxopt.projection import projection_simplex  # pyright: ignore[reportMissingImports]
-
+def _jaxopt_isotonic() -> Callable[[jax.Array], jax.Array]:
+    """jaxopt's non-increasing regression of one slice, which calls compiled code on the host."""
     isotonic: Any = importlib.import_module("jaxopt._src.isotonic")
     pool = isotonic._isotonic_l2_pav_numba
     # Callbacks are handed JAX arrays now, which numba does not know: without this every call raises.
     isotonic._isotonic_l2_pav_numba = lambda y: pool(np.asarray(y))
+    return functools.partial(isotonic.isotonic_l2_pav, increasing=False)
 
-    def oscarmax(x: jax.Array) -> jax.Array:
-        order = jnp.argsort(x, descending=True)
-        weights = OSCAR_LAM * jnp.arange(x.size - 1, -1, -1, dtype=x.dtype)
-        t = isotonic.isotonic_l2_pav(x[order] - weights, increasing=False)
-        return projection_simplex(jnp.zeros_like(x).at[order].set(t, unique_indices=True))
 
-    return oscarmax
+def _sorted_prox(isotonic: Callable[[jax.Array], jax.Array], x: jax.Array, lam: float) -> jax.Array:
+    """The prox of OSCAR for one slice."""
+    order = jnp.argsort(x, descending=True)
+    t = isotonic(x[order] - lam * jnp.arange(x.size - 1, -1, -1, dtype=x.dtype))
+    return jnp.zeros_like(x).at[order].set(t, unique_indices=True)
+
+
+def _soft_rank(isotonic: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """The ranks of one slice: its projection onto the permutahedron of 1, ..., d."""
+    order = jnp.argsort(x, descending=True)
+    scores = x[order]
+    y = scores - isotonic(scores - jnp.arange(x.size, 0, -1, dtype=x.dtype))
+    return jnp.zeros_like(x).at[order].set(y, unique_indices=True)
 
 
 def _row_by_row(function: Any) -> Callable[[Any], Any]:
@@ -212,9 +237,9 @@ def check(subject: Subject, scores: np.ndarray, cotangent: np.ndarray, dtype: st
     with jax.enable_x64(True):
         # The scores as the subject sees them: for alpha > 2 weights near zero magnify the rounding of a score.
         rounded = jnp.asarray(scores, dtype).astype(jnp.float64)
-        y, vjp = jax.vjp(PROBLEMS[subject.problem], rounded)
+        y, vjp = jax.vjp(functools.partial(PROBLEMS[subject.problem], implementation="xla"), rounded)
         expected = np.asarray(y), np.asarray(vjp(jnp.asarray(cotangent, jnp.float64))[0])
-    tolerance = {"float32": 1e-4, "bfloat16": 3e-2}[dtype]
+    tolerance = {"float32": 1e-4, "bfloat16": 3e-2}[dtype] * max(1, np.abs(expected[0]).max())
     for name, actual, wanted in zip(("forward", "weights", "gradient"), got, (expected[0], *expected), strict=True):
         # A score near a threshold may change sides by its rounding: judge the gradient by its mean error.
         gap = np.abs(actual - wanted)
