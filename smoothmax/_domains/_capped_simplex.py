@@ -11,7 +11,7 @@ import numpy as np
 from .._arrays import safe_ratio, total
 from .._parameters import NON_NEGATIVE, Parameter, Range, known, parameter, tree_class
 from .._regularizers import Base, Regularizer
-from .._solvers import diagonal_product
+from .._solvers import diagonal_product, power_product
 from ._domain import Domain, refuse_base, refuse_unequal
 
 BOUND = Range(lambda v: v >= 0, "zero or positive")
@@ -88,7 +88,9 @@ class CappedSimplex(Domain):
     def product(
         self, base: Base, y: jax.Array, found: Edges, v: jax.Array, gamma: jax.Array, implementation: str | None
     ) -> jax.Array:
-        return diagonal_product(self._rates(base, y), v, implementation=implementation) / gamma
+        s, alpha = self._rates(base, y), self._entropy(base).kernel_alpha
+        may_be_steep = isinstance(alpha, jax.Array)
+        return (power_product(s, v, alpha) if may_be_steep else diagonal_product(s, v)) / gamma
 
     def respond(self, base: Base, y: jax.Array, found: Edges) -> jax.Array:
         # The free positions take up what the sum or a bound changes, in proportion to their rates. At a vertex the two

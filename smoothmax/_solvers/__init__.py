@@ -12,6 +12,7 @@ from ._permutahedron import project_permutahedron as project_permutahedron
 from ._power import on_support as on_support
 from ._power import support_power as support_power
 from ._products import diagonal_product as diagonal_product
+from ._products import power_product as power_product
 from ._products import threshold_product as threshold_product
 from ._separable import least as least
 from ._separable import separable_inverse as separable_inverse

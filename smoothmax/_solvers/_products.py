@@ -56,12 +56,21 @@ def threshold_product(
 
 
 def _diagonal_product(s: jax.Array, v: jax.Array) -> jax.Array:
-    # Slopes of concave powers have no bound, and one may be by far the greatest. Then the mean is v there, but for what
-    # counts: so v is measured from there.
-    none = varying_like(jnp.zeros_like(total(s)), v)
-    origin = lax.cond(jnp.any(s > 1), lambda: varying_like(_at_greatest(s, v), s), lambda: varying_like(none, s))
-    v = v - origin
     return s * (v - safe_ratio(total(s * v), total(s)))
+
+
+def power_product(s: jax.Array, v: jax.Array, alpha: jax.Array) -> jax.Array:
+    """`diagonal_product` for s that is y^(2 - alpha) or 0.
+
+    Beyond alpha = 2 these slopes have no bound, and one may be by far the greatest. Then the mean is v there, but for
+    what counts: so v is measured from there.
+    """
+    if alpha.ndim == 0:  # one for all: the flag is at hand on every device
+        none = varying_like(jnp.zeros_like(total(s)), v)
+        origin = lax.cond(alpha > 2, lambda: _at_greatest(s, v), lambda: varying_like(none, s))
+    else:
+        origin = jnp.where(alpha > 2, _at_greatest(s, v), 0)
+    return _diagonal_product(s, v - origin)
 
 
 def _at_greatest(s: jax.Array, v: jax.Array) -> jax.Array:
@@ -73,4 +82,4 @@ def _at_greatest(s: jax.Array, v: jax.Array) -> jax.Array:
 def _threshold_product(y: jax.Array, v: jax.Array, alpha: jax.Array, scale: jax.Array) -> jax.Array:
     # No greater than leaves sums of products with v finite.
     s = jnp.minimum(support_power(y, 2 - alpha), float(jnp.finfo(y.dtype).max) / 2**27)
-    return scale * _diagonal_product(s, v)
+    return scale * power_product(s, v, alpha)
