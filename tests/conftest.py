@@ -12,7 +12,8 @@ import jaxlib
 
 _flags = os.environ.get("XLA_FLAGS", "")
 if "xla_backend_optimization_level" not in _flags:
-    _flags += " --xla_backend_optimization_level=0"
+    # In one part: the workers keep all cores busy already, and parts cost a tenth more.
+    _flags += " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
     if tuple(map(int, jaxlib.__version__.split(".")[:2])) <= (0, 10):  # an unknown flag ends the process
         _flags += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()

@@ -72,7 +72,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("id", ["entmax1.5", "l2+tv"])
-@hypothesis.settings(max_examples=4 * hypothesis.settings.default.max_examples)  # one slice or a few each
+@hypothesis.settings(max_examples=2 * hypothesis.settings.default.max_examples)  # one slice or a few each
 @hypothesis.given(
     shape_axis=st.sampled_from(SHAPES),
     dtype=st.sampled_from([np.float64, np.float32, jnp.bfloat16]),

@@ -38,7 +38,7 @@ def test_a_batch_of_nothing_but_nan_ends(case):
         assert np.isnan(result.y).all() and np.isnan(result.value).all()
 
 
-@cases.each(cases.FAMILIES)
+@cases.each(cases.REPRESENTATIVES)
 def test_nan_in_float32_and_wide(case):
     x = cases.scores(4, 257, dtype=np.float32)
     x[2, 100] = np.nan
