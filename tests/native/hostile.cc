@@ -2,6 +2,7 @@
 // end, weights are NaN or lie in their domain, chains keep their order, sorted positions are a permutation.
 //
 // tests/native/sanitize compiles and runs it, for each width of vectors.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
@@ -102,6 +103,11 @@ void capped(int64_t d, int kind) {
 }
 
 template <class T>
+T largest_of(const std::vector<T>& v) {
+  return *std::max_element(v.begin(), v.end());
+}
+
+template <class T>
 void chain(int64_t d, int kind) {
   const std::vector<T> x = row<T>(d, kind);
   std::vector<T> t(x), mean(x);
@@ -122,6 +128,19 @@ void chain(int64_t d, int kind) {
       // Without any force the sign of a jump means nothing.
       if (up[border] + down[border] > 0) expect(jumps[i] != 1 || t[i] <= t[i + 1], "chain: rises", d);
     }
+  }
+  // The two ways to solve a row agree: sweeps, and dynamic programming in double. A threshold that is found from sums of
+  // other numbers may put a tie apart, so values are compared, not jumps.
+  using namespace smoothmax::baseline;
+  const auto at = spread(x.data(), d);
+  if (size > 0 && !broken(x) && at.reach < 1e6 && largest_of(up) < 1e7 && largest_of(down) < 1e7) {
+    std::vector<T> alone(x);
+    std::vector<Piece> pieces(static_cast<size_t>(2 * d + 2));
+    std::vector<double> lo(x.size()), hi(x.size());
+    chain_row(x.data(), up.data(), size == 1, down.data(), size == 1, d, at, pieces.data(), lo.data(), hi.data(),
+              alone.data(), jumps.data());
+    const double near = 64 * kEps<T> * (at.reach + std::abs(at.centre) + 1) * static_cast<double>(d);
+    for (size_t i = 0; i < x.size(); ++i) expect(!(std::abs(t[i] - alone[i]) > near), "chain: another answer", d);
   }
   const std::vector<T> weight(x.size(), 1), v = row<T>(d, 0);
   table<T>(kernels).segment_mean({v.data(), jumps.data(), weight.data(), mean.data(), d}, 0, 1);

@@ -56,11 +56,12 @@ class Derivative {
     return where;
   }
 
-  // Where D is 0; 0 where it is so everywhere.
+  // Where D is 0: the end of its first piece where that is 0, as behind a free fall; 0 where D is so everywhere.
   double root() {
     while (first_ != last_ && at(*first_, first_[1].start) < 0) ++first_;
     const double slope = count_ - first_->count0;
-    return slope == 0 ? 0 : (sum_ - first_->sum0 - first_->force) / slope;
+    if (slope == 0) return first_ == last_ ? 0 : first_[1].start;
+    return (sum_ - first_->sum0 - first_->force) / slope;
   }
 
  private:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <cstring>
 
 #include "vector.h"
 
@@ -11,7 +12,11 @@ namespace smoothmax::SMOOTHMAX_TARGET {
 template <class T>
 class Array {
  public:
-  explicit Array(int64_t n) : data_(static_cast<T*>(std::malloc(sizeof(T) * static_cast<size_t>(n) + kSlack))) {}
+  explicit Array(int64_t n) : data_(static_cast<T*>(std::malloc(sizeof(T) * static_cast<size_t>(n) + kSlack))) {
+#ifdef SMOOTHMAX_POISON  // for tests: what is read before it is written is NaN, or -1
+    std::memset(data_, 0xFF, sizeof(T) * static_cast<size_t>(n) + kSlack);
+#endif
+  }
   ~Array() { std::free(data_); }
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;

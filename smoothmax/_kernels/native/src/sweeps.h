@@ -38,7 +38,7 @@ class Sweeps {
     cut_at_first(up, down);
     mean_ = Vec<T>{};
     Bits changed = 0;
-    // The first question is no mean of a segment where a border was cut already: it alone cannot be the last.
+    // The first question is 0, which is no mean of a segment where a border was cut already: it cannot be the last.
     for (int round = 0; round < limit && (round < 2 || changed != 0); ++round) {
       changed = decide(up, down, ask(up, down, slack));
     }
@@ -75,6 +75,7 @@ class Sweeps {
     for (int64_t i = 0; i + 1 < d_; ++i) {
       const Vec<T> step = z(i + 1) - z(i), size = greater(step, -step);
       const Mask<T> far = (size > reach) & (size < all<T>(kInf<T>));
+      store<T>(next_ + i * kWidth<T>, Vec<T>{});
       borders_[i] = {};
       borders_[i].cut = static_cast<Bits>(bits<T>(far | (up(i) + down(i) == Vec<T>{})));
       borders_[i].rises = static_cast<Bits>(bits<T>(step > Vec<T>{}) & borders_[i].cut);
