@@ -26,6 +26,13 @@ def named(path):
     return getattr(importlib.import_module(module), name)
 
 
+def test_one_version():
+    changelog, citation = (ROOT / "CHANGELOG.md").read_text(), (ROOT / "CITATION.cff").read_text()
+    version, date = re.search(r"^## ([\d.]+) \(([\d-]+)\)$", changelog, re.M).groups()
+    assert version == sm.__version__ == re.search(r"^version: (\S+)$", citation, re.M).group(1)
+    assert date == re.search(r"^date-released: (\S+)$", citation, re.M).group(1)
+
+
 def test_there_are_public_names():
     assert {"smoothmax.softmax", "smoothmax.conjugate", "smoothmax.OWL", *ADAPTERS} <= set(PUBLIC)
 
