@@ -61,7 +61,9 @@ def execute(path: pathlib.Path) -> None:
         outputs = cell.get("outputs", [])
         for place in (picture, text):
             place.unlink(missing_ok=True)
-        printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+        printed = "".join(
+            output.text for output in outputs if output.output_type == "stream" and output.name == "stdout"
+        )
         if printed:
             text.write_text(printed)
         for output in outputs:
