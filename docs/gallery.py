@@ -1,6 +1,8 @@
-"""The gallery's pages, made of the notebooks. As a hook of mkdocs it writes a page for each: what stands in the notebook,
-and after each cell what it drew and printed when the notebooks were last run by `python docs/gallery.py`, which needs the
-extra `notebooks` and takes a few minutes."""
+"""The gallery's pages, made of the notebooks.
+
+As a hook of mkdocs it writes a page for each: what stands in the notebook, and after each cell what it drew and printed
+when the notebooks were last run by `python docs/gallery.py`, which needs the extra `notebooks` and takes a few minutes.
+"""
 
 from __future__ import annotations
 
