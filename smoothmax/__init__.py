@@ -39,3 +39,5 @@ from ._values import oscarmax_value as oscarmax_value
 from ._values import pnormmax_value as pnormmax_value
 from ._values import softmax_value as softmax_value
 from ._values import sparsemax_value as sparsemax_value
+
+__version__ = "0.2.0"

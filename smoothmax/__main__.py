@@ -7,13 +7,15 @@ import platform
 
 import jax
 
+import smoothmax
+
 from ._kernels import TABLE
 
 
 def report() -> str:
     """Versions, and each implementation: available, or why not."""
     versions = {
-        "smoothmax": importlib.metadata.version("smoothmax"),
+        "smoothmax": smoothmax.__version__,
         "jax": jax.__version__,
         "jaxlib": importlib.metadata.version("jaxlib"),
         "python": platform.python_version(),

@@ -26,6 +26,13 @@ def named(path):
     return getattr(importlib.import_module(module), name)
 
 
+def test_one_version():
+    changelog, citation = (ROOT / "CHANGELOG.md").read_text(), (ROOT / "CITATION.cff").read_text()
+    version, date = re.search(r"^## ([\d.]+) \(([\d-]+)\)$", changelog, re.M).groups()
+    assert version == sm.__version__ == re.search(r"^version: (\S+)$", citation, re.M).group(1)
+    assert date == re.search(r"^date-released: (\S+)$", citation, re.M).group(1)
+
+
 def test_there_are_public_names():
     assert {"smoothmax.softmax", "smoothmax.conjugate", "smoothmax.OWL", *ADAPTERS} <= set(PUBLIC)
 
@@ -53,10 +60,13 @@ def test_docstrings_are_complete_and_in_order(path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebooks_are_small_without_outputs_and_use_public_names(path):
+def test_notebooks_are_small_without_outputs_use_public_names_and_are_in_the_gallery(path):
     text = path.read_text()
     cells = json.loads(text)["cells"]
     assert len(text) < 30_000
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert code and all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
     assert not re.search(r"smoothmax\._|sm\._", text)
+    drawn = {f"{i:02}.png" for i, cell in enumerate(cells) if "plt.show()" in "".join(cell["source"])}
+    shown = {picture.name for picture in (ROOT / "docs" / "gallery" / path.stem).glob("*.png")}
+    assert drawn == shown, f"the gallery is out of date: run python docs/gallery.py {path.stem}"
