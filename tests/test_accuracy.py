@@ -118,7 +118,7 @@ def test_scaling_scores_and_strength_together_changes_nothing(case, scale):
     got, got_value = cases.forward(case.family)(params, x32, None)
     tol = float32_tolerance(case, y)
     np.testing.assert_allclose(got, y, rtol=0, atol=tol)
-    np.testing.assert_allclose(got_value, value, rtol=0, atol=3 * tol * max(scale, np.abs(value).max()))
+    np.testing.assert_allclose(got_value, value, rtol=0, atol=3 * tol * max(scale, np.abs(value).max()))  # as above
 
 
 @cases.each()

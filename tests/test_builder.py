@@ -120,7 +120,7 @@ def test_plain_functions_against_the_conic_solver(index):
     for i, row in enumerate(x):
         variable = cp.Variable(D)
         expected, best = oracles.conic_maximum(row, variable, expression(variable))
-        # a quartic is flat where it vanishes: its weights are less certain than CONIC
+        # less sure of weights than CONIC is: a quartic is flat where it vanishes
         np.testing.assert_allclose(value[i], best, rtol=0, atol=CONIC_VALUE)
         np.testing.assert_allclose(y[i], expected, rtol=0, atol=5e-5)
     jacobian = jax.jit(jax.vmap(jax.jacrev(op.argmax)))(x)

@@ -10,7 +10,7 @@ PROMISE64, PROMISE32 = 1e-10, 3e-6
 PROMISE = {np.float32: PROMISE32, np.float64: PROMISE64}
 # Above alpha = 2 weights are infinitely steep where a position enters: there the optimal value is promised.
 OBJECTIVE = {np.float32: 2e-6, np.float64: 1e-10}
-# A plain function is solved until a gap is some ulp: its weights are as exact as the root of that.
+# Of a plain function, too: it is solved up to a gap in its value, and its weights are as exact as the root of that.
 FUNCTION64, FUNCTION32 = 1e-6, 1e-3
 
 # Rounding in float64, each time by 1e-16 at most.
