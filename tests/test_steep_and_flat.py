@@ -128,7 +128,7 @@ def test_shift_and_masks():
     y = np.asarray(op.argmax(np.where(where, x, np.nan), where=where))
     for i in range(6):
         np.testing.assert_allclose(
-            y[i, where[i]], power_sum_weights(x[i : i + 1, where[i]].astype(LD), 6)[0], rtol=0, atol=1e-9
+            y[i, where[i]], power_sum_weights(x[i : i + 1, where[i]].astype(LD), 6)[0], rtol=0, atol=SOLVED
         )
         assert (y[i, ~where[i]] == 0).all()
 
