@@ -7,6 +7,7 @@ import numpy as np
 import oracles
 import pytest
 from cases import CASES, D
+from cases.tolerances import PROMISE64, PULLED_TWICE, SOLVED, SUMS, ULPS
 
 import smoothmax as sm
 
@@ -29,7 +30,7 @@ def test_values_of_omega(case):
     assert got.shape == (len(y),)
     expected = [case.oracle_omega(row.astype(oracles.LD), **case.problem()) for row in y]
     # (sum y^alpha - 1) / (alpha - 1) loses eps / (alpha - 1) if it is written so: 1e-12 at alpha = 1.0001 refuses that
-    np.testing.assert_allclose(got, np.array(expected, float), rtol=0, atol=2e-14)
+    np.testing.assert_allclose(got, np.array(expected, float), rtol=0, atol=2 * SUMS)
 
 
 def test_values_of_omega_along_axes_and_with_masks():
@@ -45,20 +46,20 @@ def test_values_of_omega_along_axes_and_with_masks():
     # the textbook's formula, of distributions; everything here is of order one and rounds a few times
     expected = ((y**1.5).sum(-1) - 1) / 0.75 + np.array(penalties, float)
     got = omega(np.where(where, y, np.nan), where=where)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-14)
-    np.testing.assert_allclose(omega(y.T, 0), omega(y), rtol=0, atol=1e-15)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=SUMS)
+    np.testing.assert_allclose(omega(y.T, 0), omega(y), rtol=0, atol=ULPS)
 
 
 def test_penalties_have_values():
     y = distributions()
-    np.testing.assert_allclose(sm.TotalVariation()(y), np.abs(np.diff(y)).sum(-1), atol=1e-15)
+    np.testing.assert_allclose(sm.TotalVariation()(y), np.abs(np.diff(y)).sum(-1), rtol=0, atol=ULPS)
     pairs = np.maximum(y[:, :, None], y[:, None, :])[:, *np.triu_indices(D, 1)].sum(-1)
-    np.testing.assert_allclose(sm.Oscar()(y), pairs, atol=1e-14)
+    np.testing.assert_allclose(sm.Oscar()(y), pairs, rtol=0, atol=SUMS)
     weights = np.linspace(1, 0, D)
-    np.testing.assert_allclose(sm.OWL(weights)(y), (weights * np.sort(y)[:, ::-1]).sum(-1), atol=1e-15)
+    np.testing.assert_allclose(sm.OWL(weights)(y), (weights * np.sort(y)[:, ::-1]).sum(-1), rtol=0, atol=ULPS)
     edges = np.linspace(0, 1, D - 1)
-    np.testing.assert_allclose(sm.TotalVariation(edges)(y), (edges * np.abs(np.diff(y))).sum(-1), atol=1e-15)
-    np.testing.assert_allclose((0.5 * sm.Oscar())(y), 0.5 * pairs, atol=1e-14)
+    np.testing.assert_allclose(sm.TotalVariation(edges)(y), (edges * np.abs(np.diff(y))).sum(-1), rtol=0, atol=ULPS)
+    np.testing.assert_allclose((0.5 * sm.Oscar())(y), 0.5 * pairs, rtol=0, atol=SUMS)
 
 
 def test_ways_to_write_the_same():
@@ -76,7 +77,7 @@ def test_ways_to_write_the_same():
         (base + 0.1 * oscar, base + 0.1 * sm.OWL(ranks)),
         (base + 0.0 * tv, base),
     ):
-        np.testing.assert_allclose(one(y), other(y), atol=1e-13, err_msg=f"{one} and {other}")
+        np.testing.assert_allclose(one(y), other(y), rtol=0, atol=SOLVED, err_msg=f"{one} and {other}")
 
 
 def test_penalties_of_one_kind_add_up():
@@ -87,8 +88,9 @@ def test_penalties_of_one_kind_add_up():
     problem = {"base": "tsallis", "alpha": 1.5, "gamma": 2.0, "edges": 0.1 + np.linspace(0, 0.3, D - 1)}
     problem["weights"] = 0.02 * np.arange(D - 1.0, -1, -1) + 0.1 * np.linspace(1, 0, D)
     y, value = op(X)
-    np.testing.assert_allclose(y, oracles.rows(oracles.masked_argmax, X, **problem).astype(float), atol=1e-10)
-    np.testing.assert_allclose(value, oracles.rows(oracles.masked_value, X, **problem).astype(float), atol=1e-9)
+    expected, best = (oracles.rows(f, X, **problem) for f in (oracles.masked_argmax, oracles.masked_value))
+    np.testing.assert_allclose(y, expected.astype(float), rtol=0, atol=PROMISE64)
+    np.testing.assert_allclose(value, best.astype(float), rtol=0, atol=10 * PROMISE64)  # weights times scores
 
 
 def test_families_meet():
@@ -99,11 +101,11 @@ def test_families_meet():
         (sm.Tsallis(2.0), sm.SquaredL2(), -0.5),
         (sm.SquaredPNorm(2.0), sm.SquaredL2(), 0.0),
     ):
-        np.testing.assert_allclose(sm.conjugate(one)(X), sm.conjugate(other)(X), atol=1e-13)
-        np.testing.assert_allclose(one(y), other(y) + constant, atol=1e-14)
-        np.testing.assert_allclose(sm.conjugate(one).max(X), sm.conjugate(other).max(X) - constant, atol=1e-13)
-    np.testing.assert_allclose(sm.conjugate(sm.Shannon()).max(X), jax.nn.logsumexp(X, -1), atol=1e-13)
-    np.testing.assert_allclose(sm.conjugate(sm.Shannon())(X), jax.nn.softmax(X), atol=1e-14)
+        np.testing.assert_allclose(sm.conjugate(one)(X), sm.conjugate(other)(X), rtol=0, atol=SOLVED)
+        np.testing.assert_allclose(one(y), other(y) + constant, rtol=0, atol=SUMS)
+        np.testing.assert_allclose(sm.conjugate(one).max(X), sm.conjugate(other).max(X) - constant, rtol=0, atol=SOLVED)
+    np.testing.assert_allclose(sm.conjugate(sm.Shannon()).max(X), jax.nn.logsumexp(X, -1), rtol=0, atol=SOLVED)
+    np.testing.assert_allclose(sm.conjugate(sm.Shannon())(X), jax.nn.softmax(X), rtol=0, atol=SUMS)
 
 
 def test_operators_are_the_fenchel_conjugate():
@@ -111,10 +113,10 @@ def test_operators_are_the_fenchel_conjugate():
     omega = 1.5 * (sm.Tsallis(1.3) + 0.2 * sm.TotalVariation())
     op = sm.conjugate(omega)
     y = op.argmax(X)
-    np.testing.assert_allclose(op.max(X), (X * y).sum(-1) - omega(y), atol=1e-13)
+    np.testing.assert_allclose(op.max(X), (X * y).sum(-1) - omega(y), rtol=0, atol=SOLVED)
     others = distributions(50)
     bound = X @ others.T - np.asarray(omega(others))
-    assert (np.asarray(op.max(X))[:, None] >= bound - 1e-13).all()
+    assert (np.asarray(op.max(X))[:, None] >= bound - SOLVED).all()
 
 
 def test_repr_shows_the_expression():
@@ -137,10 +139,10 @@ def test_operators_in_conjugate_are_differentiable_in_leaves():
     }
     leaves = [float(leaf) for leaf in jax.tree.leaves(gradient)]
     for value in by_hand.values():
-        assert min(abs(leaf - value) for leaf in leaves) < 1e-11
+        assert min(abs(leaf - value) for leaf in leaves) < PULLED_TWICE
 
 
 @pytest.mark.parametrize("number", [2, 2.0, np.float32(2), np.float64(2), jnp.float32(2)])
 def test_any_number_is_a_strength(number):
-    np.testing.assert_allclose(sm.conjugate(number * sm.SquaredL2())(X), sm.sparsemax(X, gamma=2.0), atol=1e-14)
-    np.testing.assert_allclose(sm.conjugate(sm.SquaredL2() * number)(X), sm.sparsemax(X, gamma=2.0), atol=1e-14)
+    np.testing.assert_allclose(sm.conjugate(number * sm.SquaredL2())(X), sm.sparsemax(X, gamma=2.0), rtol=0, atol=SUMS)
+    np.testing.assert_allclose(sm.conjugate(sm.SquaredL2() * number)(X), sm.sparsemax(X, gamma=2.0), rtol=0, atol=SUMS)

@@ -45,6 +45,7 @@ def test_weights_and_values(base, domain):
         for i, row in enumerate(rows):
             expected, best = case.expected(x[i : i + 1], params=row)
             np.testing.assert_allclose(y[i], expected[0], rtol=0, atol=case.tol, err_msg=str(row))
+            # weights times scores of up to 6
             np.testing.assert_allclose(value[i], best[0], rtol=0, atol=10 * case.tol, err_msg=str(row))
             sparse += (expected == 0).any()
     assert not BASES[base].sparse or sparse > 0, "no sparse support was tested"

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases.tolerances import DIFFERENCE, STEP, SUMS, ULPS
 
 import smoothmax as sm
 from smoothmax import _kernels, extend
@@ -16,14 +17,14 @@ X = np.random.default_rng(0).normal(size=(5, 6))
 V = np.random.default_rng(1).normal(size=(5, 6))
 
 
-def check_gradient(f, *at, tolerance=1e-7):
+def check_gradient(f, *at, tolerance=DIFFERENCE):
     """Central differences along one direction for each argument."""
     rng = np.random.default_rng(2)
     gradients = jax.grad(f, tuple(range(len(at))))(*at)
     for i, gradient in enumerate(gradients):
-        step = 1e-6 * rng.normal(size=np.shape(at[i]))
+        step = STEP * rng.normal(size=np.shape(at[i]))
         ahead, behind = (f(*(a + sign * step if j == i else a for j, a in enumerate(at))) for sign in (1, -1))
-        np.testing.assert_allclose(np.sum(gradient * step), (ahead - behind) / 2, atol=tolerance * 1e-6, rtol=1e-5)
+        np.testing.assert_allclose(np.sum(gradient * step), (ahead - behind) / 2, rtol=0, atol=tolerance * STEP)
         assert np.any(np.asarray(gradient) != 0)
 
 
@@ -50,13 +51,13 @@ class Above(extend.Domain):
 
 def test_a_domain():
     weights = lambda gamma, lower, x: sm.conjugate(gamma * sm.SquaredL2(), over=Above(lower)).argmax(x)
-    np.testing.assert_allclose(weights(2.0, 0.1, X), np.maximum(X / 2, 0.1), rtol=1e-15)
+    np.testing.assert_allclose(weights(2.0, 0.1, X), np.maximum(X / 2, 0.1), rtol=ULPS)
     check_gradient(lambda *a: jnp.sum(V * weights(*a)), 2.0, 0.1, X)
     value = lambda gamma, lower, x: jnp.sum(sm.conjugate(gamma * sm.Shannon(), over=Above(lower)).max(x))
     check_gradient(value, 1.5, 0.2, X)
     fused = sm.conjugate(sm.SquaredL2() + 0.3 * sm.TotalVariation(), over=Above(0.1))
     plain = sm.conjugate(sm.SquaredL2() + 0.3 * sm.TotalVariation(), over=sm.Box(-jnp.inf, jnp.inf))
-    np.testing.assert_allclose(fused(X), np.maximum(plain(X), 0.1), atol=1e-14)
+    np.testing.assert_allclose(fused(X), np.maximum(plain(X), 0.1), rtol=0, atol=SUMS)
     with pytest.raises(ValueError, match="lower of Above must be zero or positive"):
         Above(-1.0)
 
@@ -104,13 +105,13 @@ def test_a_penalty():
     y = np.asarray(weights(1.0, 0.4, X))
     tied = y[:, ::2] == y[:, 1::2]
     assert 0 < tied.mean() < 1
-    np.testing.assert_allclose(y.sum(-1), 1, atol=1e-12)
+    np.testing.assert_allclose(y.sum(-1), 1, rtol=0, atol=SUMS)
     # Optimal: no point of the simplex does better.
     omega = sm.Tsallis(1.5) + 0.4 * Pairs()
     best = jnp.sum(X * y, -1) - omega(y)
     others = np.random.default_rng(3).dirichlet(np.full(6, 0.5), size=(200, 5))
     nearby = 0.95 * y + 0.05 * others
-    assert (np.sum(X * nearby, -1) - np.asarray(omega(nearby)) <= np.asarray(best) + 1e-12).all()
+    assert (np.sum(X * nearby, -1) - np.asarray(omega(nearby)) <= np.asarray(best) + SUMS).all()
     check_gradient(lambda *a: jnp.sum(V * weights(*a)), 1.3, 0.4, X)
     value = lambda gamma, lam, x: jnp.sum(sm.conjugate(gamma * (sm.SquaredL2() + lam * Pairs())).max(x))
     check_gradient(value, 1.3, 0.4, X)
@@ -119,7 +120,7 @@ def test_a_penalty():
 def test_a_penalty_beside_others_and_over_another_domain():
     omega = sm.SquaredL2() + 0.2 * Pairs() + 0.05 * sm.Oscar()
     y = sm.conjugate(omega, over=sm.CappedSimplex(2.0))(X)
-    np.testing.assert_allclose(y.sum(-1), 2, atol=1e-12)
+    np.testing.assert_allclose(y.sum(-1), 2, rtol=0, atol=SUMS)
     check_gradient(lambda x: jnp.sum(V * sm.conjugate(omega, over=sm.CappedSimplex(2.0))(x)), X)
 
 
@@ -147,13 +148,13 @@ def by_sorting():
 
 
 def test_an_implementation(by_sorting):
-    np.testing.assert_allclose(sm.sparsemax(X, implementation="by_sorting"), sm.sparsemax(X), atol=1e-14)
+    np.testing.assert_allclose(sm.sparsemax(X, implementation="by_sorting"), sm.sparsemax(X), rtol=0, atol=SUMS)
     assert by_sorting, "the kernel was not called"
     f = lambda gamma, x: jnp.sum(V * sm.sparsemax(x, gamma=gamma, implementation="by_sorting"))
     check_gradient(f, 1.3, X)
     hessian = jax.hessian(sm.forward_mode(sm.conjugate(sm.SquaredL2(), implementation="by_sorting")).max)(X[0])
     np.testing.assert_allclose(
-        hessian, jax.hessian(sm.forward_mode(sm.conjugate(sm.SquaredL2())).max)(X[0]), atol=1e-14
+        hessian, jax.hessian(sm.forward_mode(sm.conjugate(sm.SquaredL2())).max)(X[0]), rtol=0, atol=SUMS
     )
     with pytest.raises(NotImplementedError, match="at most 8 positions"):
         sm.sparsemax(np.ones(9), implementation="by_sorting")

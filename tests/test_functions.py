@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from cases.tolerances import CONIC_VALUE, SOLVED, SUMS
 from jax.scipy.special import xlogy
 
 import smoothmax as sm
@@ -17,6 +18,8 @@ RNG = np.random.default_rng(7)
 X = RNG.normal(size=(6, 7))
 COTANGENT = jnp.asarray(RNG.normal(size=X.shape))
 A = RNG.normal(size=(3, 7))
+QUOTIENT = 1e-8  # of differences with a step of 1e-5: a solution's rounding over it, and its square times slopes
+FLAT = 1e-4  # the conic solver's weights where a fourth power vanishes; its value is as good as ever
 
 
 def half_square(y):
@@ -40,7 +43,7 @@ def rows(function, x):
 
 
 def differences(function, at, h=1e-5):
-    """Central differences of a scalar function of one array."""
+    """Central differences of a scalar function of one array, within QUOTIENT."""
     at = np.asarray(at, float)
     result = np.zeros_like(at)
     for i in np.ndindex(at.shape):
@@ -67,8 +70,8 @@ def test_closed_forms(name):
     expected = rows(oracle, x)
     for omega in (fun, sm.separable(phi)) if phi else (fun,):
         y = np.asarray(sm.conjugate(omega).argmax(x))
-        np.testing.assert_allclose(y, expected, atol=1e-12)
-        np.testing.assert_allclose(y.sum(-1), 1, atol=1e-14)
+        np.testing.assert_allclose(y, expected, rtol=0, atol=SOLVED)
+        np.testing.assert_allclose(y.sum(-1), 1, rtol=0, atol=SUMS)
         if name == "l2":
             assert ((y > 0) == (expected > 0)).all()
 
@@ -79,14 +82,14 @@ def test_wide(omega):
     expected = rows(
         (lambda r: oracles.squared_l2(r, 1)) if omega is half_square else lambda r: oracles.shannon(r, 1), x
     )
-    np.testing.assert_allclose(sm.conjugate(omega).argmax(x), expected, atol=1e-12)
+    np.testing.assert_allclose(sm.conjugate(omega).argmax(x), expected, rtol=0, atol=SOLVED)
 
 
 def test_against_exhaustive_search_and_conic_solver():
     op = sm.conjugate(quadratic, params=jnp.asarray(A))
     hessian = np.eye(7) + 0.6 * A.T @ A
     expected = rows(lambda r: oracles.quadratic(r, hessian, np.zeros(7))[0], X)
-    np.testing.assert_allclose(op.argmax(X), expected, atol=1e-13)
+    np.testing.assert_allclose(op.argmax(X), expected, rtol=0, atol=SOLVED)
 
     params = {"rate": jnp.asarray(0.5), "a": jnp.asarray(A)}
     op = sm.conjugate(entropy_and_quartic, params=params)
@@ -94,11 +97,11 @@ def test_against_exhaustive_search_and_conic_solver():
     for i, row in enumerate(X):
         v = cp.Variable(7)
         found, optimum = oracles.conic_maximum(row, v, -0.5 * cp.sum(cp.entr(v)) + cp.sum(cp.power(A @ v, 4)))
-        np.testing.assert_allclose(y[i], found, atol=1e-4)
-        np.testing.assert_allclose(value[i], optimum, atol=1e-7)
+        np.testing.assert_allclose(y[i], found, rtol=0, atol=FLAT)
+        np.testing.assert_allclose(value[i], optimum, rtol=0, atol=CONIC_VALUE)
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 2e-3), (jnp.float64, 1e-9)])
+@pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 2e-3), (jnp.float64, 1e-9)])  # slopes round by 1e4 eps
 def test_steep_functions_are_solved_as_far_as_rounding_allows(dtype, atol):
     """Slopes of 1e4 next to slopes of one: their rounding hides the optimum, and must not be taken for a failure."""
     places = np.arange(9.0)
@@ -111,16 +114,16 @@ def test_steep_functions_are_solved_as_far_as_rounding_allows(dtype, atol):
         hessian, linear = np.eye(9) + 2 * strength * np.outer(places, places), -8 * strength * places
         expected = rows(lambda r, h=hessian, c=linear: oracles.quadratic(r, h, c)[0], x.astype(dtype))
         y = sm.conjugate(near, params=jnp.asarray(strength, dtype)).argmax(jnp.asarray(x, dtype))
-        np.testing.assert_allclose(y, expected, atol=atol)
+        np.testing.assert_allclose(y, expected, rtol=0, atol=atol)
 
 
 def test_strength_and_value():
     op = sm.conjugate(half_square)
-    np.testing.assert_allclose(op.max(X), sm.sparsemax_value(X), atol=1e-14)
+    np.testing.assert_allclose(op.max(X), sm.sparsemax_value(X), rtol=0, atol=SUMS)
     op = sm.conjugate(2.0 * sm.separable(lambda t: t**2 / 2))
-    np.testing.assert_allclose(op.max(X), sm.sparsemax_value(X, gamma=2.0), atol=1e-14)
+    np.testing.assert_allclose(op.max(X), sm.sparsemax_value(X, gamma=2.0), rtol=0, atol=SUMS)
     y = np.full(4, 0.25)
-    np.testing.assert_allclose(sm.separable(cosh, 2.0)(y), 4 * np.cosh(0.5))
+    np.testing.assert_allclose(sm.separable(cosh, 2.0)(y), 4 * np.cosh(0.5), rtol=0, atol=SUMS)
 
 
 # --- Derivatives --------------------------------------------------------------------------------------------
@@ -145,11 +148,13 @@ def test_gradients(name):
     first = jax.jit(jax.grad(loss, (0, 1)))
     x = jnp.asarray(X)
     gx, gp = first(x, p)
-    np.testing.assert_allclose(gx, differences(lambda x: loss(x, p), x), atol=1e-8)
-    np.testing.assert_allclose(gp, differences(lambda p: loss(x, p), p), atol=1e-8)
+    np.testing.assert_allclose(gx, differences(lambda x: loss(x, p), x), rtol=0, atol=QUOTIENT)
+    np.testing.assert_allclose(gp, differences(lambda p: loss(x, p), p), rtol=0, atol=QUOTIENT)
     # grad of grad, in reverse over reverse
     second = jax.grad(lambda p: jnp.sum(jnp.sin(jax.grad(loss)(x, p))))(p)
-    np.testing.assert_allclose(second, differences(lambda p: jnp.sum(jnp.sin(first(x, p)[0])), p), atol=1e-8)
+    np.testing.assert_allclose(
+        second, differences(lambda p: jnp.sum(jnp.sin(first(x, p)[0])), p), rtol=0, atol=QUOTIENT
+    )
 
 
 @pytest.mark.parametrize("name", ["sparse", "separable"])
@@ -158,9 +163,9 @@ def test_forward_mode(name):
     x = jnp.asarray(X[0])
     reverse = jax.jacrev(lambda x, p: make(p).argmax(x), (0, 1))(x, p)
     forward = jax.jacfwd(lambda x, p: sm.forward_mode(make(p)).argmax(x), (0, 1))(x, p)
-    np.testing.assert_allclose(forward[0], reverse[0], atol=1e-13)
-    np.testing.assert_allclose(forward[1], reverse[1], atol=1e-13)
-    np.testing.assert_allclose(reverse[0], reverse[0].T, atol=1e-13)
+    np.testing.assert_allclose(forward[0], reverse[0], rtol=0, atol=SOLVED)
+    np.testing.assert_allclose(forward[1], reverse[1], rtol=0, atol=SOLVED)
+    np.testing.assert_allclose(reverse[0], reverse[0].T, rtol=0, atol=SOLVED)
 
 
 def test_vmap_over_params():
@@ -170,7 +175,7 @@ def test_vmap_over_params():
     together = jax.vmap(grad)(params)
     for i in range(2):
         alone = grad(jax.tree.map(lambda leaf: leaf[i], params))
-        jax.tree.map(lambda t, a: np.testing.assert_allclose(t[i], a, atol=1e-13), together, alone)
+        jax.tree.map(lambda t, a: np.testing.assert_allclose(t[i], a, rtol=0, atol=SOLVED), together, alone)
 
 
 def test_gradient_where_the_function_is_flat_is_nan():
@@ -198,8 +203,8 @@ def test_masks_and_nonfinite_rows(omega):
     for i in (0, 4):
         left = where[i] & (x[i] != -np.inf)
         assert (y[i, ~left] == 0).all() and (gradient[i, ~left] == 0).all()
-        np.testing.assert_allclose(y[i, left], op.argmax(x[i, left]), atol=1e-14)
-        np.testing.assert_allclose(value[i], op.max(x[i, left]), atol=1e-13)
+        np.testing.assert_allclose(y[i, left], op.argmax(x[i, left]), rtol=0, atol=SUMS)
+        np.testing.assert_allclose(value[i], op.max(x[i, left]), rtol=0, atol=SOLVED)
 
 
 @pytest.mark.parametrize(
@@ -218,15 +223,16 @@ def test_float32(no_x64, omega):
     assert jax.eval_shape(op.argmax, x32.astype(jnp.bfloat16)).dtype == jnp.bfloat16
     with jax.enable_x64(True):
         expected_gradient, expected = jax.grad(loss, has_aux=True)(np.asarray(x32, np.float64))
-    np.testing.assert_allclose(y, expected, atol=5e-7)
-    np.testing.assert_allclose(gradient, expected_gradient, atol=5e-6)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=5e-7)  # float32 rounds by 6e-8
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=0, atol=5e-6)  # and products of seven terms follow
 
 
 def test_shift_and_ties():
     op = sm.conjugate(half_square)
-    np.testing.assert_allclose(op.argmax(np.array([1.0, 1.0, 0.9, 1.0]) + 1e8), [0.275, 0.275, 0.175, 0.275], atol=1e-7)
-    np.testing.assert_allclose(op.argmax(np.zeros(4)), 0.25, atol=1e-16)
-    np.testing.assert_allclose(op.argmax(np.ones(1)), 1)
+    y = op.argmax(np.array([1.0, 1.0, 0.9, 1.0]) + 1e8)
+    np.testing.assert_allclose(y, [0.275, 0.275, 0.175, 0.275], rtol=0, atol=1e-7)  # floats at 1e8 lie 1.5e-8 apart
+    np.testing.assert_array_equal(op.argmax(np.zeros(4)), 0.25)
+    np.testing.assert_array_equal(op.argmax(np.ones(1)), 1)
 
 
 # --- Never a wrong answer that looks right ------------------------------------------------------------------
@@ -288,4 +294,4 @@ def test_penalties_compose():
         oscar = sum(cp.maximum(v[j], v[k]) for j in range(7) for k in range(j))
         base = cp.sum_squares(v) / 2 + 1.5 * cp.sum(cp.power(v, 4))
         found, _ = oracles.conic_maximum(row, v, 0.5 * (base + 0.1 * cp.norm1(cp.diff(v)) + 0.02 * oscar))
-        np.testing.assert_allclose(y[i], found, atol=1e-4)
+        np.testing.assert_allclose(y[i], found, rtol=0, atol=FLAT)

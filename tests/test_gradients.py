@@ -10,6 +10,7 @@ import numpy as np
 import oracles
 import pytest
 from cases import D
+from cases.tolerances import PULLED
 
 import smoothmax as sm
 
@@ -19,7 +20,7 @@ N = 6  # slices
 def tolerances(case):
     # Rounding of the oracle differences is 1e-14 and of the library's products a few 1e-13; alpha = 4 has
     # derivatives y^(2 - alpha) that amplify both. The generic solver knows y to 1e-6 and J through y.
-    return {"rtol": 1e-4, "atol": 1e-5} if case.tol > 1e-10 else {"rtol": 1e-8, "atol": 1e-9}
+    return {"rtol": 1e-4, "atol": 1e-5} if case.plain else {"rtol": 1e-8, "atol": 1e-9}
 
 
 def away_from_kinks():
@@ -96,7 +97,7 @@ def test_float32_pull_backs(case):
     assert single.x_bar.dtype == np.float32
     # weights are right to 3e-6, and products of D of them with numbers of order one follow; a plain function's weights
     # to 3e-4, which its Hessian magnifies
-    tol = 2e-5 if case.tol == 1e-10 else 2e-2
+    tol = 2e-2 if case.plain else 2e-5
     np.testing.assert_allclose(single.x_bar, double.x_bar, rtol=tol, atol=tol * np.abs(double.x_bar).max())
     # At a vertex of the capped simplex the two sides of a derivative by its sum differ, and which one it is, or their
     # mean, is for the last bit of a weight to say.
@@ -137,7 +138,7 @@ def test_gradient_of_alpha_is_continuous_through_one(alpha):
     v = np.random.default_rng(63).normal(size=x.shape)
     at_one = cases.run(cases.BY_ID["entmax1.0"], x, v=v).bars["alpha"]
     near = cases.run(cases.BY_ID["entmax1.0"], x, v=v, params={"alpha": alpha, "gamma": 1.0}).bars["alpha"]
-    np.testing.assert_allclose(near, at_one, rtol=0, atol=30 * (alpha - 1) + 1e-8)
+    np.testing.assert_allclose(near, at_one, rtol=0, atol=30 * (alpha - 1) + 1e-8)  # 1e-8 as in `tolerances`
 
 
 def test_slope_in_lam_at_zero():
@@ -150,7 +151,7 @@ def test_slope_in_lam_at_zero():
         for i, row in enumerate(x):
             y = oracles.squared_l2(row)
             slope = oracles.omega(y, base="l2", **{name: 1.0}) - oracles.omega(y, base="l2")
-            np.testing.assert_allclose(result.bars[name][i], -float(slope), atol=1e-12)
+            np.testing.assert_allclose(result.bars[name][i], -float(slope), rtol=0, atol=PULLED)
         assert np.isfinite(result.x_bar).all()
 
 
@@ -168,4 +169,5 @@ def test_descent_in_every_hyper_parameter_reaches_the_teacher(case):
             slope = (result.bars[name] * truth[name]).reshape(N, -1).sum(1)
             residual = result.value - target
             params[name] = params[name] - truth[name] * (slope @ residual) / (slope @ slope)
-        np.testing.assert_allclose(params[name], truth[name], rtol=1e-4 if case.tol > 1e-10 else 1e-7, atol=1e-9)
+        # eight steps square a distance of 5% away: the rounding of values over their slopes is left
+        np.testing.assert_allclose(params[name], truth[name], rtol=1e-4 if case.plain else 1e-7, atol=1e-9)

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import oracles
 import pytest
+from cases.tolerances import DIFFERENCE, SOLVED, STEP, ULPS
 
 import smoothmax as sm
 
@@ -38,7 +39,7 @@ def test_value_is_the_definition(case):
     targets = _targets(case)
     expected = [_defined(x, t, case.problem(D)) for x, t in zip(X, targets, strict=True)]
     value = np.asarray(sm.fenchel_young_loss(X, targets, _op(case)))
-    np.testing.assert_allclose(value, expected, rtol=1e-13, atol=case.tol)  # ranks have losses of a hundred
+    np.testing.assert_allclose(value, expected, rtol=SOLVED, atol=case.tol)  # ranks have losses of a hundred
     assert (value > 0).all()
 
 
@@ -46,7 +47,7 @@ def test_value_is_the_definition(case):
 def test_value_of_a_label_is_the_definition(case):
     expected = [_defined(x, t, case.problem(D)) for x, t in zip(X, np.eye(D)[LABELS], strict=True)]
     got = sm.fenchel_young_loss_with_integer_labels(X, LABELS, _op(case))
-    np.testing.assert_allclose(got, expected, atol=case.tol)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=case.tol)
 
 
 @cases.each(cases.REPRESENTATIVES)
@@ -63,7 +64,7 @@ def test_gradient_is_weights_minus_targets(case):
     op, targets = _op(case), _targets(case)
     gradient = jax.grad(lambda x: sm.fenchel_young_loss(x, targets, op).sum())(jnp.asarray(X))
     # No difference of terms: weights below one, which two programs may round differently in their last bits.
-    np.testing.assert_allclose(gradient, op(X) - targets, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(gradient, op(X) - targets, rtol=0, atol=ULPS)
 
 
 def test_gradients_of_hyper_parameters_and_targets_by_finite_differences():
@@ -73,21 +74,23 @@ def test_gradients_of_hyper_parameters_and_targets_by_finite_differences():
 
     theta, t = jnp.array([0.7, 1.4, 0.1]), jnp.asarray(T)
     by_theta, by_t = jax.grad(total, argnums=(0, 1))(theta, t)
-    for i, step in enumerate(1e-6 * np.eye(3)):
-        difference = (total(theta + step, t) - total(theta - step, t)) / 2e-6
-        assert float(by_theta[i]) == pytest.approx(float(difference), abs=1e-6)
+    for i, step in enumerate(STEP * np.eye(3)):
+        difference = (total(theta + step, t) - total(theta - step, t)) / (2 * STEP)
+        assert float(by_theta[i]) == pytest.approx(float(difference), rel=0, abs=DIFFERENCE)
     direction = np.zeros_like(T)
     direction[0, :2] = 1, -1  # along the simplex
-    difference = (total(theta, t + 1e-6 * direction) - total(theta, t - 1e-6 * direction)) / 2e-6
-    assert float((by_t * direction).sum()) == pytest.approx(float(difference), abs=1e-6)
+    difference = (total(theta, t + STEP * direction) - total(theta, t - STEP * direction)) / (2 * STEP)
+    assert float((by_t * direction).sum()) == pytest.approx(float(difference), rel=0, abs=DIFFERENCE)
 
 
 def test_hessian_is_the_jacobian_of_the_weights():
     x, t = jnp.asarray(X[2]), jnp.asarray(T[2])
     jacobian = jax.jacrev(sm.softmax)(x)
-    np.testing.assert_allclose(jax.jacrev(jax.grad(lambda x: sm.fenchel_young_loss(x, t, sm.Shannon())))(x), jacobian)
+    np.testing.assert_allclose(
+        jax.jacrev(jax.grad(lambda x: sm.fenchel_young_loss(x, t, sm.Shannon())))(x), jacobian, rtol=0, atol=SOLVED
+    )
     op = sm.forward_mode(sm.conjugate(sm.Shannon()))
-    np.testing.assert_allclose(jax.hessian(lambda x: sm.fenchel_young_loss(x, t, op))(x), jacobian, atol=1e-12)
+    np.testing.assert_allclose(jax.hessian(lambda x: sm.fenchel_young_loss(x, t, op))(x), jacobian, rtol=0, atol=SOLVED)
 
 
 def test_equals_optax_where_they_coincide():
@@ -97,9 +100,11 @@ def test_equals_optax_where_they_coincide():
         sparsemax = optax.losses.multiclass_sparsemax_loss(jnp.asarray(X), jnp.asarray(LABELS))
     entropy = -(T * np.log(T)).sum(-1)
     ours = sm.fenchel_young_loss_with_integer_labels
-    np.testing.assert_allclose(ours(X, LABELS, sm.Shannon()), cross_entropy, atol=1e-12)
-    np.testing.assert_allclose(ours(X, LABELS, sm.SquaredL2()), sparsemax, atol=1e-12)
-    np.testing.assert_allclose(sm.fenchel_young_loss(X, T, sm.Shannon()), to_distributions - entropy, atol=1e-12)
+    np.testing.assert_allclose(ours(X, LABELS, sm.Shannon()), cross_entropy, rtol=0, atol=SOLVED)
+    np.testing.assert_allclose(ours(X, LABELS, sm.SquaredL2()), sparsemax, rtol=0, atol=SOLVED)
+    np.testing.assert_allclose(
+        sm.fenchel_young_loss(X, T, sm.Shannon()), to_distributions - entropy, rtol=0, atol=SOLVED
+    )
 
 
 @cases.each(LABELLED)
@@ -122,7 +127,7 @@ def test_impossible_classes_leave_the_rest_alone(case):
         expected.append(_defined(row[keep], t, oracles.delete(problem, keep)))
     for scores, where in ((x, np.ones(7, bool)), (junk, keep)):
         value, gradient = loss(jnp.asarray(scores), where)
-        np.testing.assert_allclose(value, expected, atol=case.tol)
+        np.testing.assert_allclose(value, expected, rtol=0, atol=case.tol)
         assert np.isfinite(gradient).all()
         assert (np.asarray(gradient)[:, ~keep] == 0).all()
 
@@ -183,14 +188,16 @@ def test_over_another_domain(name):
     """The definition, from the operator; exactly zero at the weights; the gradient; a label where there is one."""
     op, t = OVER[name]
     loss = sm.fenchel_young_loss(X, t, op)
-    np.testing.assert_allclose(loss, op.max(X) + op.omega(t) - (X * t).sum(-1), atol=1e-12)
+    np.testing.assert_allclose(loss, op.max(X) + op.omega(t) - (X * t).sum(-1), rtol=0, atol=SOLVED)
     assert (np.asarray(loss) > 0).all()
     np.testing.assert_array_equal(sm.fenchel_young_loss(X, op(X), op), np.zeros(6))
     gradient = jax.grad(lambda x: sm.fenchel_young_loss(x, t, op).sum())(jnp.asarray(X))
-    np.testing.assert_allclose(gradient, op(X) - t, atol=1e-15)
+    np.testing.assert_allclose(gradient, op(X) - t, rtol=0, atol=ULPS)
     if op.over.has_vertices:
         expected = sm.fenchel_young_loss(X, np.eye(7)[LABELS], op)
-        np.testing.assert_allclose(sm.fenchel_young_loss_with_integer_labels(X, LABELS, op), expected, atol=1e-12)
+        np.testing.assert_allclose(
+            sm.fenchel_young_loss_with_integer_labels(X, LABELS, op), expected, rtol=0, atol=SOLVED
+        )
 
 
 def test_sigmoid_cross_entropy_is_the_loss_of_the_box():
@@ -198,7 +205,7 @@ def test_sigmoid_cross_entropy_is_the_loss_of_the_box():
     with jax.numpy_dtype_promotion("standard"):
         expected = optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
     op = sm.conjugate(sm.FermiDirac(), over=sm.Box())
-    np.testing.assert_allclose(sm.fenchel_young_loss(logits, targets, op), expected, atol=1e-12)
+    np.testing.assert_allclose(sm.fenchel_young_loss(logits, targets, op), expected, rtol=0, atol=SOLVED)
 
 
 def test_the_number_of_choices_is_learned():
@@ -207,8 +214,8 @@ def test_the_number_of_choices_is_learned():
     def loss(k):
         return sm.fenchel_young_loss(X, CHOICE, sm.conjugate(sm.SquaredL2(), over=sm.CappedSimplex(k))).sum()
 
-    difference = (loss(3.0 + 1e-6) - loss(3.0 - 1e-6)) / 2e-6
-    assert float(jax.grad(loss)(3.0)) == pytest.approx(float(difference), abs=1e-6)
+    difference = (loss(3.0 + STEP) - loss(3.0 - STEP)) / (2 * STEP)
+    assert float(jax.grad(loss)(3.0)) == pytest.approx(float(difference), rel=0, abs=DIFFERENCE)
 
 
 @pytest.mark.parametrize("axis", [0, np.int64(1), -2, (0, 1), None])
@@ -220,16 +227,20 @@ def test_axis(axis):
         expected = jax.vmap(
             lambda x, t: sm.fenchel_young_loss(x, t, sm.Tsallis(1.5)), in_axes=int(1 - axis % 2), out_axes=0
         )
-        np.testing.assert_allclose(sm.fenchel_young_loss(x, t, sm.Tsallis(1.5), axis), expected(x, t), atol=1e-12)
+        np.testing.assert_allclose(
+            sm.fenchel_young_loss(x, t, sm.Tsallis(1.5), axis), expected(x, t), rtol=0, atol=SOLVED
+        )
     else:
         expected = sm.fenchel_young_loss(x.ravel(), t.ravel(), sm.Tsallis(1.5))
-        np.testing.assert_allclose(sm.fenchel_young_loss(x, t, sm.Tsallis(1.5), axis), expected, atol=1e-12)
+        np.testing.assert_allclose(sm.fenchel_young_loss(x, t, sm.Tsallis(1.5), axis), expected, rtol=0, atol=SOLVED)
     if isinstance(axis, (int, np.integer)):
         labels = jnp.argmax(t, axis)
         onehot = jax.nn.one_hot(labels, x.shape[axis], axis=axis, dtype=x.dtype)
         np.testing.assert_allclose(
             sm.fenchel_young_loss_with_integer_labels(x, labels, sm.Tsallis(1.5), axis),
             sm.fenchel_young_loss(x, onehot, sm.Tsallis(1.5), axis),
+            rtol=0,
+            atol=SOLVED,
         )
 
 
@@ -239,6 +250,7 @@ def test_dtype_is_that_of_the_logits(dtype):
     assert loss.dtype == dtype
     rounded = np.asarray(jnp.asarray(X, dtype), float)
     expected = np.asarray(sm.fenchel_young_loss(rounded, T, sm.SquaredL2()))
+    # rounded once; a loss is a sum of seven terms in float32
     np.testing.assert_allclose(np.asarray(loss, float), expected, rtol=2 * float(jnp.finfo(dtype).eps), atol=1e-6)
 
 

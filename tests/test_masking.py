@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from cases import CASES, B, D
+from cases.tolerances import PULLED, PULLED_TWICE, SUMS
 
 BY_POSITION = {"lower", "upper"}  # hyper-parameters that may have one value a position, deleted with it
 
@@ -31,8 +32,8 @@ def test_masking_equals_deletion(case):
     np.testing.assert_allclose(result.value, value, rtol=0, atol=case.tol * max(np.abs(x).max(), np.abs(value).max()))
     assert (result.y[~where] == 0).all()
     sums = case.sums(where)
-    if sums is not None:  # a sum of D numbers rounds by a few ulp
-        np.testing.assert_allclose(result.y.sum(-1), sums, rtol=0, atol=1e-14 * max(1, np.abs(y).max()))
+    if sums is not None:
+        np.testing.assert_allclose(result.y.sum(-1), sums, rtol=0, atol=SUMS * max(1, np.abs(y).max()))
     inner = ~where[:, 1:-1] & where[:, :-2] & where[:, 2:]
     assert inner.any(), "no hole inside a slice was tested"
 
@@ -56,10 +57,10 @@ def test_cotangents_of_masked_positions_do_not_matter(case):
     v, c = cotangents()
     one = cases.run(case, x, where, np.where(where, v, 0.0), c)
     other = cases.run(case, x, where, np.where(where, v, 1e6), c)
-    np.testing.assert_allclose(other.x_bar, one.x_bar, rtol=0, atol=1e-12 * max(1, np.abs(one.x_bar).max()))
+    np.testing.assert_allclose(other.x_bar, one.x_bar, rtol=0, atol=PULLED * max(1, np.abs(one.x_bar).max()))
     for name in one.bars:
         np.testing.assert_allclose(
-            other.bars[name], one.bars[name], rtol=0, atol=1e-12 * max(1, np.abs(one.bars[name]).max())
+            other.bars[name], one.bars[name], rtol=0, atol=PULLED * max(1, np.abs(one.bars[name]).max())
         )
 
 
@@ -129,7 +130,7 @@ def test_gradients_equal_those_after_deletion(case):
         result = cases.run(case, x, where, cotangent, c, params)
         return result.y[:, keep], result.value, result.x_bar[:, keep], result.bars
 
-    tol = 1e-4 if case.tol > 1e-10 else 1e-12
+    tol = 1e-4 if case.plain else PULLED  # the Hessian of a plain function magnifies what its weights are off
     y_a, value_a, x_bar_a, bars_a = placed(keep_a)
     y_b, value_b, x_bar_b, bars_b = placed(keep_b)
     np.testing.assert_allclose(y_a, y_b, rtol=0, atol=tol)
@@ -142,4 +143,6 @@ def test_gradients_equal_those_after_deletion(case):
             bars_a[name], bars_b[name], rtol=0, atol=tol * max(1, np.abs(bars_a[name]).max()), err_msg=name
         )
     if "edges" in bars_a:
-        np.testing.assert_allclose(bars_a["edges"][:, keep_a[:-1]], bars_b["edges"][:, keep_b[:-1]], atol=1e-11)
+        np.testing.assert_allclose(
+            bars_a["edges"][:, keep_a[:-1]], bars_b["edges"][:, keep_b[:-1]], rtol=0, atol=PULLED_TWICE
+        )

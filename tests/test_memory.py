@@ -20,8 +20,8 @@ def full_size(pull):
 @pytest.mark.parametrize("method", ["weights", "value"])
 def test_residuals_are_the_weights_and_integers(case, method):
     """Differentiating in scores and in all hyper-parameters keeps one float array of full size, the weights,
-    which attention stores anyway, and of integers what the solver found (segments, sort order, what a mask deleted). The
-    value over a domain with hyper-parameters keeps the scores for them too."""
+    which attention stores anyway, and of integers what the solver found (segments, sort order, what a mask deleted).
+    The value over a domain with hyper-parameters keeps the scores for them too."""
     params = {k: jnp.asarray(p, float) for k, p in case.params(WIDTH).items()}
     x = jnp.asarray(cases.scores(N, WIDTH))
     keep = functools.partial(jax.vjp, getattr(case.family, method))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from cases.tolerances import OBJECTIVE, PROMISE
 
 from smoothmax import __main__ as main
 from smoothmax import _kernels, _solvers
@@ -20,10 +21,7 @@ needs_library = pytest.mark.skipif(native.LIBRARY.reason is not None, reason=str
 pytestmark = [needs_library, pytest.mark.xdist_group("native")]
 P = jax.sharding.PartitionSpec
 
-# What the library promises (DESIGN, section 3); the oracles are exact in long double.
-TOLERANCE = {np.float32: 3e-6, np.float64: 1e-10}
-OBJECTIVE = {np.float32: 2e-6, np.float64: 1e-10}
-DTYPES = pytest.mark.parametrize("dtype", TOLERANCE)
+DTYPES = pytest.mark.parametrize("dtype", PROMISE)
 # Shorter and longer than a vector of every instruction set, and no multiple of one.
 LENGTHS = (1, 2, 5, 50, 131)
 call = {problem: jax.jit(getattr(_calls, problem)) for problem in _library.PROBLEMS}
@@ -31,6 +29,11 @@ call = {problem: jax.jit(getattr(_calls, problem)) for problem in _library.PROBL
 
 def scores(seed, d, dtype, scale=1.0, offset=0.0, rows=3):
     return (np.random.default_rng(seed).normal(size=(rows, d)) * scale + offset).astype(dtype)
+
+
+def rounding(dtype):
+    """Both round: the sums over a slice, and the offset."""
+    return 20 * np.finfo(dtype).eps
 
 
 def exact(value, dtype):
@@ -50,7 +53,7 @@ def test_threshold(dtype, alpha):
             y = np.asarray(call["threshold"](x, dtype(0.7), dtype(alpha)))
             for ours, row in zip(y, x, strict=True):
                 expected = oracles.tsallis(row, exact(alpha, dtype), exact(0.7, dtype))
-                np.testing.assert_allclose(ours, expected, atol=TOLERANCE[dtype], rtol=0)
+                np.testing.assert_allclose(ours, expected, atol=PROMISE[dtype], rtol=0)
 
 
 @DTYPES
@@ -61,7 +64,7 @@ def test_threshold_next_to_softmax(dtype, above):
         x = scores(d, d, dtype)
         y = np.asarray(call["threshold"](x, dtype(0.7), dtype(1) + dtype(above)))
         expected = np.stack([oracles.tsallis(row, exact(1, dtype), exact(0.7, dtype)) for row in x])
-        np.testing.assert_allclose(y, expected, atol=TOLERANCE[dtype] + 50 * above, rtol=0)
+        np.testing.assert_allclose(y, expected, atol=PROMISE[dtype] + 50 * above, rtol=0)
 
 
 @DTYPES
@@ -72,7 +75,7 @@ def test_threshold_of_concave_powers(dtype, alpha):
         for scale in (0.001, 0.03, 1, 30):
             x = scores(d, d, dtype, scale)
             y = np.asarray(call["threshold"](x, dtype(0.7), dtype(alpha))).astype(oracles.LD)
-            np.testing.assert_allclose(y.sum(-1), 1, atol=OBJECTIVE[dtype])
+            np.testing.assert_allclose(y.sum(-1), 1, atol=OBJECTIVE[dtype], rtol=0)
             problem = {"base": "tsallis", "alpha": exact(alpha, dtype), "gamma": exact(0.7, dtype)}
             for ours, row in zip(y, x, strict=True):
                 reached = (ours * row).sum() - oracles.omega(ours / ours.sum(), **problem)
@@ -88,7 +91,7 @@ def test_p_norm(dtype, p):
             y = np.asarray(call["p_norm"](x, dtype(0.7), dtype(p)))
             for ours, row in zip(y, x, strict=True):
                 expected = oracles.squared_pnorm(row, exact(p, dtype), exact(0.7, dtype))
-                np.testing.assert_allclose(ours, expected, atol=TOLERANCE[dtype], rtol=0)
+                np.testing.assert_allclose(ours, expected, atol=PROMISE[dtype], rtol=0)
 
 
 CAPPED = {
@@ -124,7 +127,7 @@ def test_capped(dtype, alpha, scale):
                     gamma=exact(0.7, dtype),
                     **problem,
                 )
-                np.testing.assert_allclose(y[i], expected, atol=TOLERANCE[dtype], rtol=0)
+                np.testing.assert_allclose(y[i], expected, atol=PROMISE[dtype], rtol=0)
 
 
 @DTYPES
@@ -134,7 +137,7 @@ def test_capped_by_one_is_the_simplex(dtype, alpha):
         x = scores(d, d, dtype)
         one = dtype(1)
         y = np.asarray(call["capped"](x, one, dtype(alpha), one, one)).astype(oracles.LD)
-        np.testing.assert_allclose(y.sum(-1), 1, atol=OBJECTIVE[dtype])
+        np.testing.assert_allclose(y.sum(-1), 1, atol=OBJECTIVE[dtype], rtol=0)
         problem = {"base": "tsallis", "alpha": exact(alpha, dtype)}
         for ours, row in zip(y, x, strict=True):
             reached = (ours * row).sum() - oracles.omega(ours / ours.sum(), **problem)
@@ -175,9 +178,8 @@ def test_chain(dtype, kind):
         expected, expected_jumps = map(
             np.asarray, _solvers.chain_prox(jnp.asarray(x), *by_border, implementation="xla")
         )
-        # Both round: the sums over a slice, and the offset.
         size = np.abs(x[np.isfinite(x)]).max()
-        np.testing.assert_allclose(t, expected, atol=20 * np.finfo(dtype).eps * size, rtol=0)
+        np.testing.assert_allclose(t, expected, atol=rounding(dtype) * size, rtol=0)
         np.testing.assert_array_equal(jumps, expected_jumps)
 
 
@@ -187,7 +189,7 @@ def test_chain_against_the_oracle(dtype):
     for strength in (0.0, 0.3, 5.0, 1e6):
         t, jumps = call["chain"](x, dtype(strength), dtype(strength))
         expected = np.stack([oracles.total_variation_prox(row, exact(strength, dtype)) for row in x])
-        np.testing.assert_allclose(t, expected, atol=TOLERANCE[dtype], rtol=0)
+        np.testing.assert_allclose(t, expected, atol=PROMISE[dtype], rtol=0)
         assert np.all(np.sign(np.diff(t)) == np.asarray(jumps)[:, :-1])
 
 
@@ -202,7 +204,7 @@ def test_ranks(dtype, kind):
         expected, _, expected_ties = map(
             np.asarray, _solvers.sorted_prox(jnp.asarray(x), jnp.asarray(weights), implementation="xla")
         )
-        np.testing.assert_allclose(t, expected, atol=20 * np.finfo(dtype).eps, rtol=0)
+        np.testing.assert_allclose(t, expected, atol=rounding(dtype), rtol=0)
         np.testing.assert_array_equal(ties, expected_ties)
         np.testing.assert_array_equal(np.sort(order), np.broadcast_to(np.arange(d), x.shape))
         assert np.all(np.diff(np.where(np.isinf(x), -99, x)[np.arange(len(x))[:, None], order]) <= 0)
@@ -217,10 +219,10 @@ def test_products(dtype):
         expected = _solvers.threshold_product(
             y, jnp.asarray(v), jnp.asarray(alpha, dtype), dtype(0.5), implementation="xla"
         )
-        np.testing.assert_allclose(ours, expected, atol=20 * np.finfo(dtype).eps * np.abs(expected).max(), rtol=0)
+        np.testing.assert_allclose(ours, expected, atol=rounding(dtype) * np.abs(expected).max(), rtol=0)
     jumps, weight = (x > 0.5).astype(np.int8), (x > -1).astype(dtype)
     expected = _solvers.segment_mean(jnp.asarray(v), jumps, weight, implementation="xla")
-    np.testing.assert_allclose(call["segment_mean"](v, jumps, weight), expected, atol=20 * np.finfo(dtype).eps, rtol=0)
+    np.testing.assert_allclose(call["segment_mean"](v, jumps, weight), expected, atol=rounding(dtype), rtol=0)
 
 
 # Hostile input.
@@ -258,7 +260,7 @@ def test_deleted_and_empty(dtype):
     for (name, y), (_, kept) in zip(solve_all(masked), solve_all(x[:, ~gone]), strict=True):
         floor = -np.inf if name in ("chain", "ranks") else 0
         assert np.all(y[:2, gone] == floor) and np.all(y[2] == floor), name
-        np.testing.assert_allclose(y[:2, ~gone], kept[:2], atol=TOLERANCE[dtype], rtol=0, err_msg=name)
+        np.testing.assert_allclose(y[:2, ~gone], kept[:2], atol=PROMISE[dtype], rtol=0, err_msg=name)
 
 
 @DTYPES

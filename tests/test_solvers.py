@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases.tolerances import OBJECTIVE, PROMISE, PROMISE32, PULLED, SOLVED, SUMS, ULPS
 from jax import export
 
 from smoothmax import _kernels
@@ -36,7 +37,7 @@ def exact_entmax(x, alpha):
     while low < (middle := (low + high) / 2) < high:
         low, high = (low, middle) if weights(c, middle).sum() > 1 else (middle, high)
     y = weights(c, low)
-    assert abs(y.sum() - 1) < 1e-15
+    assert abs(y.sum() - 1) < ULPS
     return y
 
 
@@ -64,9 +65,9 @@ def test_every_alpha_reaches_the_optimum(dtype, alpha):
         exact = exact_entmax(row, dtype(alpha))
         # A sum that is off by its rounding changes the objective in proportion: so at the same sum.
         reached = objective(row, got.astype(LD) / got.astype(LD).sum(), dtype(alpha))
-        assert objective(row, exact, dtype(alpha)) - reached < (2e-6 if dtype == np.float32 else 1e-10)
+        assert objective(row, exact, dtype(alpha)) - reached < OBJECTIVE[dtype]
         if alpha <= 4:
-            np.testing.assert_allclose(got, exact.astype(float), rtol=0, atol=3e-6 if dtype == np.float32 else 1e-10)
+            np.testing.assert_allclose(got, exact.astype(float), rtol=0, atol=PROMISE[dtype])
 
 
 @pytest.mark.parametrize("alpha", [7, 11, 15, 40])
@@ -86,7 +87,7 @@ def test_the_largest_weight_is_not_swallowed():
     x = np.zeros((1, 8), np.float32)
     x[0, 1:] = -0.006 - 0.001 * np.arange(7)
     y = np.asarray(entmax(x, jnp.float32(40)))[0]
-    np.testing.assert_allclose(y, exact_entmax(x[0], 40).astype(float), rtol=0, atol=3e-6)
+    np.testing.assert_allclose(y, exact_entmax(x[0], 40).astype(float), rtol=0, atol=PROMISE[np.float32])
 
 
 @pytest.mark.parametrize("name", ["softmax", "sparsemax", "tsallis", "steep", "p_norm", "capped", "chain", "ranks"])
@@ -97,7 +98,10 @@ def test_any_offset_bad_slices_and_empty_ones(name):
     moved = np.asarray(solve(jnp.asarray(x + 2.0**26)))
     structured = name in ("chain", "ranks")
     np.testing.assert_allclose(
-        moved - (2.0**26 if structured else 0), plain, rtol=0, atol=1e-7 if structured else 1e-12
+        moved - (2.0**26 if structured else 0),
+        plain,
+        rtol=0,
+        atol=1e-7 if structured else SUMS,  # floats at 2^26 lie 1.5e-8 apart
     )
     x[1, 3], x[2, 4], x[3] = np.nan, np.inf, -np.inf
     got = np.asarray(solve(jnp.asarray(x)))
@@ -214,18 +218,17 @@ def test_capped(entropy, dtype):
         y = np.asarray(solve(x, jnp.asarray(size, dtype), jnp.asarray(bounds)))
         assert y.dtype == dtype and (y >= 0).all() and (y <= bounds).all()
         np.testing.assert_allclose(
-            y.astype(LD).sum(-1).astype(float), size, rtol=3e-6 if dtype == np.float32 else 1e-14
+            y.astype(LD).sum(-1).astype(float), size, rtol=PROMISE32 if dtype == np.float32 else SUMS
         )
         for row, got, bound in zip(x, y, bounds, strict=True):
             exact = exact_capped(entropy, row, dtype(size), bound)
             if getattr(entropy, "alpha", 1) <= 3:
-                tolerance = 3e-6 if dtype == np.float32 else 1e-10
-                np.testing.assert_allclose(got, exact.astype(float), rtol=0, atol=tolerance)
+                np.testing.assert_allclose(got, exact.astype(float), rtol=0, atol=PROMISE[dtype])
             elif np.abs(row).max() < 10:
                 # Steeper ones are judged by the objective.
                 got = got.astype(LD) * (exact.sum() / got.astype(LD).sum())
                 lack = objective(row, exact, entropy.alpha) - objective(row, got, entropy.alpha)
-                assert lack < (2e-6 if dtype == np.float32 else 1e-10)
+                assert lack < OBJECTIVE[dtype]
 
 
 def test_capped_at_its_edges():
@@ -273,7 +276,7 @@ def test_exports_with_a_symbolic_length(name):
     (d,) = export.symbolic_shape("d", constraints=["d >= 2"])
     program = export.export(jax.jit(SOLVERS[name]))(jax.ShapeDtypeStruct((3, d), np.float64))
     x = np.random.default_rng(5).normal(size=(3, 7))
-    np.testing.assert_allclose(program.call(x), SOLVERS[name](jnp.asarray(x)), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(program.call(x), SOLVERS[name](jnp.asarray(x)), rtol=0, atol=SOLVED)
 
 
 def test_a_product_by_a_kernel_has_the_derivatives_of_the_reference(monkeypatch):
@@ -286,4 +289,4 @@ def test_a_product_by_a_kernel_has_the_derivatives_of_the_reference(monkeypatch)
     opaque = kernels.Kernel(lambda y, v, a, s: jax.lax.stop_gradient(product_of(y, v, a, s)), ("cpu",))
     product_of = importlib.import_module("smoothmax._solvers._products")._threshold_product
     monkeypatch.setitem(kernels.TABLE, "double", {"threshold_product": opaque})
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), (product(y, v), second(y, v)), expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=PULLED), (product(y, v), second(y, v)), expected)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 from cases import REPRESENTATIVES, D
+from cases.tolerances import DIFFERENCE, FUNCTION64, PROMISE64, PULLED, PULLED_TWICE, SOLVED, SUMS
 
 import smoothmax as sm
 
@@ -50,7 +51,7 @@ def test_scan_of_remat_of_vmap_differentiated(case):
     (loss, y), (bars, x_bar) = loss_and_gradients(params, x, v)
     expected = cases.run(case, x, v=v)
     # Two compilations of a root differ by their rounding; those of a plain function by what its solver promises.
-    tol = {"coupled": 1e-6, "cubic": 1e-10}.get(case.family.base, 1e-11)
+    tol = {"coupled": FUNCTION64, "cubic": PROMISE64}.get(case.family.base, PULLED_TWICE)
     np.testing.assert_allclose(y.reshape(12, D), expected.y, rtol=0, atol=tol)
     np.testing.assert_allclose(loss, (v * expected.y).sum(), rtol=0, atol=tol * 10)
     np.testing.assert_allclose(x_bar, expected.x_bar, rtol=0, atol=tol * max(1, np.abs(expected.x_bar).max()))
@@ -76,7 +77,7 @@ def test_vmap_over_scores_and_hyper_parameters(case, n=6):
         np.testing.assert_allclose(shared[i], case.expected(x[3:4], params=one)[0][0], rtol=0, atol=case.tol)
         if case.family.rowwise:  # hyper-parameters that broadcast against the batch say the same
             row = cases.run(case, x[i : i + 1], params=one)
-            np.testing.assert_allclose(both[i], row.y[0], rtol=0, atol=1e-13)
+            np.testing.assert_allclose(both[i], row.y[0], rtol=0, atol=SOLVED)
 
 
 @pytest.mark.parametrize("id", ["entmax1.5", "tsallis+edges", "l2+oscar"])
@@ -85,7 +86,7 @@ def test_vmap_over_masks_and_other_axes(id):
     x, where = cases.scores(6, seed=93), cases.holes(6, seed=93)
     params = case.params()
     got = jax.jit(jax.vmap(lambda x, w: case.family.weights(x, params, where=w), in_axes=1, out_axes=1))(x.T, where.T)
-    np.testing.assert_allclose(got.T, cases.run(case, x, where).y, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(got.T, cases.run(case, x, where).y, rtol=0, atol=SOLVED)
 
 
 def test_one_alpha_per_head():
@@ -100,9 +101,9 @@ def test_one_alpha_per_head():
     for head in range(3):
         rows, cotangents = x[:, head].reshape(-1, D), v[:, head].reshape(-1, D)
         result = cases.run(case, rows, v=cotangents, params={"alpha": alpha[head].item(), "gamma": 1.0})
-        np.testing.assert_allclose(y[:, head].reshape(-1, D), result.y, atol=1e-13)
-        np.testing.assert_allclose(x_bar[:, head].reshape(-1, D), result.x_bar, atol=1e-12)
-        np.testing.assert_allclose(alpha_bar[head].item(), result.bars["alpha"].sum(), atol=1e-11)
+        np.testing.assert_allclose(y[:, head].reshape(-1, D), result.y, rtol=0, atol=SOLVED)
+        np.testing.assert_allclose(x_bar[:, head].reshape(-1, D), result.x_bar, rtol=0, atol=PULLED)
+        np.testing.assert_allclose(alpha_bar[head].item(), result.bars["alpha"].sum(), rtol=0, atol=PULLED_TWICE)
 
 
 def test_an_operator_built_inside_a_traced_function_from_a_traced_alpha():
@@ -117,7 +118,7 @@ def test_an_operator_built_inside_a_traced_function_from_a_traced_alpha():
     h = 1e-5
     for k, (a, b) in enumerate(((h, 0), (0, h))):
         difference = (loss(0.7 + a, -2.0 + b) - loss(0.7 - a, -2.0 - b)) / (2 * h)
-        np.testing.assert_allclose(gradient[k], difference, rtol=1e-7)
+        np.testing.assert_allclose(gradient[k], difference, rtol=DIFFERENCE)
 
 
 @pytest.mark.parametrize("id", ["entmax1.5", "tsallis+edges", "l2+oscar"])
@@ -137,8 +138,8 @@ def test_shard_map(id, mesh):
 
     y, x_bar = jax.jit(sharded)(params, x, v)
     expected = cases.run(case, x, v=v)
-    np.testing.assert_allclose(y, expected.y, rtol=0, atol=1e-13)
-    np.testing.assert_allclose(x_bar, expected.x_bar, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(y, expected.y, rtol=0, atol=SOLVED)
+    np.testing.assert_allclose(x_bar, expected.x_bar, rtol=0, atol=PULLED)
 
 
 FAMILIES_OF_ONE_NUMBER = {
@@ -170,10 +171,10 @@ def test_shard_map_of_hyper_parameters_alone(name, mesh):
 
     y, t_bar, x_bar = jax.jit(sharded)(numbers, x, v)
     alone = [weights_and_pullback(t[None], x) for t in numbers]
-    np.testing.assert_allclose(y, [w for w, _ in alone], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(y, [w for w, _ in alone], rtol=0, atol=SOLVED)
     gradients = [pull(v) for _, pull in alone]
-    np.testing.assert_allclose(t_bar, np.concatenate([t for t, _ in gradients]), rtol=0, atol=1e-10)
-    np.testing.assert_allclose(x_bar, sum(g for _, g in gradients), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(t_bar, np.concatenate([t for t, _ in gradients]), rtol=0, atol=PULLED_TWICE)
+    np.testing.assert_allclose(x_bar, sum(g for _, g in gradients), rtol=0, atol=PULLED_TWICE)
 
 
 def test_reverse_mode_inside_while_loop_and_cond():
@@ -187,5 +188,5 @@ def test_reverse_mode_inside_while_loop_and_cond():
         return jax.lax.cond(x[0, 0] > 1e9, sm.sparsemax, sm.fusedmax, x)
 
     y = climb(x)
-    np.testing.assert_allclose(y.sum(-1), 1, atol=1e-13)
+    np.testing.assert_allclose(y.sum(-1), 1, rtol=0, atol=SUMS)
     assert jnp.sum(y**2) > jnp.sum(sm.fusedmax(x) ** 2)

@@ -7,6 +7,7 @@ import numpy as np
 import oracles
 import pytest
 from cases import D
+from cases.tolerances import CONIC, PROMISE32, PULLED, PULLED_TWICE, SOLVED, ULPS
 
 import smoothmax as sm
 
@@ -27,7 +28,7 @@ def test_mask_fill_with_a_large_negative_number_gives_uniform_weights_on_masked_
     # and a score of -1e30 is a score, not a mask: alone in its row it gets all the weight
     where = jnp.array([[True, False, False, False]])
     np.testing.assert_array_equal(function(jnp.full((1, 4), -1e30), where=where), [[1.0, 0, 0, 0]])
-    np.testing.assert_allclose(function(jnp.full((1, 4), -1e30)), 0.25, atol=1e-15)
+    np.testing.assert_allclose(function(jnp.full((1, 4), -1e30)), 0.25, rtol=0, atol=ULPS)
 
 
 def test_support_size_counted_over_the_batch_instead_of_the_row():
@@ -35,9 +36,9 @@ def test_support_size_counted_over_the_batch_instead_of_the_row():
     x = np.where(np.arange(D) <= np.arange(D)[:, None], 0.0, -9.0)
     result = cases.run(cases.BY_ID["sparsemax-gamma1.0"], x, v=np.tile(np.arange(D) ** 2.0, (D, 1)))
     for k in range(1, D + 1):
-        np.testing.assert_allclose(result.y[k - 1, :k], 1 / k, atol=1e-15)
+        np.testing.assert_allclose(result.y[k - 1, :k], 1 / k, rtol=0, atol=ULPS)
         squares = np.arange(k) ** 2.0
-        np.testing.assert_allclose(result.x_bar[k - 1, :k], squares - squares.mean(), atol=1e-12)
+        np.testing.assert_allclose(result.x_bar[k - 1, :k], squares - squares.mean(), rtol=0, atol=SOLVED)
         assert (result.x_bar[k - 1, k:] == 0).all()
 
 
@@ -49,14 +50,14 @@ def test_half_a_gradient_at_a_kink(id):
     x = np.array([[0.0, -1.0, -1, -5, -5, -5, -5, -5]]) * (2 if case.alpha == 1.5 else 1)
     jacobian = cases.jacobians(case, x)[0]
     y = cases.run(case, x).y[0]
-    np.testing.assert_allclose(y, np.eye(D)[0], atol=1e-12)
+    np.testing.assert_allclose(y, np.eye(D)[0], rtol=0, atol=SOLVED)
     one = np.zeros((D, D))
     candidates = [one]
     if id in ("sparsemax-gamma1.0", "entmax2.0", "pnormmax2.0"):
         for support in ([0, 1], [0, 2], [0, 1, 2]):
             s = np.isin(np.arange(D), support).astype(float)
             candidates.append(np.diag(s) - np.outer(s, s) / s.sum())
-    assert min(np.abs(jacobian - c).max() for c in candidates) < 1e-9, jacobian
+    assert min(np.abs(jacobian - c).max() for c in candidates) < PULLED, jacobian
 
 
 @pytest.mark.parametrize("id", ["entmax2.5", "entmax4.0", "entmax2.0", "entmax1.5"])
@@ -68,7 +69,7 @@ def test_entmax_hessian_takes_y_to_a_negative_power_at_zero(id):
     jacobian = cases.jacobians(case, x)[0]
     assert np.isfinite(jacobian).all() and np.abs(jacobian).max() > 0.1
     hessian = jax.hessian(sm.forward_mode(sm.conjugate(sm.Tsallis(case.alpha))).max)(jnp.asarray(x[0]))
-    np.testing.assert_allclose(hessian, jacobian, atol=1e-11)
+    np.testing.assert_allclose(hessian, jacobian, rtol=0, atol=PULLED_TWICE)
     second = jax.jacrev(jax.jacrev(lambda x: sm.entmax(x, alpha=case.alpha)))(jnp.asarray(x[0]))
     assert np.isfinite(second).all()
 
@@ -99,8 +100,10 @@ def test_absolute_tolerances_when_groups_are_found():
             params = case.params() | {"gamma": case.params()["gamma"] * scale}
             v = np.random.default_rng(132).normal(size=x.shape)
             here, there = cases.run(case, x, v=v), cases.run(case, x * scale, v=v, params=params)
-            np.testing.assert_allclose(there.y, here.y, atol=1e-12)
-            np.testing.assert_allclose(there.x_bar * scale, here.x_bar, atol=1e-10 * max(1, np.abs(here.x_bar).max()))
+            np.testing.assert_allclose(there.y, here.y, rtol=0, atol=SOLVED)
+            np.testing.assert_allclose(
+                there.x_bar * scale, here.x_bar, rtol=0, atol=PULLED_TWICE * max(1, np.abs(here.x_bar).max())
+            )
 
 
 def test_marginals_contradict_each_other_on_ties():
@@ -115,7 +118,9 @@ def test_marginals_contradict_each_other_on_ties():
     ):
         case = cases.BY_ID[id]
         params = case.params() | params
-        np.testing.assert_allclose(cases.run(case, x, params=params).y, case.expected(x, params=params)[0], atol=1e-13)
+        np.testing.assert_allclose(
+            cases.run(case, x, params=params).y, case.expected(x, params=params)[0], rtol=0, atol=SOLVED
+        )
 
 
 def test_oscar_sorted_by_absolute_value():
@@ -123,8 +128,12 @@ def test_oscar_sorted_by_absolute_value():
     case = cases.BY_ID["l2+oscar"]
     params = {"gamma": 1.0, "oscar": 0.2}
     x = np.random.default_rng(134).normal(size=(cases.B, D)) - 1.0
-    np.testing.assert_allclose(cases.run(case, x, params=params).y, case.expected(x, params=params)[0], atol=1e-12)
-    np.testing.assert_allclose(cases.run(case, x + 5, params=params).y, case.expected(x, params=params)[0], atol=1e-12)
+    np.testing.assert_allclose(
+        cases.run(case, x, params=params).y, case.expected(x, params=params)[0], rtol=0, atol=SOLVED
+    )
+    np.testing.assert_allclose(
+        cases.run(case, x + 5, params=params).y, case.expected(x, params=params)[0], rtol=0, atol=SOLVED
+    )
 
 
 def test_two_penalties_in_the_other_order():
@@ -135,7 +144,7 @@ def test_two_penalties_in_the_other_order():
     got = np.asarray(op(x))
     for row, y in zip(x[:6], got[:6], strict=True):
         solution, _ = oracles.conic(row, base="l2", tv=0.3, oscar=0.2)
-        np.testing.assert_allclose(y, solution, atol=3e-5)
+        np.testing.assert_allclose(y, solution, rtol=0, atol=CONIC)
 
 
 def test_gradient_reaches_ties_that_rounding_splits():
@@ -150,7 +159,7 @@ def test_gradient_reaches_ties_that_rounding_splits():
     expected = np.stack([oracles.argmax(r, base="l2", tv=0.05) for r in x]).astype(float)
     groups = 0
     for row, bar in zip(expected, np.asarray(x_bar), strict=True):
-        for segment in np.split(np.arange(64), np.nonzero(np.abs(np.diff(row)) > 1e-15)[0] + 1):
+        for segment in np.split(np.arange(64), np.nonzero(np.abs(np.diff(row)) > ULPS)[0] + 1):
             groups += len(segment) > 1 and row[segment[0]] > 0
             assert np.ptp(bar[segment]) == 0
     assert groups > 8
@@ -168,4 +177,6 @@ def test_standard_session(no_x64):
     for name, problem in cases.DISTRIBUTIONS.items():
         y, pull = jax.vjp(getattr(sm, name), x)
         assert y.dtype == pull(y)[0].dtype == jnp.float32
-        np.testing.assert_allclose(y, oracles.rows(oracles.masked_argmax, x, **problem).astype(float), atol=6e-6)
+        np.testing.assert_allclose(
+            y, oracles.rows(oracles.masked_argmax, x, **problem).astype(float), rtol=0, atol=PROMISE32
+        )

@@ -5,6 +5,7 @@
 | `_parts` | bases, penalties, domains and hyper-parameters, one entry each: **add here** |
 | `_list` | the cases that follow from them, and the choices for dear laws |
 | `_run` | one compiled program a family, through which every law goes; scores and masks |
+| `tolerances` | how far two numbers may lie apart, and why: imported from there |
 
 A *case* is a problem of `oracles`, hyper-parameters included, together with the ways to reach it in smoothmax: the
 named function where there is one, and `conjugate(omega, over=domain)`. Cases that differ only in the values of their

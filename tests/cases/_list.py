@@ -143,6 +143,11 @@ class Case:
         return BASES[self.family.base].tol
 
     @property
+    def plain(self) -> bool:
+        """Whether it is a plain function, which is solved up to a gap."""
+        return not self.family.rowwise
+
+    @property
     def alpha(self) -> float:
         return self.values.get("alpha", 1.0)
 

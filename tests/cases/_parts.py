@@ -10,6 +10,8 @@ import oracles
 
 import smoothmax as sm
 
+from .tolerances import FUNCTION64, PROMISE64
+
 Params = dict[str, Any]
 Values = dict[str, Any]  # numbers, or functions of the length of a slice for what depends on it
 
@@ -88,7 +90,7 @@ class Base:
     penalties: bool = True
     sparse: bool = True
     rowwise: bool = True
-    tol: float = 1e-10
+    tol: float = PROMISE64
     structured: Values = dataclasses.field(default_factory=dict)
 
 
@@ -144,7 +146,7 @@ BASES = {
         domains=("simplex",),
         penalties=False,
         rowwise=False,
-        tol=1e-6,  # the iterative solver for plain functions promises no more
+        tol=FUNCTION64,
     ),
 }
 

@@ -13,11 +13,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import custom_batching
-from jax.experimental.shard_alike import shard_alike
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from ..._arrays import varying_like
 from ._library import DTYPES, target
+
+try:
+    from jax.experimental.shard_alike import shard_alike
+except ImportError:  # JAX 0.12 has none
+
+    def shard_alike(x: jax.Array, result: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The same arrays, `result` through an operation on both, along which sharding propagates. It changes nothing:
+        where x is NaN, so is its whole slice, and integers of that slice mean nothing."""
+        return x, jnp.where(x != x, jnp.zeros((), result.dtype) if result.dtype != x.dtype else x, result)
+
 
 _SERVED = tuple(jnp.dtype(d) for d in DTYPES)
 
@@ -101,8 +110,10 @@ def _call(problem: str, operands: Sequence[jax.Array], *others: Any) -> Any:
         results = [jax.ShapeDtypeStruct(x.shape, dtype, **_placed(x)) for dtype in (x.dtype, *others)]
         with set_xla_metadata(num_batch_dims=str(x.ndim - 1)):
             results = jax.ffi.ffi_call(target(problem, str(x.dtype)), results)(*operands)
+        if manual or jax.device_count() == 1:
+            return tuple(results)
         # The partitioner sees through the call, but sharding propagates by operations that it knows.
-        return tuple(results if manual else (shard_alike(x, result)[1] for result in results))
+        return tuple(shard_alike(x, result)[1] for result in results)
 
     @call.def_vmap
     def batched(size, is_batched, *operands):
