@@ -137,12 +137,18 @@ def peers() -> Iterator[Subject]:
         )
 
         yield Subject("jaxopt projection_simplex", "sparsemax", of_jax(jax.vmap(lambda x: projection_simplex(x))))
-        section = lambda x: projection_box_section(x, (0.0, 1.0, jnp.ones_like(x), float(K)))
+
+        def section(x: jax.Array) -> jax.Array:
+            return projection_box_section(x, (0.0, 1.0, jnp.ones_like(x), float(K)))
+
         yield Subject("jaxopt projection_box_section", f"soft_topk {K}", of_jax(jax.vmap(section)))
         if _installed("numba"):  # without it one call at (64, 50) takes a second
             isotonic = _jaxopt_isotonic()
-            oscarmax = lambda x: projection_simplex(_sorted_prox(isotonic, x, OSCAR_LAM))
-            yield Subject("jaxopt isotonic, projection_simplex", "oscarmax", of_jax(jax.vmap(oscarmax)))
+
+            def jaxopt_oscarmax(x: jax.Array) -> jax.Array:
+                return projection_simplex(_sorted_prox(isotonic, x, OSCAR_LAM))
+
+            yield Subject("jaxopt isotonic, projection_simplex", "oscarmax", of_jax(jax.vmap(jaxopt_oscarmax)))
             yield Subject("jaxopt isotonic", "soft_rank", of_jax(jax.vmap(functools.partial(_soft_rank, isotonic))))
     if _installed("softjax"):
         softjax: Any = importlib.import_module("softjax")

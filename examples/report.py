@@ -97,7 +97,7 @@ def _task(tested: dict[str, list[dict]]):
 
 
 def _differences(tested: dict[str, list[dict]]) -> str:
-    """Each mapping against softmax and against sparsemax, of those with all seeds: one seed says nothing of the spread."""
+    """Each mapping against softmax and against sparsemax, of those with all seeds: one says nothing of the spread."""
     seeds = max(len(runs) for runs in tested.values())
     tested = {name: runs for name, runs in tested.items() if len(runs) == seeds}
     names = {Mapping.parse(name).name: name for name in tested}

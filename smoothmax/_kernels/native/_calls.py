@@ -22,10 +22,10 @@ try:
     from jax.experimental.shard_alike import shard_alike
 except ImportError:  # JAX 0.12 has none
 
-    def shard_alike(x: jax.Array, result: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The same arrays, `result` through an operation on both, along which sharding propagates. It changes nothing:
+    def shard_alike(x: Any, y: Any) -> tuple[Any, Any]:
+        """The same arrays, y through an operation on both, along which sharding propagates. It changes nothing:
         where x is NaN, so is its whole slice, and integers of that slice mean nothing."""
-        return x, jnp.where(x != x, jnp.zeros((), result.dtype) if result.dtype != x.dtype else x, result)
+        return x, jnp.where(x != x, x if y.dtype == x.dtype else jnp.zeros((), y.dtype), y)
 
 
 _SERVED = tuple(jnp.dtype(d) for d in DTYPES)
