@@ -237,9 +237,9 @@ class Operator:
 
     def _run(self, run: Callable[..., jax.Array], x: Any, axis: Axis, where: Any) -> jax.Array:
         """Runs the compiled function, after what only known values can tell."""
-        if jax.tree.leaves(self.over):
-            array = jnp.asarray(x)
-            self.over.check_length(math.prod(array.shape[a] for a in normal_axes(axis, array)))
+        shape = jnp.shape(x)
+        axes = normal_axes(axis, shape)  # raises where jit would, of a list, with a word of its own
+        self.over.check_length(math.prod(shape[a] for a in axes))
         of_a_function = any(atom.of_a_function for atom in self.omega.atoms())
         compiled = (_RUN_FUNCTION if of_a_function else _RUN)[run]
         return compiled(as_floats(self), x, where, axis=axis)

@@ -33,7 +33,7 @@ class LengthScaled:
         """The weights of `mapping` at the scaled scores, in the dtype of `x`."""
         x = jnp.asarray(x)
         dtype, compute = dtypes(x)
-        axes = normal_axes(axis, x)
+        axes = normal_axes(axis, x.shape)
         scores = x.astype(compute)
         # What is not allowed may hold anything, and zero times anything must be zero in the gradient of the factor.
         allowed = scores != -jnp.inf

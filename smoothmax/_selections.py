@@ -9,15 +9,19 @@ dtypes, axes, masks, hyper-parameters and errors holds here too.
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ._conjugate import conjugate, mapping
+from ._conjugate import Operator, conjugate, mapping
 from ._domains import CappedSimplex, Ranks, Sorted
-from ._parameters import NON_NEGATIVE, Parameter, check
+from ._parameters import NON_NEGATIVE, Parameter, as_floats, check
 from ._regularizers import SquaredL2
-from ._slices import Axis, along_last, dtypes, mask
+from ._slices import Axis, along_last, dtypes, mask, normal_axes
 
 
 @mapping
@@ -98,10 +102,9 @@ def soft_rank(
     Reference:
       Blondel, Teboul, Berthet and Djolonga, "Fast Differentiable Sorting and Ranking", 2020.
     """
-    sign = _sign(descending)
-    x = jnp.asarray(x)
+    normal_axes(axis, jnp.shape(x))
     op = conjugate(gamma * SquaredL2(), Ranks(), implementation=implementation)
-    return op.argmax(sign * x.astype(dtypes(x)[0]), axis, where=where)
+    return _ranks(as_floats(op), x, where, axis=axis, sign=_sign(descending))
 
 
 @mapping
@@ -139,13 +142,26 @@ def soft_sort(
     Reference:
       Blondel, Teboul, Berthet and Djolonga, "Fast Differentiable Sorting and Ranking", 2020.
     """
-    sign = _sign(descending)
-    x = jnp.asarray(x)
+    normal_axes(axis, jnp.shape(x))
+    op = conjugate(gamma * SquaredL2(), implementation=implementation)
+    return _sorted(as_floats(op), x, where, axis=axis, sign=_sign(descending))
+
+
+# Compiled as a whole, so that what a mask hides is not computed with where someone looks for NaN.
+
+
+@partial(jax.jit, static_argnames=("axis", "sign"))
+def _ranks(op: Operator, x: jax.Array, where: Any, *, axis: Axis, sign: int) -> jax.Array:
+    return op.argmax(sign * x.astype(dtypes(x)[0]), axis, where=where)
+
+
+@partial(jax.jit, static_argnames=("axis", "sign"))
+def _sorted(op: Operator, x: jax.Array, where: Any, *, axis: Axis, sign: int) -> jax.Array:
     dtype, compute = dtypes(x)
     allowed = x != -jnp.inf if where is None else mask(where, x) & (x != -jnp.inf)
     slices, back = along_last(jnp.where(allowed, sign * x.astype(compute), -jnp.inf), axis, dtype)
     places = jnp.broadcast_to(jnp.arange(1, slices.shape[-1] + 1, dtype=compute), slices.shape)
-    op = conjugate(gamma * SquaredL2(), Sorted(slices), implementation=implementation)
+    op = dataclasses.replace(op, over=Sorted(slices))
     return sign * back(op.argmax(places, where=slices != -jnp.inf))
 
 

@@ -88,7 +88,7 @@ def to_slices(
     """
     x = jnp.asarray(x)
     dtype, compute = dtypes(x)
-    axes = normal_axes(axis, x)
+    axes = normal_axes(axis, x.shape)
     x = x.astype(compute)
     if where is not None:
         x = jnp.where(mask(where, x), x, -jnp.inf)
@@ -114,7 +114,7 @@ def to_slices(
 
 def along_last(x: jax.Array, axis: Axis, dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
     """The slices of `x` in the form `(*batch, d)`, and the way back into its shape and a dtype."""
-    layout = Layout(normal_axes(axis, x), x.shape, dtype)
+    layout = Layout(normal_axes(axis, x.shape), x.shape, dtype)
     return layout.slices(x), layout.weights
 
 
@@ -126,12 +126,12 @@ def dtypes(x: jax.Array) -> tuple[Any, Any]:
     return dtype, jnp.dtype(jnp.float64) if dtype == jnp.float64 else jnp.dtype(jnp.float32)
 
 
-def normal_axes(axis: Axis, x: jax.Array) -> tuple[int, ...]:
+def normal_axes(axis: Axis, shape: tuple[Any, ...]) -> tuple[int, ...]:
     """The axes in order, counted from 0, or an error that says what is wrong with them."""
-    if x.ndim == 0:
+    if not shape:
         raise ValueError("x must have at least one axis, got a scalar: wrap it, for example with x[None]")
     normal = []
-    for a in range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,):
+    for a in range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,):
         try:
             if isinstance(a, bool):
                 raise TypeError
@@ -140,18 +140,19 @@ def normal_axes(axis: Axis, x: jax.Array) -> tuple[int, ...]:
             raise TypeError(
                 f"axis must be an integer, a tuple of integers or None, got {axis!r}: write axis=(0, 1) for two axes"
             ) from None
-        if not -x.ndim <= a < x.ndim:
+        if not -len(shape) <= a < len(shape):
             raise ValueError(
-                f"axis={axis} is out of range for x of shape {x.shape}: use -{x.ndim} to {x.ndim - 1}, or None for all"
+                f"axis={axis} is out of range for x of shape {shape}: use -{len(shape)} to {len(shape) - 1}, or None for "
+                "all"
             )
-        normal.append(a % x.ndim)
+        normal.append(a % len(shape))
     if not normal or len(set(normal)) < len(normal):
         raise ValueError(
             f"axis={axis} must name at least one axis of x and none of them twice: use None for all of them"
         )
-    if any(x.shape[a] == 0 for a in normal):
+    if any(shape[a] == 0 for a in normal):
         raise ValueError(
-            f"x of shape {x.shape} is empty along axis={axis}: there is no distribution over nothing; "
+            f"x of shape {shape} is empty along axis={axis}: there is no distribution over nothing; "
             "drop such slices or pad them and mask the padding with `where`"
         )
     return tuple(sorted(normal))

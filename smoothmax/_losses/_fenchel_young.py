@@ -83,7 +83,7 @@ def fenchel_young_loss(
             f"targets of shape {t.shape} must have the shape of logits, {x.shape}: one number for each "
             "class; for labels use fenchel_young_loss_with_integer_labels"
         )
-    axes, op = normal_axes(axis, x), as_floats(conjugate(omega))
+    axes, op = normal_axes(axis, x.shape), as_floats(conjugate(omega))
     op.over.check_length(math.prod(x.shape[a] for a in axes))
     return _against_targets(op, x, t, where, axes=tuple(a - x.ndim for a in axes))
 
@@ -132,7 +132,7 @@ def fenchel_young_loss_with_integer_labels(
     x, k = _array(logits), check_labels(labels)
     if isinstance(axis, bool) or not hasattr(axis, "__index__"):
         raise TypeError(f"axis must be one integer, got {axis!r}: a label counts along a single axis")
-    [along] = normal_axes(operator.index(axis), x)
+    [along] = normal_axes(operator.index(axis), x.shape)
     expected = x.shape[:along] + x.shape[along + 1 :]
     if k.shape != expected:
         raise ValueError(
