@@ -375,7 +375,7 @@ def forward_mode(f: Any) -> Any:
       >>> print(jax.jacfwd(sm.forward_mode(sm.sparsemax))(x))
       [[ 0.5 -0.5  0. ]
        [-0.5  0.5  0. ]
-       [-0.  -0.   0. ]]
+       [ 0.   0.   0. ]]
       >>> print(jax.hessian(sm.forward_mode(sm.conjugate(sm.SquaredL2())).max)(x).shape)
       (3, 3)
 

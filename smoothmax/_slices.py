@@ -142,8 +142,8 @@ def normal_axes(axis: Axis, shape: tuple[Any, ...]) -> tuple[int, ...]:
             ) from None
         if not -len(shape) <= a < len(shape):
             raise ValueError(
-                f"axis={axis} is out of range for x of shape {shape}: use -{len(shape)} to {len(shape) - 1}, or None for "
-                "all"
+                f"axis={axis} is out of range for x of shape {shape}: use -{len(shape)} to {len(shape) - 1}, "
+                "or None for all"
             )
         normal.append(a % len(shape))
     if not normal or len(set(normal)) < len(normal):

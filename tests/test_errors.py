@@ -38,6 +38,7 @@ def test_scores_and_axis(function):
     refuse(lambda: function(X, axis=(0, 5)), "axis", "5", error=ValueError)
     refuse(lambda: function(X, axis=(0, -2)), "axis", "(0, -2)", error=ValueError)
     refuse(lambda: function(X, axis=()), "axis", "()", error=ValueError)
+    refuse(lambda: function(X, axis=[0, 1]), "axis", "[0, 1]", "axis=(0, 1)", error=TypeError)
     refuse(lambda: function(np.zeros((3, 0))), "(3, 0)", error=ValueError)
     refuse(lambda: function(np.zeros((0, 3)), axis=0), "(0, 3)", error=ValueError)
     refuse(lambda: function(1.0), "x", error=ValueError)
