@@ -163,6 +163,7 @@ def _permuted(
     plain, there, back = back, _by_platform(there, there_on_tpu), _by_platform(back, back_on_tpu)
     if not jnp.issubdtype(v.dtype, jnp.inexact):
         return there(v, order)
+    order |= 0  # a result of logic, of which JAX knows that no derivative comes from it
     solve, transpose_solve = (lambda _, v: there(v, order)), (lambda _, v: back(v, order))
     return lax.custom_linear_solve(lambda v: plain(v, order), v, solve, transpose_solve)
 
