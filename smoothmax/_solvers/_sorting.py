@@ -157,7 +157,7 @@ def _permuted(
 ) -> jax.Array:
     """`there(v, order)`, whose inverse is `back`.
 
-    A TPU gathers number by number, 61 times the bytes of the two sorts for 1,024 slices of 1,024. A sort has no transpose,
+    A TPU gathers number by number: 61 times the bytes of two sorts for 1,024 slices of 1,024. A sort has no transpose,
     so JAX is told it: that of a permutation is its inverse. Solving a linear system is how it can be told.
     """
     plain, there, back = back, _by_platform(there, there_on_tpu), _by_platform(back, back_on_tpu)
