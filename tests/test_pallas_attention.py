@@ -93,7 +93,7 @@ def pulled(function, bar):
 def assert_close(results, expected, within):
     for a, b in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-        # What belongs to a head or to all is a sum of thousands of numbers of either sign; plain JAX rounds it the more.
+        # What belongs to a head or to all is a sum of thousands of numbers of either sign; plain JAX rounds it more.
         terms = 5 if b.size <= N else 1
         np.testing.assert_allclose(a, b, rtol=0, atol=within * terms * max(1, np.abs(b).max()))
 

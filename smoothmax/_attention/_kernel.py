@@ -108,17 +108,19 @@ def attend_by_kernel(
     Raises:
       NotImplementedError: the named implementation cannot serve.
     """
+    rules = Rules(visibility.mask, visibility.query_lengths, visibility.key_lengths)
+    static = {"is_causal": visibility.is_causal, "window": visibility.window}
+    arrays = query, key, value, bias
+    if not _kernels.serving("attention", implementation, *arrays, scale, None, None, *rules, **static):
+        return None
     found = _entmax_of(mapping, query.shape[2])
     if isinstance(found, str):
         if implementation is not None:
             raise _kernels.refuse(implementation, found)
         return None
-    operands = Operands(query, key, value, bias, jnp.asarray(scale, jnp.float32), found.alpha, found.gamma)
-    rules = Rules(visibility.mask, visibility.query_lengths, visibility.key_lengths)
+    operands = Operands(*arrays, jnp.asarray(scale, jnp.float32), found.alpha, found.gamma)
     guarded = implementation is None and not found.is_known
-    way = Way(implementation, found.base, guarded, products, block_size, visibility.is_causal, visibility.window)
-    if not way.serving("attention", *operands, *rules):
-        return None
+    way = Way(implementation, found.base, guarded, products, block_size, **static)
     # What devices share under `jax.shard_map` has a gradient that is a sum over them.
     operands, rules = jax.tree.map(lambda a: varying_like(a, operands, rules), (operands, rules))
     return _attend(way, operands, rules)[0]
