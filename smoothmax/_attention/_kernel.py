@@ -123,7 +123,8 @@ def attend_by_kernel(
     way = Way(implementation, found.base, guarded, products, block_size, **static)
     # What devices share under `jax.shard_map` has a gradient that is a sum over them.
     operands, rules = jax.tree.map(lambda a: varying_like(a, operands, rules), (operands, rules))
-    return _attend(way, operands, rules)[0]
+    found: Any = _attend(way, operands, rules)
+    return found[0]
 
 
 # --- The mapping -------------------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ def _entmax_of(mapping: Mapping, heads: int) -> _Entmax | str:
     (gamma, base), *penalties = terms
     if type(op.over) is not Simplex or penalties or type(base) not in (Shannon, SquaredL2, Tsallis):
         return f"its attention knows Shannon, SquaredL2 and Tsallis over the simplex, not {op.omega!r} over {op.over!r}"
-    alpha = getattr(base, "alpha", base.kernel_alpha)
+    alpha: Any = base.alpha if isinstance(base, Tsallis) else getattr(base, "kernel_alpha", None)
     for name, value in (("alpha", alpha), ("gamma", gamma)):
         if jnp.size(value) != 1 and (1,) * (4 - jnp.ndim(value)) + jnp.shape(value) != (1, heads, 1, 1):
             return (
@@ -189,7 +190,8 @@ def _attend(way: Way, operands: Operands, rules: Rules) -> tuple[jax.Array, Any]
 
 
 def _attend_fwd(way: Way, operands: Operands, rules: Rules) -> Any:
-    output, kept = _attend(way, operands, rules)
+    found: Any = _attend(way, operands, rules)
+    output, kept = found
     return (output, kept), (operands, rules, kept)
 
 
@@ -206,8 +208,8 @@ def _bars(way: Way, operands: Operands, rules: Rules, kept: Any, output_bar: jax
     """The cotangents of the operands."""
 
     def reference(way: Way, *args: Any) -> Any:
-        *args, _, output_bar = args
-        return tuple(_plain_bars(way, Operands(*args[:7]), Rules(*args[7:]), output_bar))
+        operands, rules, output_bar = Operands(*args[:7]), Rules(*args[7:10]), args[11]
+        return tuple(_plain_bars(way, operands, rules, output_bar))
 
     return Operands(*way.run("attention_bars", reference, operands.alpha, *operands, *rules, kept, output_bar))
 

@@ -23,9 +23,9 @@ from laws import Program, alone, array, bytes_of, only_kernels, sorts_only_where
 import smoothmax as sm
 from smoothmax import _kernels
 
-# Slices of an operator's program, and two widths. A quadratic program grows sixteenfold from one to the other; a linear
-# one fourfold, and somewhat more where a narrow row fits into one kernel and a wide one does not.
-SLICES, NARROW, WIDE, GROWTH = 64, 256, 1024, 10
+# Slices of an operator's program, and their width; where several penalties come together, whose pieces are known from
+# the others, a smaller one, which compiles sooner. A program quadratic in either breaks the bound below.
+SLICES, NARROW, WIDE = 64, 256, 1024
 # Temporary arrays of the size of the scores that a program may take. The plain function (interior point) and the
 # compositions of chain and sort take the most.
 MOST_ARRAYS = 40
@@ -71,29 +71,21 @@ def _sorts(case: cases.Case) -> bool:
 
 
 def _operator(case: cases.Case, platform: str) -> Iterator[Program]:
-    """Weights, and their gradient in scores and hyper-parameters; at two widths."""
-    narrow, asked = [], set()
+    """Weights, and their gradient in scores and hyper-parameters."""
+    asked = set()
+    width = WIDE if len(case.family.penalties) <= 1 else NARROW
 
     @_noting(asked)
     def function(params, x, where, bar):
         y, pull = jax.vjp(lambda params, x: case.family.weights(x, params, -1, where), params, x)
         return y, pull(bar)
 
-    def arguments(width, mesh):
+    def arguments(mesh):
         x = array(mesh, SLICES, width)
         return _params(mesh, case, width), x, _like(x, jnp.bool_), x
 
-    def law(width, facts):
-        yield from _of_slices(case, platform, asked, width, facts)
-        if narrow:
-            most = GROWTH * narrow[0] + FIXED
-            yield from within(facts.temporary, most, f"linear growth from width {NARROW} gives")
-        narrow.append(facts.temporary)
-
-    # Several penalties together are made of pieces whose growth is known: one width will do.
-    for width in (NARROW, WIDE) if len(case.family.penalties) <= 1 else (NARROW,):
-        name, spills = f"{case.id}, width {width}", _may_spill(case)
-        yield Program(name, function, partial(arguments, width), partial(law, width), may_spill=spills)
+    law = partial(_of_slices, case, platform, asked, width)
+    yield Program(f"{case.id}, width {width}", function, arguments, law, may_spill=_may_spill(case))
 
 
 def _loss(case: cases.Case, platform: str) -> Program:
