@@ -55,21 +55,6 @@ def _like(array: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
 # --- Operators and losses ----------------------------------------------------------------------------------
 
 
-def _params(mesh: Mesh, case: cases.Case, width: int) -> dict[str, jax.ShapeDtypeStruct]:
-    return {name: array(mesh, *np.shape(value)) for name, value in case.params(width).items()}
-
-
-def _may_spill(case: cases.Case) -> bool:
-    """XLA puts all sums over a slice into one kernel with half of a GPU's registers for each of its threads. Those of
-    powers, of a function's derivatives, and of several penalties do not always fit."""
-    return case.family.base not in ("shannon", "l2") or len(case.family.penalties) > 1
-
-
-def _sorts(case: cases.Case) -> bool:
-    """Whether there is a penalty on ranks, which nothing but a sort can find."""
-    return bool({"oscar", "weights"} & set(case.values))
-
-
 def _operator(case: cases.Case, platform: str) -> Iterator[Program]:
     """Weights, and their gradient in scores and hyper-parameters."""
     asked = set()
