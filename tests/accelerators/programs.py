@@ -23,8 +23,8 @@ from laws import Program, alone, array, bytes_of, only_kernels, sorts_only_where
 import smoothmax as sm
 from smoothmax import _kernels
 
-# Slices of an operator's program, and their width; where several penalties come together, whose pieces are known from
-# the others, a smaller one, which compiles sooner. A program quadratic in either breaks the bound below.
+# Slices of an operator's program, and their width. Where several penalties come together, or something is sorted, a
+# smaller one, which compiles several times sooner. A program quadratic in either breaks the bound below.
 SLICES, NARROW, WIDE = 64, 256, 1024
 # Temporary arrays of the size of the scores that a program may take. The plain function (interior point) and the
 # compositions of chain and sort take the most.
@@ -58,7 +58,7 @@ def _like(array: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
 def _operator(case: cases.Case, platform: str) -> Iterator[Program]:
     """Weights, and their gradient in scores and hyper-parameters."""
     asked = set()
-    width = WIDE if len(case.family.penalties) <= 1 else NARROW
+    width = NARROW if _sorts(case) or len(case.family.penalties) > 1 else WIDE
 
     @_noting(asked)
     def function(params, x, where, bar):
