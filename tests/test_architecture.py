@@ -25,7 +25,9 @@ ALLOWED = {
     "_selections": {"_conjugate", "_parameters", "_regularizers", "_domains", "_slices"},
     "_losses": {"_arrays", "_conjugate", "_domains", "_parameters", "_regularizers", "_slices"},
     "_scaling": {"_parameters", "_slices"},
-    "_attention": {"_arrays", "_conjugate", "_domains", "_operators", "_scaling"},
+    "_attention": {
+        *("_arrays", "_conjugate", "_domains", "_kernels", "_operators", "_parameters", "_regularizers", "_scaling"),
+    },
     "interop": {"_attention", "_operators", "_conjugate"},
     "extend": {"_domains", "_kernels", "_parameters", "_regularizers"},
     "__main__": {"_kernels"},

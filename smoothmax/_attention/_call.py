@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from .. import _kernels
 from .._operators import softmax
 from ._blocks import attend_in_blocks, check_block_size
+from ._checks import check_arrays, check_mapping, check_scale, flat_scores
 from ._core import Mapping, Products, attend, query_key_products, weighted_values, with_implementation
+from ._kernel import attend_by_kernel
 from ._visibility import Visibility, check_lengths, check_window, clear, clearing
 from ._zeros import check_skips, skipping_products
 
@@ -117,8 +120,10 @@ def dot_product_attention(
       skip_zeros: leave out blocks of keys whose weights are all zero, exactly, in the product with the values and in
         the backward pass; with `block_size`, on CPUs, for mappings of this library onto the simplex. It pays when most
         of these blocks are empty. Shard batch or heads by `jax.shard_map` with it; there is no forward mode.
-      implementation: by what the mapping is solved: None | "xla" | "native" | "pallas", as for the mappings of this
-        library, to which it is handed; it takes the place of the mapping's own. None leaves the mapping as it is.
+      implementation: None | "xla" | "native" | "pallas". "pallas" is a kernel for TPUs that does all of it and stores
+        no score, for softmax, sparsemax and entmax with alpha from 1 to 2 (a traced one above gives NaN).
+        The others are by what the mapping is solved, as for the mappings of this library, and take the place of the
+        mapping's own. None leaves the mapping as it is, and takes the kernel on a TPU where it serves.
       return_weights: also return the weights `(B, N, T, S)`.
       return_residual: refused when True. The logsumexp is softmax's; get it as `softmax_value` of the scores, and what
         belongs to another mapping as its value twin, such as `sparsemax_value`.
@@ -168,6 +173,8 @@ def dot_product_attention(
         )
     if skip_zeros:
         check_skips(mapping, block_size)
+    _kernels.check(implementation)
+    whole = "attention" in _kernels.TABLE.get(implementation or "", {})
     batch = query.shape[:-3]
     rules = Visibility(
         mask=None,
@@ -182,11 +189,13 @@ def dot_product_attention(
         value,
         bias,
         mask,
-        mapping=with_implementation(mapping, implementation),
+        mapping=mapping if whole else with_implementation(mapping, implementation),
         scale=scale,
         rules=rules,
         block_size=block_size,
         products=skipping_products() if skip_zeros else None,
+        return_weights=return_weights,
+        implementation=implementation if whole else None,
     )
     return output if weights is None or not return_weights else (output, weights)
 
@@ -210,6 +219,8 @@ def attend_batched(
     precision: Any = None,
     products: Products | None = None,
     change_weights: Callable[[jax.Array], jax.Array] | None = None,
+    return_weights: bool = False,
+    implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """`dot_product_attention` with any number of batch axes, and with what the layers of other frameworks add to it.
 
@@ -226,16 +237,19 @@ def attend_batched(
       precision: of both matrix products.
       products: functions in the place of `query_key_products` and `weighted_values`.
       change_weights: applied to weights `(*batch, N, T, S)` before they meet the values; by it weights are dropped.
+      return_weights: whether the weights are looked at.
+      implementation: the name of a kernel for all of it, or None for one where it serves.
 
     Returns:
-      Output `(*batch, T, N, H)` and weights `(*batch, N, T, S)`, or None in the place of weights with `block_size`.
+      Output `(*batch, T, N, H)` and weights `(*batch, N, T, S)`, or None in the place of weights with `block_size` or
+      where a kernel did without them.
     """
-    _check_arrays(query, key, value)
+    check_arrays(query, key, value)
     leading = query.shape[:-3]
     (rows, heads, _), columns = query.shape[-3:], key.shape[-3]
     scores_shape = (*(leading or (1,)), heads, rows, columns)  # without a batch axis, one of size 1
-    bias = _flat_scores("bias", bias, scores_shape)
-    visibility = rules._replace(mask=_flat_scores("mask", mask, scores_shape))
+    bias = flat_scores("bias", bias, scores_shape)
+    visibility = rules._replace(mask=flat_scores("mask", mask, scores_shape))
     block_size = check_block_size(block_size, query, key, visibility)
     query, key, value = (a.reshape(math.prod(leading), *a.shape[-3:]) for a in (query, key, value))
 
@@ -243,17 +257,27 @@ def attend_batched(
         assert change_weights is not None
         return change_weights(weights.reshape(*leading, *weights.shape[1:])).reshape(weights.shape)
 
+    mapping, scale = check_mapping(mapping), check_scale(scale, query)
+    no_kernel = _no_kernel(return_weights, change_weights, precision, products)
+    if implementation is not None and no_kernel is not None:
+        raise _kernels.refuse(implementation, no_kernel)
     if products is None:
         products = partial(query_key_products, precision=precision), partial(weighted_values, precision=precision)
     query, real_keys = clear(query, visibility.real_queries(rows)), visibility.real_keys(columns)
-    if block_size is None and isinstance(rows, int) and rows <= _FEW_QUERIES:
+    few = block_size is None and isinstance(rows, int) and rows <= _FEW_QUERIES
+    if few and implementation is None:
         products = clearing(products[0], real_keys), clearing(products[1], real_keys)
     else:
         key, value = clear(key, real_keys), clear(value, real_keys)
+        if no_kernel is None:
+            how = implementation, mapping, scale, products, block_size
+            output = attend_by_kernel(*how, query, key, value, bias, visibility)
+            if output is not None:
+                return output.reshape(*leading, *output.shape[1:]), None
     core = partial(
         attend,
-        mapping=_check_mapping(mapping),
-        scale=_check_scale(scale, query),
+        mapping=mapping,
+        scale=scale,
         products=products,
         change_weights=None if change_weights is None else change_flat,
     )
@@ -265,83 +289,12 @@ def attend_batched(
     return output.reshape(*leading, *output.shape[1:]), weights
 
 
-# --- Checks ------------------------------------------------------------------------------------------------
-
-
-def _check_arrays(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
-    if query.ndim < 3:
-        raise ValueError(
-            f"query must have shape (*batch, T, N, H), got {query.shape}: add axes, or split the heads off"
-        )
-    if not jnp.issubdtype(query.dtype, jnp.floating):
-        raise TypeError(f"query must be floating, got dtype {query.dtype}: cast it first")
-    for name, array in (("key", key), ("value", value)):
-        if array.ndim != query.ndim or array.shape[:-3] != query.shape[:-3]:
-            raise ValueError(
-                f"{name} must have the batch axes of query, of shape {query.shape}, got shape {array.shape}: add the "
-                "batch axis, broadcast or repeat one of them"
-            )
-        if array.dtype != query.dtype:
-            raise TypeError(f"{name} must have the dtype of query, {query.dtype}, got {array.dtype}: cast them to one")
-        if array.shape[-3] == 0:
-            raise ValueError(
-                f"{name} must have at least one position, got shape {array.shape} (B, S, K, H) with S = 0: there is no "
-                "distribution over no keys; pad, and mask the padding with key_value_seq_lengths"
-            )
-    if key.shape[-1] != query.shape[-1] or key.shape[-1] == 0:
-        raise ValueError(
-            f"key must have the head size (last axis) of query, of shape {query.shape}, and at least 1, got shape "
-            f"{key.shape}: project both to one size"
-        )
-    if value.shape[:-1] != key.shape[:-1]:
-        raise ValueError(
-            f"value must have the shape of key, {key.shape}, in all axes but the last, got {value.shape}: give each "
-            "key one value"
-        )
-    heads, key_heads = query.shape[-2], key.shape[-2]
-    if key_heads == 0 or heads % key_heads:
-        raise ValueError(
-            f"query must have a multiple of the {key_heads} heads of key, of shape {key.shape}, got {heads} heads in "
-            f"shape {query.shape}: change the number of heads; the layout is (batch, length, heads, head size)"
-        )
-
-
-def _check_scale(scale: ArrayLike | None, query: jax.Array) -> ArrayLike:
-    if scale is None:
-        return 1.0 / math.sqrt(query.shape[-1])
-    if jnp.ndim(scale) != 0:
-        raise ValueError(
-            f"scale must be a scalar, got shape {jnp.shape(scale)}: multiply `query` by an array of scales and pass "
-            "scale=1.0"
-        )
-    return scale
-
-
-def _check_mapping(mapping: Mapping) -> Mapping:
-    if not callable(mapping):
-        raise TypeError(f"mapping must be callable, got {mapping!r}: pass one such as smoothmax.sparsemax")
-    return mapping
-
-
-def _flat_scores(name: str, array: ArrayLike | None, scores_shape: tuple[int, ...]) -> jax.Array | None:
-    """An array that broadcasts to the scores, with four axes: `(B, N, T, S)`, all batch axes in one, or sizes 1."""
-    if array is None:
-        return None
-    array = jnp.asarray(array)
-    if name == "mask" and array.dtype != jnp.bool_:
-        raise TypeError(
-            f"mask must be boolean, True where a query may attend, got dtype {array.dtype}: write `mask != 0` for a "
-            "0/1 mask, or pass an additive one as `bias`"
-        )
-    if name == "bias" and array.dtype == jnp.bool_:
-        raise TypeError("bias must be a number to add, got booleans: pass a boolean array as `mask`")
-    shape = (1,) * (len(scores_shape) - array.ndim) + array.shape
-    if len(shape) > len(scores_shape) or any(a not in (1, b) for a, b in zip(shape, scores_shape, strict=True)):
-        raise ValueError(
-            f"{name} must broadcast to the scores' shape (*batch, N, T, S) = {scores_shape}, got shape {array.shape}: "
-            f"insert axes of size 1, for example {name}[:, None, None, :] for one of shape (B, S)"
-        )
-    array = array.reshape(shape)
-    if any(size != 1 for size in shape[:-3]):
-        array = jnp.broadcast_to(array, (*scores_shape[:-3], *shape[-3:]))
-    return array.reshape(-1, *shape[-3:])
+def _no_kernel(return_weights: bool, change_weights: Any, precision: Any, products: Products | None) -> str | None:
+    """Why a kernel for all of it cannot serve, or None."""
+    if return_weights:
+        return "it never has the weights that return_weights asks for"
+    if change_weights is not None:
+        return "it cannot change weights, as dropout does"
+    if precision is not None or products not in (None, skipping_products()):
+        return "it has products of its own, and others are asked for, or their precision"
+    return None

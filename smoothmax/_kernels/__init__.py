@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,13 +26,13 @@ class Kernel:
       call: takes what the reference takes and returns what it returns.
       platforms: where it runs: "cpu", "cuda", "rocm", "tpu".
       refuses: from the arguments to the reason why it cannot serve them, or None. Only shapes and dtypes are looked at.
-      default: whether it is taken where the caller names no implementation; or a function that tells when asked.
+      default: whether it is taken where the caller names no implementation; or a function of the arguments that tells.
     """
 
     call: Solver
     platforms: tuple[str, ...]
-    refuses: Callable[..., str | None] = lambda *_: None
-    default: bool | Callable[[], bool] = True
+    refuses: Callable[..., str | None] = lambda *_, **__: None
+    default: bool | Callable[..., bool] = True
 
 
 # implementation -> problem -> kernel
@@ -65,19 +66,50 @@ def target() -> str:
     return "tpu" if device.device_kind.startswith("TPU") else "cpu" if device.device_kind == "cpu" else "gpu"
 
 
-def _offers(kernel: Kernel, *args: Any) -> bool:
-    wanted = kernel.default() if callable(kernel.default) else kernel.default
-    return wanted and kernel.refuses(*args) is None
+def _offers(kernel: Kernel, *args: Any, **static: Any) -> bool:
+    wanted = kernel.default(*args, **static) if callable(kernel.default) else kernel.default
+    return wanted and kernel.refuses(*args, **static) is None
 
 
-def _refusal(kernel: Kernel, *args: Any) -> str | None:
+def _refusal(kernel: Kernel, *args: Any, **static: Any) -> str | None:
     platforms = {"gpu": ("cuda", "rocm", "gpu")}.get(target(), (target(),))
     if not set(platforms) & set(kernel.platforms):
         return f"it runs on {' and '.join(kernel.platforms)}, and this program is for {target()}"
-    return kernel.refuses(*args)
+    return kernel.refuses(*args, **static)
 
 
-def run(problem: str, implementation: str | None, reference: Solver, *args: Any, optional: bool = False) -> Any:
+def refuse(implementation: str, reason: str) -> NotImplementedError:
+    """The error of a named implementation that cannot serve."""
+    return NotImplementedError(
+        f"implementation={implementation!r} cannot serve here: {reason}. Use implementation='xla', which serves "
+        "everything, or None, which takes the best that serves"
+    )
+
+
+def serving(
+    problem: str, implementation: str | None, *args: Any, optional: bool = False, **static: Any
+) -> dict[str, Solver]:
+    """The kernels that serve, one for each platform that has one; the arguments are those of `run`."""
+    if implementation == "xla":
+        return {}
+    if implementation is None:
+        offered = {}
+        for kernels in TABLE.values():
+            if problem in kernels and _offers(kernel := kernels[problem], *args, **static):
+                offered |= dict.fromkeys(kernel.platforms, partial(kernel.call, **static))
+        return offered
+    kernel = TABLE[implementation].get(problem)
+    reason = f"it has no kernel for the problem {problem!r}" if kernel is None else _refusal(kernel, *args, **static)
+    if kernel is not None and reason is None:
+        return dict.fromkeys(kernel.platforms, partial(kernel.call, **static))
+    if optional:
+        return {}
+    raise refuse(implementation, str(reason))
+
+
+def run(
+    problem: str, implementation: str | None, reference: Solver, *args: Any, optional: bool = False, **static: Any
+) -> Any:
     """Solves a problem by the named implementation, or by the best that serves each platform.
 
     Args:
@@ -87,28 +119,20 @@ def run(problem: str, implementation: str | None, reference: Solver, *args: Any,
       *args: its arguments, arrays.
       optional: whether a named implementation that lacks this problem may leave it to the reference. So it is with the
         products of the backward pass: an implementation has to solve, and may multiply.
+      **static: what a kernel is told beside the arrays; the reference knows it.
 
     Raises:
       NotImplementedError: the named implementation cannot serve.
     """
-    if implementation == "xla":
+    return choose(serving(problem, implementation, *args, optional=optional, **static), implementation, reference, args)
+
+
+def choose(kernels: dict[str, Solver], implementation: str | None, reference: Solver, args: tuple[Any, ...]) -> Any:
+    """The kernel of the platform for which the program is compiled in the end, or the reference where there is none."""
+    if not kernels:
         return reference(*args)
-    if implementation is None:
-        branches = {}
-        for kernels in TABLE.values():
-            if problem in kernels and _offers(kernel := kernels[problem], *args):
-                branches |= dict.fromkeys(kernel.platforms, kernel.call)
-        return lax.platform_dependent(*args, **branches, default=reference) if branches else reference(*args)
-    kernel = TABLE[implementation].get(problem)
-    reason = f"it has no kernel for the problem {problem!r}" if kernel is None else _refusal(kernel, *args)
-    if kernel is not None and reason is None:
-        return lax.platform_dependent(*args, **dict.fromkeys(kernel.platforms, kernel.call))
-    if optional:
-        return reference(*args)
-    raise NotImplementedError(
-        f"implementation={implementation!r} cannot serve here: {reason}. Use implementation='xla', which serves "
-        "everything, or None, which takes the best that serves"
-    )
+    others = {"default": reference} if implementation is None else {}
+    return lax.platform_dependent(*args, **kernels, **others)
 
 
 # The implementations; each enters its kernels.

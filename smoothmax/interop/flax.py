@@ -112,6 +112,7 @@ def attention_fn(mapping: Callable[..., jax.Array], *, block_size: int | None = 
             change_weights=drop if drops else None,
             precision=precision,
             products=products,
+            return_weights=module is not None,
         )
         if module is not None and weights is not None:
             collection = nnx.Intermediate if isinstance(module, nnx.Module) else "intermediates"

@@ -11,53 +11,26 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import attention
 import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 from facts import Facts
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
+from laws import Program, alone, array, bytes_of, only_kernels, sorts_only_where, within
 
 import smoothmax as sm
 from smoothmax import _kernels
-from smoothmax._kernels.pallas._attention import attention
 
-# Slices of an operator's program, and two widths. A quadratic program grows sixteenfold from one to the other; a linear
-# one fourfold, and somewhat more where a narrow row fits into one kernel and a wide one does not.
-SLICES, NARROW, WIDE, GROWTH = 64, 256, 1024, 10
+# Slices of an operator's program, and their width. Where several penalties come together, or something is sorted, a
+# smaller one, which compiles several times sooner. A program quadratic in either breaks the bound below.
+SLICES, NARROW, WIDE = 64, 256, 1024
 # Temporary arrays of the size of the scores that a program may take. The plain function (interior point) and the
 # compositions of chain and sort take the most.
 MOST_ARRAYS = 40
 # And what a compiler takes for itself, whatever the size: the scratch of a loop, the halves of a sort.
 FIXED = 8 * 2**20
-# Attention: batch, queries and keys, heads, head size, and the block of queries.
-BATCH, LENGTH, HEADS, HEAD_SIZE, BLOCK = 4, 1024, 4, 64, 128
-# Queries and keys of flash attention.
-LONG = 32768
-FLAG = {"pred[]", "s32[]", "u32[]"}  # whether some device still iterates, as a platform writes a truth value
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A function to compile and the laws of what comes out.
-
-    Attributes:
-      name: for the report.
-      function: what is jitted.
-      arguments: from the chips to the shapes of its arguments, with their shardings.
-      law: from the facts to sentences about what is wrong.
-      chips: how many it runs on.
-      fits: whether it fits into a chip's memory; the one that does not checks that this is noticed.
-      may_spill: whether registers may spill to memory on a GPU.
-    """
-
-    name: str
-    function: Callable[..., Any]
-    arguments: Callable[[Mesh], tuple[Any, ...]]
-    law: Callable[[Facts], Iterator[str]]
-    chips: int = 1
-    fits: bool = True
-    may_spill: bool = False
 
 
 def everything(platform: str) -> Iterator[Program]:
@@ -69,17 +42,10 @@ def everything(platform: str) -> Iterator[Program]:
         # A loss for each base, and one of all pieces together: the others are made of the same ones.
         if case.family.domain == "simplex" and len(case.family.penalties) != 1:
             yield _loss(case, platform)
-    yield from _attention()
-    yield from _sharded()
+    yield from attention.everything(platform)
     if platform == "tpu":
         yield from _kernels_alone()
     yield from _controls()
-
-
-def array(mesh: Mesh, *shape: int, axis: int | None = None, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    """What stands for an array: cut over the chips along one axis, or whole on each."""
-    spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "devices")
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
 
 def _like(array: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
@@ -89,45 +55,22 @@ def _like(array: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
 # --- Operators and losses ----------------------------------------------------------------------------------
 
 
-def _params(mesh: Mesh, case: cases.Case, width: int) -> dict[str, jax.ShapeDtypeStruct]:
-    return {name: array(mesh, *np.shape(value)) for name, value in case.params(width).items()}
-
-
-def _may_spill(case: cases.Case) -> bool:
-    """XLA puts all sums over a slice into one kernel with half of a GPU's registers for each of its threads. Those of
-    powers, of a function's derivatives, and of several penalties do not always fit."""
-    return case.family.base not in ("shannon", "l2") or len(case.family.penalties) > 1
-
-
-def _sorts(case: cases.Case) -> bool:
-    """Whether there is a penalty on ranks, which nothing but a sort can find."""
-    return bool({"oscar", "weights"} & set(case.values))
-
-
 def _operator(case: cases.Case, platform: str) -> Iterator[Program]:
-    """Weights, and their gradient in scores and hyper-parameters; at two widths."""
-    narrow, asked = [], set()
+    """Weights, and their gradient in scores and hyper-parameters."""
+    asked = set()
+    width = NARROW if _sorts(case) or len(case.family.penalties) > 1 else WIDE
 
     @_noting(asked)
     def function(params, x, where, bar):
         y, pull = jax.vjp(lambda params, x: case.family.weights(x, params, -1, where), params, x)
         return y, pull(bar)
 
-    def arguments(width, mesh):
+    def arguments(mesh):
         x = array(mesh, SLICES, width)
         return _params(mesh, case, width), x, _like(x, jnp.bool_), x
 
-    def law(width, facts):
-        yield from _of_slices(case, platform, asked, width, facts)
-        if narrow:
-            most = GROWTH * narrow[0] + FIXED
-            yield from _within(facts.temporary, most, f"linear growth from width {NARROW} gives")
-        narrow.append(facts.temporary)
-
-    # Several penalties together are made of pieces whose growth is known: one width will do.
-    for width in (NARROW, WIDE) if len(case.family.penalties) <= 1 else (NARROW,):
-        name, spills = f"{case.id}, width {width}", _may_spill(case)
-        yield Program(name, function, partial(arguments, width), partial(law, width), may_spill=spills)
+    law = partial(_of_slices, case, platform, asked, width)
+    yield Program(f"{case.id}, width {width}", function, arguments, law, may_spill=_may_spill(case))
 
 
 def _loss(case: cases.Case, platform: str) -> Program:
@@ -176,10 +119,10 @@ def _noting(asked: set[str]) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 def _of_slices(case: cases.Case, platform: str, asked: set[str], width: int, facts: Facts) -> Iterator[str]:
     """The laws of a program on slices, on one chip."""
-    yield from _alone(facts)
-    yield from _sorts_only_where(facts, _sorts(case))
-    most = FIXED + MOST_ARRAYS * _bytes(SLICES, width)
-    yield from _within(facts.temporary, most, f"{MOST_ARRAYS} arrays of scores and {FIXED:,} bytes")
+    yield from alone(facts)
+    yield from sorts_only_where(facts, _sorts(case))
+    most = FIXED + MOST_ARRAYS * bytes_of(SLICES, width)
+    yield from within(facts.temporary, most, f"{MOST_ARRAYS} arrays of scores and {FIXED:,} bytes")
     served = {p for p in asked if platform in getattr(_kernels.TABLE["pallas"].get(p), "platforms", ())}
     if facts.kernels < len(served):
         yield f"holds {facts.kernels} kernels, but {', '.join(sorted(served))} are served by one each"
@@ -199,83 +142,14 @@ def _sorts(case: cases.Case) -> bool:
     return ranked or cases.DOMAINS[case.family.domain].problem(1).get("over") == "permutahedron"
 
 
-# --- Attention ---------------------------------------------------------------------------------------------
-
-
-def _qkv(mesh: Mesh, queries: int | None = None, keys: int | None = None) -> tuple[jax.ShapeDtypeStruct, ...]:
-    shape = BATCH, LENGTH, HEADS, HEAD_SIZE
-    return array(mesh, *shape, axis=queries), array(mesh, *shape, axis=keys), array(mesh, *shape, axis=keys)
-
-
-def _with_gradient(mapping, block_size, is_causal=False):
-    attend = partial(sm.dot_product_attention, mapping=mapping, block_size=block_size, is_causal=is_causal)
-
-    def function(q, k, v):
-        output, pull = jax.vjp(attend, q, k, v)
-        return output, pull(output)
-
-    return function
-
-
-def _attention() -> Iterator[Program]:
-    """On one chip. In blocks, nothing of the size of the scores is left."""
-    scores = _bytes(BATCH, HEADS, LENGTH, LENGTH)
-
-    def law(bound, what, facts):
-        yield from _alone(facts)
-        yield from _sorts_only_where(facts, False)
-        yield from _within(facts.temporary, bound, what)
-
-    for name, mapping in (("softmax", sm.softmax), ("sparsemax", sm.sparsemax), ("entmax", sm.entmax)):
-        whole, blocks = _with_gradient(mapping, None), _with_gradient(mapping, BLOCK)
-        spills = name == "entmax"
-        of_scores = partial(law, 6 * scores, "6 arrays of scores")
-        yield Program(f"attention, {name}", whole, _qkv, of_scores, may_spill=spills)
-        less = partial(law, scores, "one array of scores")
-        yield Program(f"attention in blocks, {name}", blocks, _qkv, less, may_spill=spills)
-    causal = _with_gradient(sm.sparsemax, BLOCK, is_causal=True)
-    yield Program("attention in blocks, causal", causal, _qkv, partial(law, scores, "one array of scores"))
-
-
-def _sharded() -> Iterator[Program]:
-    """On four chips. Under `shard_map` nothing is sent; under jit a flag, and over the keys numbers by all-reduce."""
-
-    def nothing(facts):
-        if facts.sent:
-            yield f"sends {facts.sent}, but nothing needs to be"
-
-    def flags(facts):
-        if facts.sent.keys() - {"all-reduce"} or facts.sent.get("all-reduce", set()) - FLAG:
-            yield f"sends {facts.sent}, but only the flag that a device still iterates needs to be"
-
-    def all_reduces(facts):
-        if facts.sent.keys() != {"all-reduce"}:
-            yield f"sends {facts.sent}, but the keys need all-reduces and nothing else"
-
-    for name, mapping in (("sparsemax", sm.sparsemax), ("fusedmax", sm.fusedmax)):
-        whole = _with_gradient(mapping, None)
-        for over, axis in (("batch", 0), ("heads", 2)):
-            place, spec = partial(_qkv, queries=axis, keys=axis), PartitionSpec(*[None] * axis, "devices")
-            alone = jax.shard_map(whole, in_specs=spec, out_specs=spec)
-            yield Program(f"attention over {over}, {name}", whole, place, flags, chips=4)
-            yield Program(f"attention over {over} by shard_map, {name}", alone, place, nothing, chips=4)
-    # A fused row is one sequence, and blocks slice the keys: over the keys go whole rows of a threshold mapping.
-    yield Program(
-        "attention over keys", _with_gradient(sm.sparsemax, None), partial(_qkv, keys=1), all_reduces, chips=4
-    )
-    place = partial(_qkv, queries=0, keys=0)
-    yield Program("attention in blocks over batch", _with_gradient(sm.sparsemax, BLOCK), place, flags, chips=4)
-
-
 # --- Kernels by themselves, at their largest ---------------------------------------------------------------
 
 
 def _kernels_alone() -> Iterator[Program]:
     def law(kernels, most, what, facts):
-        yield from _alone(facts)
-        if (facts.kernels, facts.loops) != (kernels, 0):
-            yield f"holds {facts.kernels} kernels and {facts.loops} loops, not {kernels} and none"
-        yield from _within(facts.temporary, most, what)
+        yield from alone(facts)
+        yield from only_kernels(facts, kernels)
+        yield from within(facts.temporary, most, what)
 
     table = _kernels.TABLE["pallas"]
     # Refused beyond: the width that the kernel says it holds.
@@ -284,23 +158,11 @@ def _kernels_alone() -> Iterator[Program]:
     width, slices = int(wide[1]), 2 * SLICES
     chain = lambda mesh: (array(mesh, slices, width), array(mesh), array(mesh))
     # Slices are filled up to 1,024 and laid out for the kernel, and its two results back again.
-    arrays = partial(law, 1, 4 * _bytes(1024, width), "4 arrays of 1,024 slices")
+    arrays = partial(law, 1, 4 * bytes_of(1024, width), "4 arrays of 1,024 slices")
     yield Program(f"kernel: chain, width {width}", table["chain"].call, chain, arrays)
     threshold = lambda mesh: (array(mesh, SLICES, 2**15), array(mesh), array(mesh, SLICES, 1))
-    arrays = partial(law, 1, 4 * _bytes(SLICES, 2**15), "4 arrays of scores")
+    arrays = partial(law, 1, 4 * bytes_of(SLICES, 2**15), "4 arrays of scores")
     yield Program("kernel: threshold, width 32768", table["threshold"].call, threshold, arrays)
-
-    def flash(q, k, v, alpha):
-        attend = partial(attention, scale=HEAD_SIZE**-0.5, is_causal=True)
-        output, pull = jax.vjp(attend, q, k, v, alpha)
-        return output, pull(output)
-
-    def arguments(mesh):
-        q, kv = ((1, LONG, heads, HEAD_SIZE) for heads in (2, 1))
-        return *(array(mesh, *shape, dtype=jnp.bfloat16) for shape in (q, kv, kv)), array(mesh, 2, 1, 1)
-
-    few = partial(law, 3, _bytes(2, LONG, LONG) / 50, "a fiftieth of the scores")
-    yield Program(f"kernel: flash attention, {LONG} keys, with its gradient", flash, arguments, few)
 
 
 def _spec(*shapes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:
@@ -321,30 +183,8 @@ def _controls() -> Iterator[Program]:
     def gather(x):
         return x - jnp.sum(x @ x.T)
 
-    yield Program("control: a sort", jnp.sort, rows, partial(broken, lambda f: _sorts_only_where(f, False)))
-    yield Program("control: a collective", gather, rows, partial(broken, _alone), chips=4)
+    yield Program("control: a sort", jnp.sort, rows, partial(broken, lambda f: sorts_only_where(f, False)))
+    yield Program("control: a collective", gather, rows, partial(broken, alone), chips=4)
     whole = lambda mesh: (array(mesh, 2**18, 64),)
     large = lambda x: jnp.linalg.norm(jnp.cumsum(x @ x.T, axis=0), axis=1)
     yield Program("control: too large", large, whole, lambda _: iter(()), fits=False)
-
-
-# --- Laws --------------------------------------------------------------------------------------------------
-
-
-def _bytes(*shape: int) -> int:
-    return 4 * int(np.prod(shape))
-
-
-def _alone(facts: Facts) -> Iterator[str]:
-    if facts.sent:
-        yield f"sends {facts.sent} on one chip"
-
-
-def _sorts_only_where(facts: Facts, expected: bool) -> Iterator[str]:
-    if bool(facts.sorts) != expected:
-        yield f"holds {facts.sorts} sorts, but should hold {'one' if expected else 'none'}"
-
-
-def _within(temporary: float, bound: float, what: str) -> Iterator[str]:
-    if temporary > bound:
-        yield f"takes {temporary:,.0f} bytes of temporary memory, more than {what} ({bound:,.0f})"

@@ -9,18 +9,22 @@ Pallas is loaded when a kernel is first called, not with the library.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from .. import Kernel, Solver, register, target
 
-# problem -> (file, function); the file says by `refuses_...` what it does not serve.
+# problem -> (file, function); the file says by `refuses_...` what it does not serve, and may say by `pays_...` what it
+# is worth being taken for where nobody asked for it.
 _PROBLEMS = {
     "threshold": ("_threshold", "tsallis_weights"),
     "p_norm": ("_threshold", "p_norm_weights"),
     "chain": ("_chain", "chain_prox"),
     "segment_mean": ("_chain", "segment_mean"),
+    "attention": ("_attention", "attention"),
+    "attention_bars": ("_attention", "attention_bars"),
 }
 
 
@@ -33,14 +37,20 @@ def kernels(interpret: Any = False) -> dict[str, Kernel]:
     """
 
     def call(file: str, name: str) -> Solver:
-        return lambda *args: getattr(_load(file), name)(*args, interpret=interpret)
+        return lambda *args, **static: getattr(_load(file), name)(*args, interpret=interpret, **static)
 
     def refuses(file: str, name: str) -> Solver:
-        return lambda *args: getattr(_load(file), f"refuses_{name}")(*args)
+        return lambda *args, **static: getattr(_load(file), f"refuses_{name}")(*args, **static)
+
+    def default(file: str, name: str) -> Callable[..., bool]:
+        def wanted(*args: Any, **static: Any) -> bool:
+            return _undivided() and getattr(_load(file), f"pays_{name}", lambda *_, **__: True)(*args, **static)
+
+        return wanted
 
     platforms = ("cpu",) if interpret else ("tpu",)
     return {
-        problem: Kernel(call(*place), platforms, refuses(*place), default=_undivided)
+        problem: Kernel(call(*place), platforms, refuses(*place), default(*place))
         for problem, place in _PROBLEMS.items()
     }
 

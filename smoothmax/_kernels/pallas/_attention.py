@@ -1,4 +1,4 @@
-"""Attention by the kernels of `_flash.py`: shapes, blocks, and the derivative rule that connects them."""
+"""Attention by the kernels of `_flash.py`: what they serve, how arrays are laid out, and the two directions."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ..._arrays import varying_like
 from . import _flash
 from ._flash import ALPHA_BAR, SCALE_BAR, STATISTICS, Head, Plan
-from ._tiles import LANES, MEMORY_LIMIT, VECTOR_MEMORY, result
+from ._tiles import LANES, MEMORY_LIMIT, SUBLANES, VECTOR_MEMORY, result
 
 # Queries of a block: a row of what is kept has as many numbers as a register has lanes. Keys of a block: as many as
 # keep the matrix unit busy, and few enough that blocks without a weight are found.
@@ -43,100 +43,145 @@ class Rules(NamedTuple):
     key_lengths: jax.Array  # (B,)
 
 
-def refuses_attention(query: Any, key: Any, value: Any, bias: Any = None, mask: Any = None) -> str | None:
+def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any, **_: Any) -> str | None:
     """Why the kernels cannot serve arrays of these shapes `(B, length, heads, size)`, or None."""
+    mask = others[3]
     if query.dtype not in (jnp.float32, jnp.bfloat16):
         return f"its attention takes float32 and bfloat16, not {query.dtype}"
+    if not all(isinstance(n, int) for n in (*query.shape, *key.shape, *value.shape)):
+        return "an axis has a symbolic length"
     if 0 in (*query.shape, *key.shape, *value.shape):
         return "an axis is empty"
-    size = max(_whole(query.shape[3], LANES), _whole(value.shape[3], LANES)) * query.dtype.itemsize
-    length = max(_whole(query.shape[1], ROWS), _whole(key.shape[1], COLUMNS))
-    held = 2 * length * size + length * (4 * STATISTICS * 4)
+    if bias is not None and bias.shape[3] == 1 < bias.shape[2]:
+        return (
+            f"a bias of shape {bias.shape} is one for each query, and none for the keys it chooses from: leave it out"
+        )
+    held = _held(query, key, value, bias, mask)
+    if held > VECTOR_MEMORY:
+        return (
+            f"a head of size {query.shape[3]} with {key.shape[1]} keys and {query.shape[1]} queries takes {held:,} "
+            f"bytes, and a chip's vector memory has {VECTOR_MEMORY:,}"
+        )
+    return None
+
+
+def _held(query: Any, key: Any, value: Any, bias: Any, mask: Any) -> int:
+    """Bytes of the blocks that the larger backward kernel holds, twice: the next are fetched beside them."""
+    queries, keys = _whole(query.shape[1], ROWS), _whole(key.shape[1], COLUMNS)
+    size = query.dtype.itemsize * sum(_whole(a.shape[3], LANES) for a in (query, value))
+    marks = SUBLANES * _whole(keys // COLUMNS, LANES) * 4
+    # All keys with a block of queries, and all queries with a block of keys.
+    along_keys, along_queries = keys * size, queries * (size + 2 * STATISTICS * 4) + queries // ROWS * marks
     for array in (bias, mask):
         if array is not None:
-            held += 2 * length * LANES * (4 if array is bias else 1)
-    if held > VECTOR_MEMORY:
-        return f"{length} keys or queries of one head take {held} bytes, and a chip's vector memory has {VECTOR_MEMORY}"
-    return None
+            bytes_each = 1 if array is mask else 4
+            along_keys += bytes_each * LANES * (keys if array.shape[3] > 1 else SUBLANES)
+            along_queries += bytes_each * COLUMNS * (queries if array.shape[2] > 1 else LANES)
+    if bias is not None and bias.shape[2] > 1:
+        along_keys += 4 * LANES * keys  # its gradient
+    return 2 * max(along_keys, along_queries)
+
+
+def pays_attention(query: Any, *_: Any, **__: Any) -> bool:
+    """Whether it is worth it: fewer queries would leave most of a block empty, and few of them have few scores."""
+    return isinstance(query.shape[1], int) and query.shape[1] >= ROWS
+
+
+refuses_attention_bars, pays_attention_bars = refuses_attention, pays_attention
 
 
 def attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    alpha: Any,
-    scale: Any,
-    bias: jax.Array | None = None,
-    mask: jax.Array | None = None,
-    query_lengths: jax.Array | None = None,
-    key_lengths: jax.Array | None = None,
+    bias: jax.Array | None,
+    scale: jax.Array,
+    alpha: jax.Array,
+    gamma: jax.Array,
+    mask: jax.Array | None,
+    query_lengths: jax.Array | None,
+    key_lengths: jax.Array | None,
     *,
     is_causal: bool = False,
     window: tuple[int, int] | None = None,
-    blocks: tuple[int, int] = (ROWS, COLUMNS),
     interpret: Any = False,
-) -> jax.Array:
+) -> tuple[jax.Array, Any]:
     """Entmax attention, 1 <= alpha <= 2; never more than one block of scores.
 
     Args:
       query: `(B, T, N, H)`, float32 or bfloat16.
       key, value: `(B, S, K, H)`, of its dtype; N is a multiple of K.
-      alpha: a scalar, or one a head, `(N, 1, 1)`.
-      scale: the factor on the products, a scalar, or one a head, `(N, 1, 1)`.
       bias: added to the scaled scores, four axes of size 1 or that of the scores `(B, N, T, S)`.
+      scale: the factor on the products, a scalar.
+      alpha: a scalar, or one a head, `(N, 1, 1)`.
+      gamma: strength of the entropy, as alpha.
       mask: boolean, True where a query may see a key; axes as those of the bias.
       query_lengths, key_lengths: numbers of real queries and keys, int32 `(B,)`.
       is_causal, window: query t sees the keys s <= t, or t - left <= s <= t + right.
-      blocks: queries and keys of a block.
       interpret: what `pallas_call` takes under that name.
 
     Returns:
-      `(B, T, N, H)` in the dtype of the query; zeros for a query that sees no key.
+      `(B, T, N, H)` in the dtype of the query, zeros for a query that sees no key; and what `attention_bars` needs.
     """
-    (batch, queries, heads, _), keys = query.shape, key.shape[1]
-    rows, columns = blocks
-    plan = Plan(
-        _whole(queries, rows),
-        _whole(keys, columns),
-        rows,
-        columns,
-        is_causal,
-        window,
-        bias is not None,
-        mask is not None,
-    )
+    plan = _plan(query, key, bias, mask, is_causal, window)
+    inputs = _inputs(plan, query, key, value, bias, scale, alpha, gamma)
+    rules = _rules(plan, query, key, mask, query_lengths, key_lengths)
+    output, *kept = _forward(plan, interpret, inputs, rules)
+    return jnp.swapaxes(output[:, :, : query.shape[1]], 1, 2), tuple(kept)
 
-    def one_a_head(a: Any) -> jax.Array:
-        return jnp.broadcast_to(jnp.asarray(a, jnp.float32).reshape(-1), (heads,))
 
+def attention_bars(*args: Any, is_causal: bool, window: tuple[int, int] | None, interpret: Any = False) -> Any:
+    """The cotangents of the first seven arguments of `attention`, from all of them, what it kept, and the output's."""
+    *operands, mask, query_lengths, key_lengths, kept, output_bar = args
+    query, key, _, bias, *_ = operands
+    plan = _plan(query, key, bias, mask, is_causal, window)
+    inputs, back = jax.vjp(partial(_inputs, plan), *operands)
+    rules = _rules(plan, query, key, mask, query_lengths, key_lengths)
+    return back(_backward(plan, interpret, inputs, rules, kept, _laid(output_bar, plan.queries)))
+
+
+# --- How the arguments are laid out ------------------------------------------------------------------------
+
+
+def _plan(query: Any, key: Any, bias: Any, mask: Any, is_causal: bool, window: tuple[int, int] | None) -> Plan:
+    queries, keys = _whole(query.shape[1], ROWS), _whole(key.shape[1], COLUMNS)
+    return Plan(queries, keys, ROWS, COLUMNS, is_causal, window, bias is not None, mask is not None)
+
+
+def _inputs(
+    plan: Plan,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    scale: jax.Array,
+    alpha: jax.Array,
+    gamma: jax.Array,
+) -> Inputs:
+    heads = query.shape[2]
+    # What is out of range gives NaN. Below the least b, entmax is softmax, and its derivative by alpha goes on.
+    b = alpha - 1
+    b += lax.stop_gradient(jnp.maximum(b, LEAST_B) - b)
+    scale = jnp.where((alpha >= 1) & (alpha <= 2) & (gamma > 0) & (gamma < jnp.inf), scale / gamma, jnp.nan)
+    if bias is not None:
+        bias = _pairs(bias.astype(jnp.float32) / gamma, plan)
+    b, scale = (jnp.broadcast_to(a.reshape(-1), (heads,)) for a in (b, scale))
+    return Inputs(_laid(query, plan.queries), _laid(key, plan.keys), _laid(value, plan.keys), b, scale, bias)
+
+
+def _rules(plan: Plan, query: Any, key: Any, mask: Any, query_lengths: Any, key_lengths: Any) -> Rules:
     def within(lengths: jax.Array | None, most: int) -> jax.Array:
-        return jnp.full((batch,), most, jnp.int32) if lengths is None else jnp.minimum(lengths, most)
+        whole = varying_like(jnp.full((query.shape[0],), most, jnp.int32), query)
+        return whole if lengths is None else jnp.minimum(lengths, whole)
 
-    alpha = one_a_head(alpha)
-    inputs = Inputs(
-        _laid(query, plan.queries),
-        _laid(key, plan.keys),
-        _laid(value, plan.keys),
-        jnp.maximum(alpha - 1, LEAST_B),
-        jnp.where((alpha >= 1) & (alpha <= 2), one_a_head(scale), jnp.nan),
-        None if bias is None else _pairs(bias, plan).astype(jnp.float32),
-    )
-    rules = Rules(
-        None if mask is None else _pairs(mask.astype(jnp.int8), plan),
-        within(query_lengths, queries),
-        within(key_lengths, keys),
-    )
-    inputs, rules = jax.tree.map(lambda a: varying_like(a, inputs, rules), (inputs, rules))
-    output: Any = _attend(plan, interpret, inputs, rules)
-    return jnp.swapaxes(output[:, :, :queries], 1, 2)
+    mask = None if mask is None else _pairs(mask.astype(jnp.int8), plan)
+    return Rules(mask, within(query_lengths, query.shape[1]), within(key_lengths, key.shape[1]))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules) -> jax.Array:
-    return _attend_fwd(plan, interpret, inputs, rules)[0]
+# --- The two directions ------------------------------------------------------------------------------------
 
 
-def _attend_fwd(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules) -> Any:
+def _forward(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules) -> Any:
     q, k, v, *_ = inputs
     batch, heads = q.shape[:2]
     blocks, marks = plan.queries // plan.rows, _whole(plan.keys // plan.columns, LANES)
@@ -145,7 +190,7 @@ def _attend_fwd(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules) -> Any
     def kernel(head, q, k, v, output, kept, marked, tops, i):
         _flash.forward(plan, head, q, k, v, output, kept, marked, tops, i)
 
-    output, kept, marked = _run(
+    return _run(
         plan,
         interpret,
         kernel,
@@ -160,11 +205,10 @@ def _attend_fwd(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules) -> Any
         ],
         scratch=[pltpu.VMEM((plan.keys // plan.columns, 1, plan.rows), jnp.float32)],
     )
-    return output, (inputs, rules, kept, marked)
 
 
-def _attend_bwd(plan: Plan, interpret: Any, residuals: Any, output_bar: jax.Array) -> Any:
-    inputs, rules, kept, marked = residuals
+def _backward(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules, found: Any, output_bar: jax.Array) -> Inputs:
+    kept, marked = found
     q, k, v, *_, bias = inputs
     batch, heads = q.shape[:2]
     blocks, marks = plan.queries // plan.rows, marked.shape[-1]
@@ -230,11 +274,7 @@ def _attend_bwd(plan: Plan, interpret: Any, residuals: Any, output_bar: jax.Arra
 
     bias_bar = None if bias is None else _summed([*dz, *dz_sum][0], bias.shape)
     alpha_bar, scale_bar = (jnp.sum(rows[:, :, r], (0, 2)) for r in (ALPHA_BAR, SCALE_BAR))
-    bars = Inputs(dq, over_group(dk, k), over_group(dv, v), alpha_bar, scale_bar, bias_bar)
-    return bars, jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), rules)
-
-
-_attend.defvjp(_attend_fwd, _attend_bwd)
+    return Inputs(dq, over_group(dk, k), over_group(dv, v), alpha_bar, scale_bar, bias_bar)
 
 
 class _Places(NamedTuple):
