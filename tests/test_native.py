@@ -220,6 +220,11 @@ def test_products(dtype):
             y, jnp.asarray(v), jnp.asarray(alpha, dtype), dtype(0.5), implementation="xla"
         )
         np.testing.assert_allclose(ours, expected, atol=rounding(dtype) * np.abs(expected).max(), rtol=0)
+    for p in (1.1, 1.5, 1.9, 2.0):
+        y = call["p_norm"](x, dtype(1), dtype(p))
+        ours = call["p_norm_product"](y, v, dtype(p), dtype(0.5))
+        expected = _solvers.p_norm_product(y, jnp.asarray(v), jnp.asarray(p, dtype), dtype(0.5), implementation="xla")
+        np.testing.assert_allclose(ours, expected, atol=rounding(dtype) * np.abs(expected).max(), rtol=0)
     jumps, weight = (x > 0.5).astype(np.int8), (x > -1).astype(dtype)
     expected = _solvers.segment_mean(jnp.asarray(v), jumps, weight, implementation="xla")
     np.testing.assert_allclose(call["segment_mean"](v, jumps, weight), expected, atol=rounding(dtype), rtol=0)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from .._arrays import eps, safe_ratio, total
+from .._arrays import eps, total
 from .._parameters import Parameter, Range, parameter, placed, tree_class
 from .._solvers import (
     on_support,
+    p_norm,
+    p_norm_product,
     p_norm_weights,
     softmax_weights,
     sparsemax_weights,
@@ -54,7 +56,7 @@ class Shannon(Entropy):
         return softmax_weights(x, gamma, implementation=implementation)
 
     def product(self, y: jax.Array, v: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
-        return threshold_product(y, v, jnp.ones((), y.dtype), 1 / gamma, implementation=implementation)
+        return threshold_product(y, v, self.kernel_alpha, 1 / gamma, implementation=implementation)
 
     def inverse(self, u: jax.Array) -> jax.Array:
         return jnp.exp(u - 1)
@@ -92,7 +94,7 @@ class SquaredL2(Entropy):
         return sparsemax_weights(x, gamma, implementation=implementation)
 
     def product(self, y: jax.Array, v: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
-        return threshold_product(y, v, jnp.full((), 2, y.dtype), 1 / gamma, implementation=implementation)
+        return threshold_product(y, v, self.kernel_alpha, 1 / gamma, implementation=implementation)
 
     def inverse(self, u: jax.Array) -> jax.Array:
         return u
@@ -224,20 +226,10 @@ class SquaredPNorm(Base):
         return self._norm(y) ** (2 - self.p) * support_power(y, placed(self.p) - 1)
 
     def product(self, y: jax.Array, v: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
-        # With n = norm_p(y), the inverse of the Hessian on the support is
-        #     K = (n^(p-2) diag(y^(2-p)) - (2-p) n^-2 y y') / (p - 1),
-        # and J = K - K 1 1' K / (1' K 1) keeps the weights on the simplex.
-        p, n = placed(self.p), self._norm(y)
-        s = n ** (p - 2) * support_power(y, 2 - p)
-        rank_one = (2 - p) / n**2 * y
-        k_v = s * v - rank_one * total(y * v)
-        k_1 = s - rank_one * total(y)
-        return (k_v - k_1 * safe_ratio(total(k_v), total(k_1))) / ((p - 1) * gamma)
+        return p_norm_product(y, v, placed(self.p), 1 / gamma, implementation=implementation)
 
     def _norm(self, y: jax.Array) -> jax.Array:
-        # A slice without an allowed position has norm 0, which the negative powers above must not see.
-        power = total(support_power(y, placed(self.p)))
-        return jnp.where(power == 0, 1, power) ** (1 / self.p)
+        return p_norm(y, placed(self.p))
 
 
 def _deformed_log(y: jax.Array, alpha: jax.Array) -> jax.Array:

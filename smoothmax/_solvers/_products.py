@@ -49,10 +49,43 @@ def diagonal_product(s: jax.Array, v: jax.Array, *, implementation: str | None =
 
 
 def threshold_product(
-    y: jax.Array, v: jax.Array, alpha: jax.Array, scale: jax.Array, *, implementation: str | None = None
+    y: jax.Array, v: jax.Array, alpha: jax.Array | float, scale: jax.Array, *, implementation: str | None = None
 ) -> jax.Array:
-    """scale * J v at the Tsallis weights `y`, `(*batch, d)`; alpha and scale are `()` or `(*batch or ones, 1)`."""
-    return product("threshold_product", implementation, _threshold_product, y, v, alpha, scale)
+    """scale * J v at the Tsallis weights `y`, `(*batch, d)`; alpha and scale are `()` or `(*batch or ones, 1)`.
+
+    For an alpha of 1.0 or 2.0 that is known when the program is made, no power is computed.
+    """
+    reference = _KNOWN.get(alpha, _threshold_product) if isinstance(alpha, float) else _threshold_product
+    return product("threshold_product", implementation, reference, y, v, jnp.asarray(alpha, y.dtype), scale)
+
+
+def p_norm_product(
+    y: jax.Array, v: jax.Array, p: jax.Array, scale: jax.Array, *, implementation: str | None = None
+) -> jax.Array:
+    """scale * J v at the weights `y` of the squared p-norm; arguments as for `threshold_product`.
+
+    With n = norm_p(y), the inverse of the Hessian on the support is
+
+        K = (n^(p-2) diag(y^(2-p)) - (2-p) n^-2 y y') / (p - 1),
+
+    and J = K - K 1 1' K / (1' K 1) keeps the weights on the simplex.
+    """
+    return product("p_norm_product", implementation, _p_norm_product, y, v, p, scale)
+
+
+def p_norm(y: jax.Array, p: jax.Array) -> jax.Array:
+    """norm_p(y) as `(*batch, 1)`; 1 for a slice of zeros, where it stands under a fraction."""
+    power = total(support_power(y, p))
+    return jnp.where(power == 0, 1, power) ** (1 / p)
+
+
+def _p_norm_product(y: jax.Array, v: jax.Array, p: jax.Array, scale: jax.Array) -> jax.Array:
+    n = p_norm(y, p)
+    s = n ** (p - 2) * support_power(y, 2 - p)
+    rank_one = (2 - p) / n**2 * y
+    k_v = s * v - rank_one * total(y * v)
+    k_1 = s - rank_one * total(y)
+    return scale * (k_v - k_1 * safe_ratio(total(k_v), total(k_1))) / (p - 1)
 
 
 def _diagonal_product(s: jax.Array, v: jax.Array) -> jax.Array:
@@ -83,3 +116,9 @@ def _threshold_product(y: jax.Array, v: jax.Array, alpha: jax.Array, scale: jax.
     # No greater than leaves sums of products with v finite.
     s = jnp.minimum(support_power(y, 2 - alpha), float(jnp.finfo(y.dtype).max) / 2**27)
     return scale * power_product(s, v, alpha)
+
+
+_KNOWN = {
+    1.0: lambda y, v, alpha, scale: scale * _diagonal_product(y, v),
+    2.0: lambda y, v, alpha, scale: scale * _diagonal_product(jnp.sign(y), v),
+}

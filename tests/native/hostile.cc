@@ -85,6 +85,7 @@ void simplex(int64_t d, int kind) {
     expect_weights(y, 1, 1 + 1e-6, broken(x) || !(alpha >= 1), "threshold");
     table<T>(kernels).threshold_product({y.data(), v.data(), &alpha, &scale, out.data(), d}, 0, 1);
     table<T>(kernels).p_norm({x.data(), &gamma, &alpha, y.data(), d}, 0, 1);
+    table<T>(kernels).p_norm_product({y.data(), v.data(), &alpha, &scale, out.data(), d}, 0, 1);
     expect_weights(y, 1, 1 + 1e-6, broken(x) || !(alpha > 1 && alpha <= 2), "p_norm");
   }
 }

@@ -51,6 +51,11 @@ def threshold_product(y: jax.Array, v: jax.Array, alpha: jax.Array, scale: jax.A
     return _call("threshold_product", (y, v, _row(alpha, y), _row(scale, y)))
 
 
+def p_norm_product(y: jax.Array, v: jax.Array, p: jax.Array, scale: jax.Array) -> jax.Array:
+    """`smoothmax._solvers.p_norm_product`."""
+    return _call("p_norm_product", (y, v, _row(p, y), _row(scale, y)))
+
+
 def chain(x: jax.Array, up: jax.Array, down: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`smoothmax._solvers.chain_prox`."""
     return _call("chain", (x, _row(up, x), _row(down, x)), jnp.int8)

@@ -21,6 +21,7 @@ PROBLEMS = (
     "p_norm",
     "capped",
     "threshold_product",
+    "p_norm_product",
     "chain",
     "segment_mean",
     "ranks",

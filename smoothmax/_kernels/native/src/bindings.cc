@@ -124,6 +124,13 @@ ffi::Error threshold_product(Pool pool, In<T> y, In<T> v, In<T> alpha, In<T> sca
 }
 
 template <class T>
+ffi::Error p_norm_product(Pool pool, In<T> y, In<T> v, In<T> p, In<T> scale, Out<T> out) {
+  const ThresholdProduct<T> problem = {y.typed_data(),     v.typed_data(),    p.typed_data(),
+                                       scale.typed_data(), out->typed_data(), last(y)};
+  return solve(pool, rows(y), 1, table<T>(kernels()).p_norm_product, problem);
+}
+
+template <class T>
 ffi::Error chain(Pool pool, In<T> x, In<T> up, In<T> down, Out<T> t, ffi::Result<Bytes> jumps) {
   const Chain<T> problem = {x.typed_data(), up.typed_data(), down.typed_data(),   last(up),
                             last(down),     t->typed_data(), jumps->typed_data(), last(x)};
@@ -177,6 +184,7 @@ SMOOTHMAX_HANDLERS(threshold);
 SMOOTHMAX_HANDLERS(p_norm);
 SMOOTHMAX_HANDLERS(capped);
 SMOOTHMAX_HANDLERS(threshold_product);
+SMOOTHMAX_HANDLERS(p_norm_product);
 SMOOTHMAX_HANDLERS(chain);
 SMOOTHMAX_HANDLERS(segment_mean);
 SMOOTHMAX_HANDLERS(ranks);

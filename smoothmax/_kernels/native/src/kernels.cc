@@ -14,7 +14,7 @@ namespace smoothmax::SMOOTHMAX_TARGET {
 
 template <class T>
 constexpr Table<T> table_of() {
-  return {threshold<T>,    p_norm<T>, capped<T>,    threshold_product<T>, chain<T>,
+  return {threshold<T>,    p_norm<T>, capped<T>,    threshold_product<T>, p_norm_product<T>, chain<T>,
           segment_mean<T>, ranks<T>,  sort_rows<T>, permutahedron<T>,     group_mean<T>};
 }
 

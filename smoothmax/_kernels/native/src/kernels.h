@@ -92,6 +92,7 @@ struct Table {
   void (*p_norm)(const Threshold<T>&, int64_t begin, int64_t end);
   void (*capped)(const Capped<T>&, int64_t begin, int64_t end);
   void (*threshold_product)(const ThresholdProduct<T>&, int64_t begin, int64_t end);
+  void (*p_norm_product)(const ThresholdProduct<T>&, int64_t begin, int64_t end);
   void (*chain)(const Chain<T>&, int64_t begin, int64_t end);
   void (*segment_mean)(const SegmentMean<T>&, int64_t begin, int64_t end);
   void (*ranks)(const Ranks<T>&, int64_t begin, int64_t end);

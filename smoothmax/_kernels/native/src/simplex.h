@@ -134,4 +134,39 @@ void threshold_product(const ThresholdProduct<T>& problem, int64_t begin, int64_
   }
 }
 
+// The same for p-norms, whose Hessian has a rank-one part: see smoothmax/_solvers/_products.py.
+template <class T>
+void p_norm_product(const ThresholdProduct<T>& problem, int64_t begin, int64_t end) {
+  const int64_t d = problem.d;
+  Array<T> s(d);
+  for (int64_t row = begin; row < end; ++row) {
+    const T *y = problem.y + row * d, *v = problem.v + row * d;
+    T* out = problem.out + row * d;
+    const T p = problem.alpha[row];
+    Vec<T> rates = {}, weighted = {}, mass = {}, along = {}, powers = {};
+    each(y, d, T{0}, [&](int64_t i, Vec<T> w) {
+      const Mask<T> on = w != Vec<T>{};  // NaN too
+      const Vec<T> value = i + kWidth<T> <= d ? load(v + i) : load_first(v + i, d - i, T{0});
+      const Vec<T> rate = on ? (p == 2 ? all<T>(1) : power<T>(w, 2 - p)) + (w - w) : Vec<T>{};
+      store<T>(s + i, rate);
+      rates += rate;
+      weighted += on ? rate * value : Vec<T>{};
+      mass += w;
+      along += on ? w * value : Vec<T>{};
+      powers += on ? w * w / rate : Vec<T>{};  // y^p
+    });
+    const double norm = sum<T>(powers) == 0 ? 1 : std::pow(sum<T>(powers), 1.0 / p);
+    const double diagonal = std::pow(norm, p - 2.0), rank_one = (2.0 - p) / (norm * norm);
+    const double k_v = diagonal * sum<T>(weighted) - rank_one * sum<T>(mass) * sum<T>(along);
+    const double k_1 = diagonal * sum<T>(rates) - rank_one * sum<T>(mass) * sum<T>(mass);
+    const double ratio = k_1 == 0 ? 0 : k_v / k_1, scale = problem.scale[row] / (p - 1.0);
+    const T mean = static_cast<T>(ratio), slope = static_cast<T>(scale * diagonal);
+    const T rest = static_cast<T>(scale * rank_one * (sum<T>(along) - sum<T>(mass) * ratio));
+    map(v, d, T{0}, out, [&](int64_t i, Vec<T> value) {
+      const Vec<T> rate = load(s + i), w = i + kWidth<T> <= d ? load(y + i) : load_first(y + i, d - i, T{0});
+      return rate != Vec<T>{} ? slope * rate * (value - mean) - rest * w : Vec<T>{};
+    });
+  }
+}
+
 }  // namespace smoothmax::SMOOTHMAX_TARGET
