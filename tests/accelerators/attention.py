@@ -70,9 +70,9 @@ def _one_chip(platform: str) -> Iterator[Program]:
     yield Program("attention in blocks, causal", plain(sm.sparsemax, BLOCK, is_causal=True), _qkv, less)
     if platform == "tpu":
         yield Program("attention by the kernels, softmax", _with_gradient(sm.softmax), _qkv, _flash)
-    # A traced alpha may be above 2, which the kernels leave to plain JAX in blocks: this compiles both.
-    traced = lambda mesh: (*_qkv(mesh), array(mesh, HEADS, 1, 1))
-    yield Program("attention in blocks, an alpha a head", _with_alpha, traced, less, may_spill=True)
+        # A traced alpha may be above 2, which the kernels leave to plain JAX in blocks: this compiles both.
+        traced = lambda mesh: (*_qkv(mesh), array(mesh, HEADS, 1, 1))
+        yield Program("attention in blocks, an alpha a head", _with_alpha, traced, less, may_spill=True)
 
 
 def _flash(facts: Facts) -> Iterator[str]:
