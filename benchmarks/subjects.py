@@ -130,6 +130,8 @@ def peers() -> Iterator[Subject]:
             ),
         ):
             yield Subject(f"PyTorch entmax {name}", problem, of_torch(mapping))
+        budget = of_torch(lambda x: entmax.budget_bisect(x, K, dim=-1))
+        yield Subject("PyTorch entmax budget (bisection)", f"soft_topk {K}", budget)
     if _installed("jaxopt"):
         from jaxopt.projection import (  # pyright: ignore[reportMissingImports]
             projection_box_section,
