@@ -70,7 +70,7 @@ struct Scores {
 
   SMOOTHMAX_INLINE Vec<T> bound(int64_t i) const {
     if (one_bound) return all<T>(std::min(upper[0], most));
-    return smaller(i + kWidth<T> <= d ? load(upper + i) : load_first(upper + i, d - i, T{0}), all<T>(most));
+    return smaller(load_within(upper, i, d, T{0}), all<T>(most));
   }
   void centre(const T* x, T centre, T gamma) {
     each(x, d, -kInf<T>, [&](int64_t i, Vec<T> v) { store<T>(z + i, (v - centre) / gamma); });

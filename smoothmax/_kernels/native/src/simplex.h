@@ -82,7 +82,7 @@ SMOOTHMAX_INLINE void product_row(const T* y, const T* v, int64_t d, T scale, T*
     if (!any<T>(on)) return store<T>(s + i, Vec<T>{});
     w = on ? rate(w) : Vec<T>{};
     store<T>(s + i, w);
-    Vec<T> value = i + kWidth<T> <= d ? load(v + i) : load_first(v + i, d - i, T{0});
+    Vec<T> value = load_within(v, i, d, T{0});
     rates += w;
     weighted += on ? w * (value - origin) : Vec<T>{};
   });
@@ -146,7 +146,7 @@ void p_norm_product(const ThresholdProduct<T>& problem, int64_t begin, int64_t e
     Vec<T> rates = {}, weighted = {}, mass = {}, along = {}, powers = {};
     each(y, d, T{0}, [&](int64_t i, Vec<T> w) {
       const Mask<T> on = w != Vec<T>{};  // NaN too
-      const Vec<T> value = i + kWidth<T> <= d ? load(v + i) : load_first(v + i, d - i, T{0});
+      const Vec<T> value = load_within(v, i, d, T{0});
       const Vec<T> rate = on ? (p == 2 ? all<T>(1) : power<T>(w, 2 - p)) + (w - w) : Vec<T>{};
       store<T>(s + i, rate);
       rates += rate;
@@ -163,7 +163,7 @@ void p_norm_product(const ThresholdProduct<T>& problem, int64_t begin, int64_t e
     const T mean = static_cast<T>(ratio), slope = static_cast<T>(scale * diagonal);
     const T rest = static_cast<T>(scale * rank_one * (sum<T>(along) - sum<T>(mass) * ratio));
     map(v, d, T{0}, out, [&](int64_t i, Vec<T> value) {
-      const Vec<T> rate = load(s + i), w = i + kWidth<T> <= d ? load(y + i) : load_first(y + i, d - i, T{0});
+      const Vec<T> rate = load(s + i), w = load_within(y, i, d, T{0});
       return rate != Vec<T>{} ? slope * rate * (value - mean) - rest * w : Vec<T>{};
     });
   }

@@ -83,6 +83,12 @@ SMOOTHMAX_INLINE Vec<T> load_first(const T* from, int64_t n, T fill) {
   return v;
 }
 
+// The vector at i of n values, and `fill` beyond them.
+template <class T>
+SMOOTHMAX_INLINE Vec<T> load_within(const T* from, int64_t i, int64_t n, T fill) {
+  return i + kWidth<T> <= n ? load(from + i) : load_first(from + i, n - i, fill);
+}
+
 template <class T>
 SMOOTHMAX_INLINE void store(T* to, Vec<T> v) {
   std::memcpy(to, &v, sizeof v);
