@@ -47,7 +47,7 @@ def run(options: Options) -> dict[str, Any]:
         return json.loads((folder / METRICS).read_text())
     started = time.perf_counter()
     graph, params = nnx.split(Transformer(options))
-    state = train(options, graph, _restored(options, State(params, optimizer(options).init(params), 0, float("nan"))))
+    state = train(options, graph, restored(options, State(params, optimizer(options).init(params), 0, float("nan"))))
     model = nnx.merge(graph, state.params)
     result = {
         "name": options.name,
@@ -129,7 +129,7 @@ def _save(options: Options, state: State) -> None:
     (folder / "new").replace(folder / CHECKPOINT)  # whole or not at all
 
 
-def _restored(options: Options, fresh: State) -> State:
+def restored(options: Options, fresh: State) -> State:
     """The checkpoint, if there is one, in the form of the fresh state."""
     folder = options.folder
     if not (folder / CHECKPOINT).exists():

@@ -3,36 +3,10 @@
 #pragma once
 
 #include "kernels.h"
-#include "ranks.h"
 #include "rows.h"
+#include "sort.h"
 
 namespace smoothmax::SMOOTHMAX_TARGET {
-
-// Working memory of one thread, and the positions of a row from its largest score down.
-template <class T>
-class Sorter {
- public:
-  explicit Sorter(int64_t d) : keys_(d), other_(d) {}
-
-  void operator()(const T* x, int64_t d, int32_t* order) {
-    // The places of a sort come in order, up or down.
-    bool falls = true, rises = true;
-    for (int64_t i = 0; i < d; ++i) {
-      keys_[i] = {Key<T>::of(x[i]), static_cast<int32_t>(i)};
-      falls &= i == 0 || keys_[i - 1].key <= keys_[i].key;
-      rises &= i == 0 || keys_[i - 1].key > keys_[i].key;
-    }
-    if (rises) {
-      for (int64_t k = 0; k < d; ++k) order[k] = static_cast<int32_t>(d - 1 - k);
-      return;
-    }
-    if (!falls) sort(static_cast<Key<T>*>(keys_), static_cast<Key<T>*>(other_), d);
-    for (int64_t k = 0; k < d; ++k) order[k] = keys_[k].at;
-  }
-
- private:
-  Array<Key<T>> keys_, other_;
-};
 
 template <class T>
 void sort_rows(const Sort<T>& problem, int64_t begin, int64_t end) {

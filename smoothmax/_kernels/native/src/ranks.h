@@ -4,58 +4,9 @@
 
 #include "kernels.h"
 #include "rows.h"
+#include "sort.h"
 
 namespace smoothmax::SMOOTHMAX_TARGET {
-
-template <class T>
-struct Key {
-  using Unsigned = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
-  Unsigned key;  // in the order of the scores from the largest down
-  int32_t at;
-
-  // A float's bits are in its order, but for the sign: negative ones run the other way.
-  static Unsigned of(T x) {
-    constexpr Unsigned kSign = Unsigned{1} << (8 * sizeof(T) - 1);
-    Unsigned bits;
-    x += T{0};  // 0 for -0
-    std::memcpy(&bits, &x, sizeof bits);
-    return bits & kSign ? bits : ~(bits | kSign);
-  }
-};
-
-// Sorts by insertion if there are few, and else byte by byte. Stable.
-template <class T>
-void sort(Key<T>* keys, Key<T>* other, int64_t d) {
-  constexpr int64_t kFew = 32;
-  constexpr int kBytes = sizeof(T);
-  if (d <= kFew) {
-    for (int64_t i = 1; i < d; ++i) {
-      const Key<T> key = keys[i];
-      int64_t j = i;
-      for (; j > 0 && keys[j - 1].key > key.key; --j) keys[j] = keys[j - 1];
-      keys[j] = key;
-    }
-    return;
-  }
-  int32_t counts[kBytes][256] = {};
-  for (int64_t i = 0; i < d; ++i) {
-    for (int byte = 0; byte < kBytes; ++byte) ++counts[byte][keys[i].key >> (8 * byte) & 255];
-  }
-  Key<T>* from = keys;
-  for (int byte = 0; byte < kBytes; ++byte) {
-    int32_t* count = counts[byte];
-    if (count[from[0].key >> (8 * byte) & 255] == d) continue;  // all have this byte
-    int32_t before = 0;
-    for (int value = 0; value < 256; ++value) {
-      const int32_t n = count[value];
-      count[value] = before;
-      before += n;
-    }
-    for (int64_t i = 0; i < d; ++i) other[count[from[i].key >> (8 * byte) & 255]++] = from[i];
-    std::swap(from, other);
-  }
-  if (from != keys) std::memcpy(keys, from, sizeof(Key<T>) * static_cast<size_t>(d));
-}
 
 struct Pool {
   double sum;
@@ -83,7 +34,7 @@ int64_t pool(const T* z, int64_t n, double slack, Pool* pools) {
 template <class T>
 void ranks(const Ranks<T>& problem, int64_t begin, int64_t end) {
   const int64_t d = problem.d;
-  Array<Key<T>> keys(d), other(d);
+  Sorter<T> sorted(d);
   Array<T> values(d), z(d);
   Array<Pool> pools(d);
   for (int64_t row = begin; row < end; ++row) {
@@ -92,14 +43,12 @@ void ranks(const Ranks<T>& problem, int64_t begin, int64_t end) {
     int32_t* order = problem.order + row * d;
     int8_t* ties = problem.ties + row * d;
     const Seen<T> seen = look(x, d);
-    for (int64_t i = 0; i < d; ++i) keys[i] = {Key<T>::of(x[i]), static_cast<int32_t>(i)};
-    sort(static_cast<Key<T>*>(keys), static_cast<Key<T>*>(other), d);
+    sorted(x, d, order);
     const T top = seen.top == -kInf<T> ? T{0} : seen.top;
     int64_t n = 0;  // those that are not deleted come first
     T size = 0;
     bool broken = seen.broken;
     for (int64_t k = 0; k < d; ++k) {
-      order[k] = keys[k].at;
       ties[k] = 0;
       values[k] = x[order[k]] - top;  // before the weights are, which a large offset would swallow
       z[k] = values[k] - weights[k];

@@ -1,0 +1,126 @@
+"""Blocked attention that skips tiles of zeros: how many are empty in trained attention, and when it pays.
+
+    python -m examples.recall --task recall --mapping entmax --steps 500
+    python -m benchmarks.zeros runs/recall/recall/entmax-1.5-0      # queries, keys and values of that model
+    python -m benchmarks.zeros                                      # queries that look at a chosen share of the tiles
+
+Forward plus backward, in turn with the same call without `skip_zeros` and with `jax.nn.dot_product_attention`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import smoothmax as sm
+
+from .timing import interleaved
+
+TILE, HEAD = 128, 64
+WHOLE_LIMIT = 8192  # beyond it the scores of four heads do not fit
+
+
+def trained(folder: Path, lengths: list[int]) -> Iterator[tuple[str, Callable[..., jax.Array], list[jax.Array]]]:
+    """Name, mapping, and queries, keys and values `(1, L, heads, head size)` of each layer of a finished run."""
+    from examples.recall import tasks, train
+    from examples.recall.model import Transformer
+    from examples.recall.options import Options
+    from flax import nnx
+
+    metrics = json.loads((folder / train.METRICS).read_text())
+    fields = Options.__dataclass_fields__
+    chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in metrics.items() if k in fields}
+    options = Options(**{**chosen, "out": folder})
+    graph, params = nnx.split(Transformer(options))
+    fresh = train.State(params, train.optimizer(options).init(params), 0, 0.0)
+    model = nnx.merge(graph, train.restored(options, fresh).params)
+    for length in lengths:
+        # Beyond the longest sequence there is, several follow each other.
+        piece = min(length, tasks.longest(options.task))
+        draws = [
+            tasks.draw(options.task, np.random.default_rng(i), 1, piece, vary=False) for i in range(length // piece)
+        ]
+        words = model.embed(jnp.concatenate([jnp.asarray(draw.inputs) for draw in draws], axis=1))
+        x = words + jnp.pad(model.before(words), ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        for i, block in enumerate(model.blocks):
+            normed, layer = block.norms[0](x), block.attention.layer
+            arrays = [project(normed) for project in (layer.query, layer.key, layer.value)]
+            yield f"layer {i + 1} of {options.name}, {length}", block.attention.mapping(), arrays
+            x = block(x, 256, False)
+
+
+def made(lengths: list[int]) -> Iterator[tuple[str, Callable[..., jax.Array], list[jax.Array]]]:
+    """Queries of a block look at one tile of keys in `kinds`, at random: the share of empty tiles is known."""
+    rng = np.random.default_rng(0)
+    for length in lengths:
+        for kinds in (1, 2, 3, 5, 10, 20):
+            noise = [0.1 * rng.normal(size=(1, length, 1, HEAD)) for _ in range(3)]
+            codes = [np.repeat(rng.integers(0, kinds, -(-length // n)), n)[:length] for n in (256, TILE)]
+            for array, code in zip(noise, codes, strict=False):  # a match adds 8 to a score
+                array[0, np.arange(length), 0, code] += 8.0
+            yield f"one tile in {kinds}, {length}", sm.sparsemax, [jnp.asarray(a, jnp.float32) for a in noise]
+
+
+def empty(mapping: Callable[..., jax.Array], arrays: list[jax.Array], block_size: int) -> tuple[float, float]:
+    """The share of zeros among the weights below the diagonal, and of tiles that hold nothing else."""
+    query, key, _ = arrays
+    length = query.shape[1]
+    zeros, weights, tiles, all_tiles = 0, 0, 0, 0
+    for first in range(0, length, block_size):
+        rows = jnp.arange(first, first + block_size)
+        scores = jnp.einsum("btnh,bsnh->bnts", query[:, first : first + block_size], key) / query.shape[-1] ** 0.5
+        visible = rows[:, None] >= jnp.arange(length)
+        held = np.asarray(mapping(scores, where=visible) > 0)
+        zeros += int((~held & np.asarray(visible)).sum())
+        weights += int(visible.sum()) * held.shape[1]
+        blocks = held.reshape(*held.shape[:2], block_size, -1, TILE).any((2, 4))[..., : first // TILE + 1]
+        tiles += int((~blocks).sum())
+        all_tiles += blocks.size
+    return zeros / weights, tiles / all_tiles
+
+
+def measure(mapping: Callable[..., jax.Array], arrays: list[jax.Array], block_size: int, samples: int) -> list[Any]:
+    """Timings of ours with and without the zeros, and of JAX's attention; the first one is what it must beat."""
+
+    def program(attend: Callable[..., jax.Array]) -> Callable[[], Any]:
+        def loss(*operands: jax.Array) -> jax.Array:
+            return jnp.sum(attend(*operands, is_causal=True) ** 2)
+
+        compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*arrays).compile()
+        return lambda: jax.block_until_ready(compiled(*arrays))
+
+    ours = partial(sm.dot_product_attention, mapping=mapping, block_size=block_size)
+    calls = [program(ours), program(partial(ours, skip_zeros=True))]
+    if arrays[0].shape[1] <= WHOLE_LIMIT:
+        calls.append(program(jax.nn.dot_product_attention))
+    return interleaved(calls, samples)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.zeros", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a finished run of examples.recall")
+    parser.add_argument("--lengths", default="2048,4096,8192,16384")
+    parser.add_argument("--blocks", default="64,256", help="queries in a block")
+    parser.add_argument("--samples", type=int, default=5)
+    args = parser.parse_args()
+    lengths = [int(n) for n in args.lengths.split(",")]
+    print("| attention | queries in a block | zeros | empty tiles | skipping, times blocked | jax.nn, times blocked |")
+    print("|---|---|---|---|---|---|")
+    for name, mapping, arrays in trained(args.run, lengths) if args.run else made(lengths):
+        for block_size in map(int, args.blocks.split(",")):
+            zeros, tiles = empty(mapping, arrays, block_size)
+            ratios = [f"{timing.ratio:.2f}" for timing in measure(mapping, arrays, block_size, args.samples)[1:]]
+            cells = [name, str(block_size), f"{zeros:.1%}", f"{tiles:.1%}", *ratios, *["-"] * (2 - len(ratios))]
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
