@@ -30,10 +30,11 @@ WHOLE_LIMIT = 8192  # beyond it the scores of four heads do not fit
 
 def trained(folder: Path, lengths: list[int]) -> Iterator[tuple[str, Callable[..., jax.Array], list[jax.Array]]]:
     """Name, mapping, and queries, keys and values `(1, L, heads, head size)` of each layer of a finished run."""
+    from flax import nnx
+
     from examples.recall import tasks, train
     from examples.recall.model import Transformer
     from examples.recall.options import Options
-    from flax import nnx
 
     metrics = json.loads((folder / train.METRICS).read_text())
     fields = Options.__dataclass_fields__
