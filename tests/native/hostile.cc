@@ -130,8 +130,8 @@ void chain(int64_t d, int kind) {
       if (up[border] + down[border] > 0) expect(jumps[i] != 1 || t[i] <= t[i + 1], "chain: rises", d);
     }
   }
-  // The two ways to solve a row agree: sweeps, and dynamic programming in double. A threshold that is found from sums of
-  // other numbers may put a tie apart, so values are compared, not jumps.
+  // The two ways to solve a row agree: sweeps, and dynamic programming in double. A threshold that is found from sums
+  // of other numbers may put a tie apart, so values are compared, not jumps.
   using namespace smoothmax::baseline;
   const auto at = spread(x.data(), d);
   if (size > 0 && !broken(x) && at.reach < 1e6 && largest_of(up) < 1e7 && largest_of(down) < 1e7) {

@@ -169,7 +169,7 @@ void write_weights(const Scores<T>& scores, const Psi& psi, const Root& root, do
       w = u - w < 2 * kEps<T> * u ? u : w;
     }
     Vec<T> free = positive<T>(smaller(w + share * rate, u));
-    w = (w > Vec<T>{}) & (w < u) ? free : smaller(w, u);
+    w = ((w > Vec<T>{}) & (w < u)) ? free : smaller(w, u);
     return z == all<T>(-kInf<T>) ? Vec<T>{} : w;
   });
 }

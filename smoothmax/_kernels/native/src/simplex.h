@@ -73,7 +73,8 @@ void p_norm(const Threshold<T>& problem, int64_t begin, int64_t end) {
   }
 }
 
-// scale * s (v - <s, v> / sum s) for s = y^(2 - alpha) where y > 0, written over rates `s`. v is measured from `origin`.
+// scale * s (v - <s, v> / sum s) for s = y^(2 - alpha) where y > 0, written over rates `s`. v is measured from
+// `origin`.
 template <class T, class Rate>
 SMOOTHMAX_INLINE void product_row(const T* y, const T* v, int64_t d, T scale, T* s, T* out, T origin, Rate&& rate) {
   Vec<T> rates = {}, weighted = {};
