@@ -1,7 +1,5 @@
 """Sharded arrays: 8 devices give the numbers of one, and no device gathers the scores."""
 
-import functools
-
 import cases
 import chex
 import jax
@@ -10,42 +8,28 @@ import numpy as np
 from cases.tolerances import PULLED, PULLED_TWICE, SOLVED
 from jax.sharding import NamedSharding, PartitionSpec
 
-N, WIDTH = 16, 64
+B, D = cases.B, cases.D
 REPRESENTATIVES = [case for case in cases.REPRESENTATIVES if case.family.rowwise]
 SORTED = [case for case in REPRESENTATIVES if case.family.penalties or case.family.domain == "permutahedron"]
 THRESHOLD = [case for case in REPRESENTATIVES if case not in SORTED]
 
 
-@functools.cache
-def program(family):
-    def both(params, x, where, v):
-        def outputs(params, x):
-            return family.weights(x, params, -1, where), family.value(x, params, -1, where)
-
-        out, pull = jax.vjp(outputs, params, x)
-        return out, pull((v, jnp.ones(x.shape[:-1], x.dtype)))
-
-    return jax.jit(both)
-
-
-def arguments(case):
-    params = {k: jnp.asarray(p, float) for k, p in case.params(WIDTH).items()}
-    where = cases.holes(N, WIDTH)
-    where[3] = False
-    return params, cases.scores(N, WIDTH, seed=100), where, np.random.default_rng(101).normal(size=(N, WIDTH))
-
-
 def check(case, mesh, spec, gathers_allowed):
-    params, *arrays = arguments(case)
-    alone = program(case.family)(params, *arrays)
-    sharded = [jax.device_put(a, NamedSharding(mesh, spec)) for a in arrays]
-    compiled = program(case.family).lower(params, *sharded).compile()
-    (y, value), (bars, x_bar) = compiled(params, *sharded)
+    where = cases.holes(least=case.least)
+    where[3] = False
+    x, rng = cases.scores(seed=100), np.random.default_rng(101)
+    v, c = rng.normal(size=x.shape), rng.normal(size=B)
+    alone = cases.run(case, x, where, v, c)
+    params = {k: jnp.asarray(p, float) for k, p in case.params(D).items()}  # one for all slices
+    put = lambda a, *axes: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*axes)))
+    arguments = (*(put(a, *spec) for a in (x, where, v)), put(c, spec[0]))
+    compiled = cases.everything(case.family).lower(params, *arguments).compile()
+    (y, value), (bars, x_bar) = compiled(params, *arguments)
     assert len(y.sharding.device_set) == 8
-    (y1, value1), (bars1, x_bar1) = alone
-    np.testing.assert_allclose(y, y1, rtol=0, atol=SOLVED)
-    np.testing.assert_allclose(value, value1, rtol=SOLVED, atol=SOLVED)
-    np.testing.assert_allclose(x_bar, x_bar1, rtol=0, atol=PULLED)
+    np.testing.assert_allclose(y, alone.y, rtol=0, atol=SOLVED)
+    np.testing.assert_allclose(value, alone.value, rtol=SOLVED, atol=SOLVED)
+    np.testing.assert_allclose(x_bar, alone.x_bar, rtol=0, atol=PULLED)
+    bars1 = {k: bar.sum(0) for k, bar in alone.bars.items()}
     chex.assert_trees_all_close(bars, bars1, rtol=1e-10, atol=PULLED_TWICE)  # sums over slices, which cancel
     if not gathers_allowed:
         text = compiled.as_text()
@@ -70,6 +54,6 @@ def test_key_axis_over_devices_gives_the_same_numbers(case, mesh):
 
 
 def test_the_word_search_would_find_a_gather(mesh):
-    x = jax.device_put(np.ones((N, WIDTH)), NamedSharding(mesh, PartitionSpec(None, "devices")))
+    x = jax.device_put(np.ones((B, D)), NamedSharding(mesh, PartitionSpec(None, "devices")))
     whole = jax.jit(lambda x: 2 * x, out_shardings=NamedSharding(mesh, PartitionSpec()))
     assert "all-gather" in whole.lower(x).compile().as_text()
