@@ -130,7 +130,7 @@ class RankPenalty(Penalty):
     def prox(cls, terms: Terms, x: jax.Array, implementation: str | None) -> tuple[jax.Array, Groups]:
         kept = jnp.sum(x > -jnp.inf, axis=-1, keepdims=True, dtype=jnp.int32)
         weights = _rank_weights(terms, kept, x)
-        t, order, ties = sorted_prox(_spoiled(x, weights), weights, implementation=implementation)
+        t, order, ties = sorted_prox(x, weights, implementation=implementation)
         return t, Groups(order, ties, kept)
 
     @classmethod

@@ -45,8 +45,8 @@ def sorted_prox(
 
     Returns:
       t `(*batch, d)` in the order of x, -inf at deleted positions; the sort order, int32; and jumps, int8, of the
-      regression in sorted order: nonzero where it falls behind a rank, 0 within a group. A slice with NaN or +inf gives
-      NaN.
+      regression in sorted order: nonzero where it falls behind a rank, 0 within a group. A slice with NaN or +inf, or
+      with NaN among its weights, gives NaN.
     """
     # An implementation that has no kernel for the whole may have one for the chain in it.
     reference = functools.partial(_sorted_prox, implementation=implementation)
@@ -68,7 +68,8 @@ def _sorted_prox(
     unmoved = jnp.abs(t - z) <= UNMOVED * eps(z) * size
     tied = (values[..., 1:] == values[..., :-1]) & (weights[..., 1:] == weights[..., :-1])
     inner = jnp.where(tied & unmoved[..., 1:], jnp.int8(FALL), jumps[..., :-1])
-    t = jnp.where(scores.bad, jnp.nan, t + scores.top)
+    bad = scores.bad | jnp.isnan(weights).any(-1, keepdims=True)
+    t = jnp.where(bad, jnp.nan, t + scores.top)
     return put_back(t, order), order, jnp.concatenate([inner, jumps[..., -1:]], -1)
 
 

@@ -147,7 +147,7 @@ template <class T>
 ffi::Error ranks(Pool pool, In<T> x, In<T> weights, Out<T> t, ffi::Result<Positions> order, ffi::Result<Bytes> ties) {
   const Ranks<T> problem = {x.typed_data(),      weights.typed_data(), rows(weights), t->typed_data(),
                             order->typed_data(), ties->typed_data(),   last(x)};
-  return solve(pool, rows(x), 20, table<T>(kernels()).ranks, problem);
+  return solve(pool, rows(x), 12, table<T>(kernels()).ranks, problem);
 }
 
 template <class T>

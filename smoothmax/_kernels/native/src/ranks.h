@@ -52,6 +52,7 @@ void ranks(const Ranks<T>& problem, int64_t begin, int64_t end) {
       ties[k] = 0;
       values[k] = x[order[k]] - top;  // before the weights are, which a large offset would swallow
       z[k] = values[k] - weights[k];
+      broken |= std::isnan(weights[k]);
       if (x[order[k]] == -kInf<T>) continue;
       n = k + 1;
       size = std::max(size, std::abs(z[k]));
