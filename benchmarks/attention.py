@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ from tqdm import tqdm
 
 import smoothmax as sm
 
-from .timing import interleaved
+from .timing import interleaved, waiting
 
 HEAD, BLOCK = 64, 256
 WHOLE_LIMIT = 8192  # beyond it the scores of one head alone fill a GiB in the backward pass
@@ -31,7 +30,7 @@ def measure(lengths: list[int], samples: int, seed: int) -> list[dict[str, Any]]
                 if block is not None or length <= WHOLE_LIMIT:
                     subjects.append((name, block, _ours(mapping, block)))
         compiled = [_compile(attend, q, k, v) for _, _, attend in subjects]
-        calls = [partial(_run, program, q, k, v) for program in compiled]
+        calls = [waiting(program, q, k, v) for program in compiled]
         for (name, block, _), program, timing in zip(subjects, compiled, interleaved(calls, samples), strict=True):
             rows.append(
                 {
@@ -51,10 +50,6 @@ def _ours(mapping: Any, block: int | None) -> Any:
         return sm.dot_product_attention(q, k, v, mapping=mapping, is_causal=is_causal, block_size=block)
 
     return attend
-
-
-def _run(program: Any, *operands: jax.Array) -> None:
-    jax.block_until_ready(program(*operands))
 
 
 def _compile(attend: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> Any:

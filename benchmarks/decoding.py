@@ -14,14 +14,14 @@ import jax.numpy as jnp
 
 import smoothmax as sm
 
-from .timing import interleaved
+from .timing import interleaved, waiting
 
 BATCH, HEADS, HEAD = 1, 8, 64
 MAPPINGS = {"softmax": sm.softmax, "sparsemax": sm.sparsemax, "entmax 1.5": sm.entmax, "fusedmax": sm.fusedmax}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decoding", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decoding", description=str(__doc__).splitlines()[0])
     parser.add_argument("--cache", default="2048,16384", help="comma-separated lengths of the cache")
     parser.add_argument("--samples", type=int, default=15)
     args = parser.parse_args()
@@ -38,14 +38,10 @@ def main() -> None:
         ]
         for length in (size // 8, size):
             operands = (*qkv, jnp.full(BATCH, length, jnp.int32))
-            calls = [partial(_run, program, *operands) for program in programs]
+            calls = [waiting(program, *operands) for program in programs]
             timings = interleaved(calls, args.samples)
             cells = [f"{timing.ratio:.2f}" for timing in timings] + [f"{1e3 * timings[0].seconds:.2f}"]
             print(f"| {size} | {length} | " + " | ".join(cells) + " |", flush=True)
-
-
-def _run(program: Any, *operands: jax.Array) -> None:
-    jax.block_until_ready(program(*operands))
 
 
 if __name__ == "__main__":

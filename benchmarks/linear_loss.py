@@ -16,13 +16,13 @@ import optax
 
 import smoothmax as sm
 
-from .timing import interleaved
+from .timing import interleaved, waiting
 
 OMEGAS = {"Shannon": sm.Shannon(), "Tsallis 1.5": sm.Tsallis(1.5), "SquaredL2": sm.SquaredL2()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.linear_loss", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.linear_loss", description=str(__doc__).splitlines()[0])
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--features", type=int, default=256)
     parser.add_argument("--words", type=int, default=32768)
@@ -46,7 +46,7 @@ def main() -> None:
             programs[f"{name}, chunk_size={size}"] = compiled(
                 lambda h, w, omega=omega, size=size: sm.linear_fenchel_young_loss(h, w, labels, omega, chunk_size=size)
             )
-    calls = [lambda program=program: jax.block_until_ready(program(hidden, kernel)) for program in programs.values()]
+    calls = [waiting(program, hidden, kernel) for program in programs.values()]
     memory = [program.memory_analysis().temp_size_in_bytes for program in programs.values()]
     print("| loss | times optax | seconds | temporary MiB | times optax |\n|---|---|---|---|---|")
     for name, timing, size in zip(programs, interleaved(calls, args.samples), memory, strict=True):

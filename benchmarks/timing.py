@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 SAMPLE = 2e-3  # seconds that one sample lasts at least, so that the clock and the dispatch do not count
@@ -22,6 +23,11 @@ class Timing:
     ratio: float
     ratio_low: float
     ratio_high: float
+
+
+def waiting(program: Callable[..., Any], *operands: Any) -> Callable[[], Any]:
+    """A call of a program that returns when its result is there."""
+    return lambda: jax.block_until_ready(program(*operands))
 
 
 def interleaved(calls: Sequence[Callable[[], Any]], samples: int) -> list[Timing]:

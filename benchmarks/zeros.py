@@ -22,7 +22,7 @@ import numpy as np
 
 import smoothmax as sm
 
-from .timing import interleaved
+from .timing import interleaved, waiting
 
 TILE, HEAD = 128, 64
 WHOLE_LIMIT = 8192  # beyond it the scores of four heads do not fit
@@ -82,7 +82,8 @@ def empty(mapping: Callable[..., jax.Array], arrays: list[jax.Array], block_size
         held = np.asarray(mapping(scores, where=visible) > 0)
         zeros += int((~held & np.asarray(visible)).sum())
         weights += int(visible.sum()) * held.shape[1]
-        blocks = held.reshape(*held.shape[:2], block_size, -1, TILE).any((2, 4))[..., : first // TILE + 1]
+        seen = -(-(first + block_size) // TILE)  # tiles at or below the diagonal
+        blocks = np.any(held.reshape(*held.shape[:2], block_size, -1, TILE), axis=(2, 4))[..., :seen]
         tiles += int((~blocks).sum())
         all_tiles += blocks.size
     return zeros / weights, tiles / all_tiles
@@ -95,8 +96,7 @@ def measure(mapping: Callable[..., jax.Array], arrays: list[jax.Array], block_si
         def loss(*operands: jax.Array) -> jax.Array:
             return jnp.sum(attend(*operands, is_causal=True) ** 2)
 
-        compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*arrays).compile()
-        return lambda: jax.block_until_ready(compiled(*arrays))
+        return waiting(jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*arrays).compile(), *arrays)
 
     ours = partial(sm.dot_product_attention, mapping=mapping, block_size=block_size)
     calls = [program(ours), program(partial(ours, skip_zeros=True))]
@@ -106,7 +106,7 @@ def measure(mapping: Callable[..., jax.Array], arrays: list[jax.Array], block_si
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.zeros", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.zeros", description=str(__doc__).splitlines()[0])
     parser.add_argument("run", type=Path, nargs="?", help="folder of a finished run of examples.recall")
     parser.add_argument("--lengths", default="2048,4096,8192,16384")
     parser.add_argument("--blocks", default="64,256", help="queries in a block")

@@ -12,9 +12,6 @@ import numpy as np
 from facts import Facts
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Bytes that a compiler takes for itself, whatever the size: the scratch of a loop, the halves of a sort.
-FIXED = 8 * 2**20
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:

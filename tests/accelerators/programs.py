@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from facts import Facts
 from jax.sharding import Mesh
-from laws import FIXED, Program, alone, array, bytes_of, only_kernels, sorts_only_where, within
+from laws import Program, alone, array, bytes_of, only_kernels, sorts_only_where, within
 
 import smoothmax as sm
 from smoothmax import _kernels
@@ -29,6 +29,8 @@ SLICES, NARROW, WIDE = 64, 256, 1024
 # Temporary arrays of the size of the scores that a program may take. The plain function (interior point) and the
 # compositions of chain and sort take the most.
 MOST_ARRAYS = 40
+# And what a compiler takes for itself, whatever the size: the scratch of a loop, the halves of a sort.
+FIXED = 8 * 2**20
 
 
 def everything(platform: str) -> Iterator[Program]:
