@@ -29,7 +29,7 @@ def measure(lengths: list[int], samples: int, seed: int) -> list[dict[str, Any]]
             for block in (None, BLOCK):
                 if block is not None or length <= WHOLE_LIMIT:
                     subjects.append((name, block, _ours(mapping, block)))
-        compiled = [_compile(attend, q, k, v) for _, _, attend in subjects]
+        compiled = [with_gradient(attend, q, k, v) for _, _, attend in subjects]
         calls = [waiting(program, q, k, v) for program in compiled]
         for (name, block, _), program, timing in zip(subjects, compiled, interleaved(calls, samples), strict=True):
             rows.append(
@@ -52,7 +52,9 @@ def _ours(mapping: Any, block: int | None) -> Any:
     return attend
 
 
-def _compile(attend: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+def with_gradient(attend: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+    """The compiled program of causal attention, forward plus backward."""
+
     def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return jnp.sum(attend(q, k, v, is_causal=True) ** 2)
 

@@ -20,6 +20,8 @@ import numpy as np
 
 import smoothmax as sm
 
+from .timing import waiting
+
 ALPHA, LARGE_ALPHA, P, FUSED_LAM, OSCAR_LAM, K = 1.3, 3.0, 1.5, 0.1, 0.01, 5
 LONGEST, LARGEST = 5.0, 2**32  # seconds of one pass, and bytes of its temporary memory, that are still measured
 
@@ -70,8 +72,8 @@ def of_jax(mapping: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray, n
         forward = jax.jit(lambda x: mapping(x)).lower(x).compile()
         backward = jax.jit(both).lower(x, w).compile()
         return (
-            Call(lambda: jax.block_until_ready(forward(x)), forward),
-            Call(lambda: jax.block_until_ready(backward(x, w)), backward),
+            Call(waiting(forward, x), forward),
+            Call(waiting(backward, x, w), backward),
         )
 
     return prepare

@@ -22,10 +22,10 @@ import numpy as np
 
 import smoothmax as sm
 
+from .attention import HEAD, WHOLE_LIMIT, with_gradient
 from .timing import interleaved, waiting
 
-TILE, HEAD = 128, 64
-WHOLE_LIMIT = 8192  # beyond it the scores of four heads do not fit
+TILE = 128
 
 
 def trained(folder: Path, lengths: list[int]) -> Iterator[tuple[str, Callable[..., jax.Array], list[jax.Array]]]:
@@ -49,8 +49,7 @@ def trained(folder: Path, lengths: list[int]) -> Iterator[tuple[str, Callable[..
         draws = [
             tasks.draw(options.task, np.random.default_rng(i), 1, piece, vary=False) for i in range(length // piece)
         ]
-        words = model.embed(jnp.concatenate([jnp.asarray(draw.inputs) for draw in draws], axis=1))
-        x = words + jnp.pad(model.before(words), ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        x = model.embedded(jnp.concatenate([jnp.asarray(draw.inputs) for draw in draws], axis=1))
         for i, block in enumerate(model.blocks):
             normed, layer = block.norms[0](x), block.attention.layer
             arrays = [project(normed) for project in (layer.query, layer.key, layer.value)]
@@ -91,18 +90,11 @@ def empty(mapping: Callable[..., jax.Array], arrays: list[jax.Array], block_size
 
 def measure(mapping: Callable[..., jax.Array], arrays: list[jax.Array], block_size: int, samples: int) -> list[Any]:
     """Timings of ours with and without the zeros, and of JAX's attention; the first one is what it must beat."""
-
-    def program(attend: Callable[..., jax.Array]) -> Callable[[], Any]:
-        def loss(*operands: jax.Array) -> jax.Array:
-            return jnp.sum(attend(*operands, is_causal=True) ** 2)
-
-        return waiting(jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*arrays).compile(), *arrays)
-
     ours = partial(sm.dot_product_attention, mapping=mapping, block_size=block_size)
-    calls = [program(ours), program(partial(ours, skip_zeros=True))]
+    attends: list[Any] = [ours, partial(ours, skip_zeros=True)]
     if arrays[0].shape[1] <= WHOLE_LIMIT:
-        calls.append(program(jax.nn.dot_product_attention))
-    return interleaved(calls, samples)
+        attends.append(jax.nn.dot_product_attention)
+    return interleaved([waiting(with_gradient(attend, *arrays), *arrays) for attend in attends], samples)
 
 
 def main() -> None:

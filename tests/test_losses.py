@@ -53,9 +53,10 @@ def test_value_of_a_label_is_the_definition(case):
 @cases.each(cases.REPRESENTATIVES)
 def test_exactly_zero_at_the_minimum(case):
     op = _op(case)
-    for shift in (0.0, 1e4):
-        x = jnp.asarray(X + shift, jnp.float32)
-        np.testing.assert_array_equal(sm.fenchel_young_loss(x, op(x), op), np.zeros(6, np.float32))
+    for dtype in (jnp.float32, jnp.float64):
+        for shift in (0.0, 1e4):
+            x = jnp.asarray(X + shift, dtype)
+            np.testing.assert_array_equal(sm.fenchel_young_loss(x, op(x), op), np.zeros(6, dtype))
 
 
 @cases.each(cases.REPRESENTATIVES)

@@ -74,11 +74,15 @@ class Transformer(nnx.Module):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
 
     def __call__(self, tokens: jax.Array, *, block_size: int | None = None, sow_weights: bool = False) -> jax.Array:
-        words = self.embed(tokens)
-        x = words + jnp.pad(self.before(words), ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        x = self.embedded(tokens)
         for block in self.blocks:
             x = block(x, block_size, sow_weights)
         return self.norm(x)
+
+    def embedded(self, tokens: jax.Array) -> jax.Array:
+        """What the first block sees: each token with the one before it."""
+        words = self.embed(tokens)
+        return words + jnp.pad(self.before(words), ((0, 0), (1, 0), (0, 0)))[:, :-1]
 
     def kernel(self) -> jax.Array:
         """The scores of a token are products with its embedding, `(H, V)`."""
