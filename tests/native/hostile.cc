@@ -75,17 +75,27 @@ void expect_weights(const std::vector<T>& y, double total, double most, bool mus
 }
 
 template <class T>
+PerRow<T> one(const T& value) {
+  return {&value, 1, 0};
+}
+
+template <class T>
+PerRow<T> many(const std::vector<T>& values) {
+  return {values.data(), static_cast<int64_t>(values.size()), 0};
+}
+
+template <class T>
 void simplex(int64_t d, int kind) {
   std::vector<T> y(static_cast<size_t>(d)), v = row<T>(d, 0), out(v);
   for (T alpha :
        {T(1), T(1.001), T(1.3), T(1.5), T(2), T(3), T(40), T(100), T(0.5), std::numeric_limits<T>::quiet_NaN()}) {
     const std::vector<T> x = row<T>(d, kind);
     const T gamma = pick<T>({1, T(0.1), T(1e3), T(1e-30)}), scale = 1;
-    table<T>(kernels).threshold({x.data(), &gamma, &alpha, y.data(), d}, 0, 1);
+    table<T>(kernels).threshold({x.data(), one(gamma), one(alpha), y.data(), d}, 0, 1);
     expect_weights(y, 1, 1 + 1e-6, broken(x) || !(alpha >= 1), "threshold");
-    table<T>(kernels).threshold_product({y.data(), v.data(), &alpha, &scale, out.data(), d}, 0, 1);
-    table<T>(kernels).p_norm({x.data(), &gamma, &alpha, y.data(), d}, 0, 1);
-    table<T>(kernels).p_norm_product({y.data(), v.data(), &alpha, &scale, out.data(), d}, 0, 1);
+    table<T>(kernels).threshold_product({y.data(), v.data(), one(alpha), one(scale), out.data(), d}, 0, 1);
+    table<T>(kernels).p_norm({x.data(), one(gamma), one(alpha), y.data(), d}, 0, 1);
+    table<T>(kernels).p_norm_product({y.data(), v.data(), one(alpha), one(scale), out.data(), d}, 0, 1);
     expect_weights(y, 1, 1 + 1e-6, broken(x) || !(alpha > 1 && alpha <= 2), "p_norm");
   }
 }
@@ -98,7 +108,7 @@ void capped(int64_t d, int kind) {
     const T gamma = pick<T>({1, T(0.1), T(1e3)}), total = pick<T>({0, 1, T(1.5), T(d) / 2, T(d), T(d + 1)});
     const bool by_position = generator() % 2;
     std::vector<T> upper(static_cast<size_t>(by_position ? d : 1), pick<T>({1, T(0.5), 2}));
-    table<T>(kernels).capped({x.data(), &gamma, &alpha, &total, upper.data(), by_position ? d : 1, y.data(), d}, 0, 1);
+    table<T>(kernels).capped({x.data(), one(gamma), one(alpha), one(total), many(upper), y.data(), d}, 0, 1);
     expect_weights(y, total, upper[0] * (1 + 1e-6), broken(x), "capped");
   }
 }
@@ -118,7 +128,7 @@ void chain(int64_t d, int kind) {
   std::vector<T> up(static_cast<size_t>(size)), down(up);
   for (T& v : up) v = pick<T>({0, T(0.1), 1, T(1e6), std::numeric_limits<T>::infinity()});
   for (T& v : down) v = pick<T>({0, T(0.1), 1, T(1e6), std::numeric_limits<T>::infinity()});
-  table<T>(kernels).chain({x.data(), up.data(), down.data(), size, size, t.data(), jumps.data(), d}, 0, 1);
+  table<T>(kernels).chain({x.data(), many(up), many(down), t.data(), jumps.data(), d}, 0, 1);
   expect(jumps.back() == 0, "the last jump", d);
   for (int64_t i = 0; i + 1 < d; ++i) {
     if (broken(x) || t[0] != t[0]) {
@@ -154,7 +164,7 @@ void ranks(int64_t d, int kind) {
   std::vector<T> t(x);
   std::vector<int32_t> order(x.size());
   std::vector<int8_t> ties(x.size());
-  table<T>(kernels).ranks({x.data(), weights.data(), 1, t.data(), order.data(), ties.data(), d}, 0, 1);
+  table<T>(kernels).ranks({x.data(), many(weights), t.data(), order.data(), ties.data(), d}, 0, 1);
   std::vector<bool> seen(x.size());
   for (int32_t at : order) {
     expect(at >= 0 && at < d && !seen[static_cast<size_t>(at)], "ranks: a permutation", d);

@@ -2,7 +2,8 @@
 // the best instruction set that this processor has.
 //
 // In arrays, all axes but the last are the batch. Every operand has the batch of the first, so that a partitioner may
-// cut it along with the results; hyper-parameters have one value in their last axis, or one a position.
+// cut it along with the results, or one row for the whole batch; hyper-parameters have one value in their last axis, or
+// one a position.
 #include "kernels.h"
 #include "threads.h"
 #include "xla/ffi/api/ffi.h"
@@ -86,6 +87,11 @@ int64_t rows(const B& buffer) {
   return n;
 }
 
+template <class T>
+PerRow<T> per_row(const In<T>& values) {
+  return {values.typed_data(), last(values), rows(values) == 1 ? 0 : last(values)};
+}
+
 // Solves all rows of a problem; `nanoseconds` is about what a score takes.
 template <class P>
 ffi::Error solve(Pool pool, int64_t rows, double nanoseconds, void (*kernel)(const P&, int64_t, int64_t),
@@ -99,41 +105,42 @@ ffi::Error solve(Pool pool, int64_t rows, double nanoseconds, void (*kernel)(con
 
 template <class T>
 ffi::Error threshold(Pool pool, In<T> x, In<T> gamma, In<T> alpha, Out<T> y) {
-  const Threshold<T> problem = {x.typed_data(), gamma.typed_data(), alpha.typed_data(), y->typed_data(), last(x)};
+  const Threshold<T> problem = {x.typed_data(), per_row<T>(gamma), per_row<T>(alpha), y->typed_data(), last(x)};
   return solve(pool, rows(x), 1.5, table<T>(kernels()).threshold, problem);
 }
 
 template <class T>
 ffi::Error p_norm(Pool pool, In<T> x, In<T> gamma, In<T> p, Out<T> y) {
-  const Threshold<T> problem = {x.typed_data(), gamma.typed_data(), p.typed_data(), y->typed_data(), last(x)};
+  const Threshold<T> problem = {x.typed_data(), per_row<T>(gamma), per_row<T>(p), y->typed_data(), last(x)};
   return solve(pool, rows(x), 1.5, table<T>(kernels()).p_norm, problem);
 }
 
 template <class T>
 ffi::Error capped(Pool pool, In<T> x, In<T> gamma, In<T> alpha, In<T> total, In<T> upper, Out<T> y) {
-  const Capped<T> problem = {x.typed_data(),     gamma.typed_data(), alpha.typed_data(), total.typed_data(),
-                             upper.typed_data(), last(upper),        y->typed_data(),    last(x)};
+  const Capped<T> problem = {
+      x.typed_data(), per_row<T>(gamma), per_row<T>(alpha), per_row<T>(total), per_row<T>(upper), y->typed_data(),
+      last(x)};
   return solve(pool, rows(x), 5, table<T>(kernels()).capped, problem);
 }
 
 template <class T>
 ffi::Error threshold_product(Pool pool, In<T> y, In<T> v, In<T> alpha, In<T> scale, Out<T> out) {
-  const ThresholdProduct<T> problem = {y.typed_data(),     v.typed_data(),    alpha.typed_data(),
-                                       scale.typed_data(), out->typed_data(), last(y)};
+  const ThresholdProduct<T> problem = {y.typed_data(),    v.typed_data(),    per_row<T>(alpha),
+                                       per_row<T>(scale), out->typed_data(), last(y)};
   return solve(pool, rows(y), 1, table<T>(kernels()).threshold_product, problem);
 }
 
 template <class T>
 ffi::Error p_norm_product(Pool pool, In<T> y, In<T> v, In<T> p, In<T> scale, Out<T> out) {
-  const ThresholdProduct<T> problem = {y.typed_data(),     v.typed_data(),    p.typed_data(),
-                                       scale.typed_data(), out->typed_data(), last(y)};
+  const ThresholdProduct<T> problem = {y.typed_data(),    v.typed_data(),    per_row<T>(p),
+                                       per_row<T>(scale), out->typed_data(), last(y)};
   return solve(pool, rows(y), 1, table<T>(kernels()).p_norm_product, problem);
 }
 
 template <class T>
 ffi::Error chain(Pool pool, In<T> x, In<T> up, In<T> down, Out<T> t, ffi::Result<Bytes> jumps) {
-  const Chain<T> problem = {x.typed_data(), up.typed_data(), down.typed_data(),   last(up),
-                            last(down),     t->typed_data(), jumps->typed_data(), last(x)};
+  const Chain<T> problem = {x.typed_data(),  per_row<T>(up),      per_row<T>(down),
+                            t->typed_data(), jumps->typed_data(), last(x)};
   return solve(pool, rows(x), 10, table<T>(kernels()).chain, problem);
 }
 
@@ -145,8 +152,8 @@ ffi::Error segment_mean(Pool pool, In<T> v, Bytes jumps, In<T> weight, Out<T> me
 
 template <class T>
 ffi::Error ranks(Pool pool, In<T> x, In<T> weights, Out<T> t, ffi::Result<Positions> order, ffi::Result<Bytes> ties) {
-  const Ranks<T> problem = {x.typed_data(),      weights.typed_data(), rows(weights), t->typed_data(),
-                            order->typed_data(), ties->typed_data(),   last(x)};
+  const Ranks<T> problem = {x.typed_data(),      per_row<T>(weights), t->typed_data(),
+                            order->typed_data(), ties->typed_data(),  last(x)};
   return solve(pool, rows(x), 12, table<T>(kernels()).ranks, problem);
 }
 
@@ -159,7 +166,7 @@ ffi::Error sort(Pool pool, In<T> x, Out<T> values, ffi::Result<Positions> rank) 
 template <class T>
 ffi::Error permutahedron(Pool pool, In<T> x, In<T> gamma, In<T> weights, Out<T> y, ffi::Result<Positions> order,
                          ffi::Result<Bytes> ties) {
-  const Permutahedron<T> problem = {x.typed_data(),  gamma.typed_data(),  weights.typed_data(),
+  const Permutahedron<T> problem = {x.typed_data(),  per_row<T>(gamma),   per_row<T>(weights),
                                     y->typed_data(), order->typed_data(), ties->typed_data(),
                                     last(x)};
   return solve(pool, rows(x), 20, table<T>(kernels()).permutahedron, problem);

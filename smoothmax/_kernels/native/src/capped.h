@@ -241,8 +241,7 @@ void capped(const Capped<T>& problem, int64_t begin, int64_t end) {
     T* y = problem.y + row * d;
     const T gamma = problem.gamma[row], alpha = problem.alpha[row], b = alpha - 1;
     const double total = problem.total[row];
-    Scores<T> scores = {z, problem.upper + row * problem.upper_size, problem.upper_size == 1, d,
-                        static_cast<T>(2 * total)};
+    Scores<T> scores = {z, problem.upper.row(row), problem.upper.size == 1, d, static_cast<T>(2 * total)};
     const Seen<T> seen = look(x, d);
     const bool good =
         gamma > 0 && gamma < kInf<T> && total >= 0 && total < HUGE_VAL && (alpha == 0 || (b >= 0 && b < kInf<T>));

@@ -140,8 +140,8 @@ class Group {
       : problem_(problem),
         d_(problem.d),
         sweeps_(d_),
-        up_(problem.up_size * kWidth<T>),
-        down_(problem.down_size * kWidth<T>),
+        up_(problem.up.size * kWidth<T>),
+        down_(problem.down.size * kWidth<T>),
         pieces_(2 * d_ + 2),
         lo_(d_),
         hi_(d_) {}
@@ -150,7 +150,7 @@ class Group {
     constexpr int kRounds = 40;  // ten are the rule; chains that are made to be slow take one for each position
     Vec<T> slack = {};
     for (int64_t lane = 0; lane < kWidth<T>; ++lane) slack[lane] = take(first, lane, lane < n);
-    const int64_t up_step = problem_.up_size > 1 ? kWidth<T> : 0, down_step = problem_.down_size > 1 ? kWidth<T> : 0;
+    const int64_t up_step = problem_.up.size > 1 ? kWidth<T> : 0, down_step = problem_.down.size > 1 ? kWidth<T> : 0;
     const Bits unsettled = sweeps_.solve([&](int64_t i) { return load(up_ + i * up_step); },
                                          [&](int64_t i) { return load(down_ + i * down_step); }, slack, kRounds);
     sweeps_.each_value([&](int64_t i, int64_t lane, T value, int8_t jump) {
@@ -166,16 +166,14 @@ class Group {
         fill(problem_.t + row * d_, d_, kNaN<T>);
         fill(problem_.jumps + row * d_, d_, int8_t{0});
       } else if (alone_[lane] || (unsettled >> lane & 1)) {
-        chain_row(problem_.x + row * d_, up(row), problem_.up_size == 1, down(row), problem_.down_size == 1, d_,
-                  spread_[lane], pieces_, lo_, hi_, problem_.t + row * d_, problem_.jumps + row * d_);
+        chain_row(problem_.x + row * d_, problem_.up.row(row), problem_.up.size == 1, problem_.down.row(row),
+                  problem_.down.size == 1, d_, spread_[lane], pieces_, lo_, hi_, problem_.t + row * d_,
+                  problem_.jumps + row * d_);
       }
     }
   }
 
  private:
-  const T* up(int64_t row) const { return problem_.up + row * problem_.up_size; }
-  const T* down(int64_t row) const { return problem_.down + row * problem_.down_size; }
-
   // Puts a row into its lane, or a deleted one where it is broken or there is none; returns its slack: values nearer
   // than that are rounding apart, and no segment is split for less.
   T take(int64_t first, int64_t lane, bool exists) {
@@ -183,8 +181,8 @@ class Group {
     const T* x = problem_.x + row * d_;
     spread_[lane] = exists ? spread(x, d_) : Spread{};
     broken_[lane] = !exists || look(x, d_).broken || !(spread_[lane].reach * static_cast<double>(d_) < HUGE_VAL);
-    broken_[lane] |= take_strength(exists ? up(row) : nullptr, problem_.up_size, up_ + lane);
-    broken_[lane] |= take_strength(exists ? down(row) : nullptr, problem_.down_size, down_ + lane);
+    broken_[lane] |= take_strength(exists ? problem_.up.row(row) : nullptr, problem_.up.size, up_ + lane);
+    broken_[lane] |= take_strength(exists ? problem_.down.row(row) : nullptr, problem_.down.size, down_ + lane);
     alone_[lane] = !(spread_[lane].reach * static_cast<double>(d_) < std::numeric_limits<T>::max());
     T* z = sweeps_.row(lane);
     for (int64_t i = 0; i < d_; ++i) {

@@ -1,7 +1,7 @@
 // The problems, and for each instruction set a table of functions that solve them.
 //
 // Every function solves the rows [begin, end) of its problem. Rows are independent, so how they are cut up among
-// threads cannot change a result. Arrays are dense, the slice last; a hyper-parameter has one value a row. What the
+// threads cannot change a result. Arrays are dense, the slice last. What the
 // problems are, and the mathematics, stands with the reference: smoothmax/_solvers.
 #pragma once
 
@@ -9,32 +9,45 @@
 
 namespace smoothmax {
 
+// A hyper-parameter: some values for each row, or the same for all.
+template <class T>
+struct PerRow {
+  const T* values;
+  int64_t size;  // values for a row: one, or one for each position
+  int64_t step;  // from one row's to the next one's: 0 where all rows share them
+
+  const T* row(int64_t i) const { return values + i * step; }
+  T operator[](int64_t i) const { return *row(i); }
+};
+
 template <class T>
 struct Threshold {  // also the p-norm, whose p takes the place of alpha
-  const T *x, *gamma, *alpha;
+  const T* x;
+  PerRow<T> gamma, alpha;
   T* y;
   int64_t d;
 };
 
 template <class T>
 struct Capped {
-  const T *x, *gamma, *alpha, *total, *upper;
-  int64_t upper_size;  // values of `upper` in a row: 1 or d
+  const T* x;
+  PerRow<T> gamma, alpha, total, upper;
   T* y;
   int64_t d;
 };
 
 template <class T>
 struct ThresholdProduct {
-  const T *y, *v, *alpha, *scale;
+  const T *y, *v;
+  PerRow<T> alpha, scale;
   T* out;
   int64_t d;
 };
 
 template <class T>
 struct Chain {
-  const T *x, *up, *down;
-  int64_t up_size, down_size;  // values in a row: 1 or d - 1
+  const T* x;
+  PerRow<T> up, down;
   T* t;
   int8_t* jumps;
   int64_t d;
@@ -51,8 +64,8 @@ struct SegmentMean {
 
 template <class T>
 struct Ranks {
-  const T *x, *weights;
-  int64_t weights_rows;  // 1 where all rows share them
+  const T* x;
+  PerRow<T> weights;
   T* t;
   int32_t* order;
   int8_t* ties;
@@ -69,7 +82,8 @@ struct Sort {
 
 template <class T>
 struct Permutahedron {
-  const T *x, *gamma, *weights;
+  const T* x;
+  PerRow<T> gamma, weights;
   T* y;
   int32_t* order;
   int8_t* ties;

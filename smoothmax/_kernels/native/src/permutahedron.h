@@ -44,7 +44,7 @@ void permutahedron(const Permutahedron<T>& problem, int64_t begin, int64_t end) 
   Array<double> z(d);
   Array<Shared> pools(d);
   for (int64_t row = begin; row < end; ++row) {
-    const T *x = problem.x + row * d, *weights = problem.weights + row * d;
+    const T *x = problem.x + row * d, *weights = problem.weights.row(row);
     const double gamma = problem.gamma[row];
     T* y = problem.y + row * d;
     int32_t* order = problem.order + row * d;

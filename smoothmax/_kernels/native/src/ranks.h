@@ -38,7 +38,7 @@ void ranks(const Ranks<T>& problem, int64_t begin, int64_t end) {
   Array<T> values(d), z(d);
   Array<Pool> pools(d);
   for (int64_t row = begin; row < end; ++row) {
-    const T *x = problem.x + row * d, *weights = problem.weights + (problem.weights_rows == 1 ? 0 : row) * d;
+    const T *x = problem.x + row * d, *weights = problem.weights.row(row);
     T* t = problem.t + row * d;
     int32_t* order = problem.order + row * d;
     int8_t* ties = problem.ties + row * d;
