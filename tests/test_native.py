@@ -349,6 +349,45 @@ def test_vmap_scan_remat():
     np.testing.assert_array_equal(jax.vmap(f, in_axes=(None, 0))(x[0], alpha), np.stack([f(x[0], a) for a in alpha]))
 
 
+def shared_by_all(x, gamma, alpha, weights):
+    """The kernels that take hyper-parameters, with one value each and with one for each position."""
+    y = _calls.threshold(x, gamma, alpha)
+    return (
+        y,
+        _calls.threshold_product(y, x, alpha, gamma),
+        _calls.p_norm(x, gamma, alpha),
+        _calls.p_norm_product(y, x, alpha, gamma),
+        _calls.capped(x, gamma, alpha, gamma, jnp.abs(weights)),
+        *_calls.chain(x, gamma, jnp.abs(weights[..., 1:])),
+        *_calls.ranks(x, weights),
+        *_calls.permutahedron(x, gamma, weights),
+    )
+
+
+@pytest.mark.parametrize("rows", [(), (1,), (2,)], ids=str)
+@pytest.mark.parametrize("mapped", [(), (0,), (0, 1), (0, 3), (1, 2, 3), (3,)], ids=str)
+def test_on_one_device_all_rows_share_one_row_of_hyper_parameters(monkeypatch, rows, mapped):
+    x = jnp.asarray(scores(0, 11, np.float32, rows=6)).reshape(3, 2, 11)[:, : rows[0] if rows else 1]
+    x = x if rows else x[:, 0]
+    weights = jnp.asarray(-np.sort(scores(1, 11, np.float32)))
+    weights = weights.reshape(3, *(1,) * len(rows), 11)
+    operands = [x, jnp.float32([0.5, 1, 2]), jnp.float32([1.2, 1.5, 2]), weights]
+    operands = [v if i in mapped else v[1] for i, v in enumerate(operands)]
+    axes = tuple(0 if i in mapped else None for i in range(4))
+    f = jax.vmap(shared_by_all, in_axes=axes) if mapped else shared_by_all
+    expected = jax.jit(f)(*operands)
+    monkeypatch.setattr(_calls, "_one_device", lambda: True)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(lambda *operands: f(*operands))(*operands), expected)
+
+
+@pytest.mark.parametrize("one_device", [True, False])
+def test_hyper_parameters_are_repeated_only_where_a_partitioner_cuts(monkeypatch, one_device):
+    monkeypatch.setattr(_calls, "_one_device", lambda: one_device)
+    text = jax.jit(jax.vmap(lambda x: _calls.threshold(x, 1.0, 1.5))).lower(jnp.zeros((3, 4, 5), jnp.float32)).as_text()
+    assert ("(tensor<3x4x5xf32>, tensor<1x1x1xf32>, tensor<1x1x1xf32>)" in text) == one_device
+    assert ("(tensor<3x4x5xf32>, tensor<3x4x1xf32>, tensor<3x4x1xf32>)" in text) != one_device
+
+
 def test_no_rows_and_no_scores():
     for shape in ((0, 5), (3, 0), (2, 0, 4)):
         assert call["threshold"](jnp.zeros(shape), 1.0, 1.5).shape == shape

@@ -116,7 +116,7 @@ def _call(problem: str, arrays: Sequence[jax.Array], hyper: Sequence[Any], *othe
         results = [jax.ShapeDtypeStruct(x.shape, dtype, **_placed(x)) for dtype in (x.dtype, *others)]
         with set_xla_metadata(num_batch_dims=str(x.ndim - 1)):
             results = jax.ffi.ffi_call(target(problem, str(x.dtype)), results)(*operands)
-        if manual or jax.device_count() == 1:
+        if manual or _one_device():
             return tuple(results)
         # The partitioner sees through the call, but sharding propagates by operations that it knows.
         return tuple(shard_alike(x, result)[1] for result in results)
@@ -138,8 +138,13 @@ def _rows(value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """A hyper-parameter with as many axes as `shape`, and with its batch; or one row, where that may serve for all."""
     *batch, size = value.shape or (1,)
     lacking = (1,) * (len(shape) - 1 - len(batch))
-    one_row = jax.device_count() == 1 and math.prod(batch) == 1
+    one_row = _one_device() and math.prod(batch) == 1
     return value.reshape(*lacking, *batch, size) if one_row else jnp.broadcast_to(value, (*shape[:-1], size))
+
+
+def _one_device() -> bool:
+    """Whether no partitioner can cut a program for the CPU."""
+    return jax.device_count("cpu") == 1
 
 
 def _placed(x: jax.Array) -> dict[str, Any]:
