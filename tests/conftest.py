@@ -2,8 +2,9 @@
 
 Warnings are errors through `filterwarnings` in pyproject.toml. XLA_FLAGS must be set before JAX starts. Compilation is
 nearly all of the suite's cost, so XLA's back end does not optimise here, and takes its quicker code generator where it
-still has two, unless XLA_FLAGS says otherwise. CI runs the tests marked `as_users` once more as users compile:
-`XLA_FLAGS=--xla_backend_optimization_level=3 pytest -m as_users`.
+still has two, unless XLA_FLAGS says otherwise. CI runs tests marked `as_users` once more as users compile, and on one
+device, as most of them have: `XLA_FLAGS="--xla_backend_optimization_level=3 --xla_force_host_platform_device_count=1"
+pytest -m as_users`.
 """
 
 import os
