@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from . import cli, report
@@ -141,7 +142,7 @@ class Store:
         if jobs == 1 or len(missing) < 2:
             for run in missing:
                 if self.find(task, run) is None:
-                    self._note(cli.run(task, run))
+                    self._note(run_one(task.name, run))
             return
         context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
         with concurrent.futures.ProcessPoolExecutor(jobs, context) as pool:
@@ -157,8 +158,11 @@ class Store:
 
 
 def run_one(task: str, run: Run) -> dict | None:
-    """A run in a process of its own, which looks the task up by its name."""
-    return cli.run(task_of(task), run)
+    """A run, of a task that is looked up by its name: another process may be told it."""
+    try:
+        return cli.run(task_of(task), run)
+    finally:
+        jax.clear_caches()  # Linux has no room in one process for the programs of fifteen runs
 
 
 # ---------------------------------------------------------------- the picture

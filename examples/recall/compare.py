@@ -11,6 +11,7 @@ import pathlib
 import sys
 from typing import Any
 
+import jax
 import numpy as np
 import tyro
 
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
             for variant in chosen.variants:
                 folder = chosen.out / task / f"{variant}-{seed}"
                 run(Options(task=task, seed=seed, out=folder, **shared, **VARIANTS[variant]))
+                jax.clear_caches()  # their programs would not all find room in one process
                 write(chosen.out)
     print((chosen.out / "table.md").read_text())
 
