@@ -1,0 +1,149 @@
+"""The Pallas kernels for GPUs, interpreted on a CPU: same numbers as the oracles and as the solvers in plain JAX.
+
+That they compile for H100 is for `tests/accelerators`. On a GPU nothing was run.
+"""
+
+import functools
+import sys
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import smoothmax as sm
+from smoothmax import _kernels
+from smoothmax._kernels import pallas
+from smoothmax._kernels.pallas import _gpu_threshold
+
+f32 = jnp.float32
+KERNELS = pallas.gpu_kernels(interpret=True)
+
+
+@functools.cache
+def compiled(problem):
+    return jax.jit(KERNELS[problem].call)
+
+
+def solve(problem, *args):
+    args = [jnp.asarray(a, f32) for a in args]
+    assert KERNELS[problem].refuses(*args) is None
+    return np.asarray(compiled(problem)(*args))
+
+
+BASES = {"threshold": ("tsallis", "alpha"), "p_norm": ("pnorm", "p")}
+
+
+def expected(problem, x, gamma, powers):
+    base, name = BASES[problem]
+    weights = np.zeros(x.shape)
+    for row, power, to in zip(x, powers[:, 0], weights, strict=True):
+        kept = row > -np.inf
+        to[kept] = oracles.argmax(row[kept].astype(float), base=base, gamma=gamma, **{name: float(power)})
+    return weights
+
+
+# One column of 128 threads and less, one with a single number more, several.
+@pytest.mark.parametrize("d", [1, 2, 5, 50, 131, 300])
+@pytest.mark.parametrize(
+    ("problem", "values"), [("threshold", (1.0, 1.0001, 1.2, 1.5, 2.0, 3.0)), ("p_norm", (1.05, 1.2, 1.5, 2.0))]
+)
+def test_weights_are_those_of_the_oracle(problem, values, d):
+    x = np.tile(cases.scores(3, d, 0, np.float32), (len(values), 1))
+    x[1::3] = np.round(x[1::3])  # ties
+    x[2::3, 1::2] = -np.inf  # deleted
+    powers = np.repeat(np.asarray(values, np.float32), 3)[:, None]
+    y = solve(problem, x, 0.5, powers)
+    np.testing.assert_allclose(y, expected(problem, x, 0.5, powers), rtol=0, atol=3e-6)
+    np.testing.assert_allclose(y.sum(-1), 1, rtol=0, atol=1e-6)
+    assert np.all(y[x == -np.inf] == 0)
+    for row, weights in zip(x[1::3], y[1::3], strict=True):
+        assert len(set(zip(row, weights, strict=True))) == len(set(row))
+
+
+@pytest.mark.parametrize("problem", BASES)
+def test_slices_are_kept_apart(problem):
+    """NaN, inf, nothing left, and bad hyper-parameters are for their slice alone."""
+    x, gamma, power = cases.scores(8, 5, 1, np.float32), np.ones((8, 1), np.float32), np.full((8, 1), 1.5, np.float32)
+    clean = solve(problem, x, gamma, power)
+    x[0, 3], x[1, 1], x[2], gamma[3], power[4], power[5] = np.nan, np.inf, -np.inf, 0, np.nan, 0.9
+    y = solve(problem, x, gamma, power)
+    assert np.isnan(y[[0, 1, 3, 4, 5]]).all()
+    np.testing.assert_array_equal(y[2], 0)
+    np.testing.assert_array_equal(y[6:], clean[6:])
+
+
+def test_no_answer_rather_than_a_wrong_one(monkeypatch):
+    """A slice that has not arrived after the last pass is NaN."""
+    monkeypatch.setattr(_gpu_threshold._equations, "_MAX_PASSES", 0)
+    y = jax.jit(lambda x: KERNELS["threshold"].call(x, f32(1), f32(1.2)))(cases.scores(3, 5, 2, np.float32))
+    assert np.isnan(y).all()
+
+
+def test_logarithms_near_one():
+    x = np.concatenate([-np.logspace(-30, -0.001, 400), np.logspace(-30, 6, 400)]).astype(np.float32)
+    np.testing.assert_allclose(_gpu_threshold._log1p(jnp.asarray(x)), np.log1p(x.astype(float)), rtol=4e-7, atol=0)
+
+
+def test_vmap_is_more_slices():
+    x, alphas = cases.scores(6, 5, 3, np.float32).reshape(3, 2, 5), jnp.asarray([1.5, 2.0, 3.0], f32)
+    mapped = jax.vmap(KERNELS["threshold"].call, (0, None, 0))
+    np.testing.assert_array_equal(mapped(x, f32(1), alphas), solve("threshold", x, 1, alphas[:, None, None]))
+    text = str(jax.make_jaxpr(mapped)(x, f32(1), alphas)).replace(" ", "")
+    assert text.count("pallas_call") == 1 and "grid=(6,)" in text
+
+
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax", "pnormmax"])
+def test_named_functions_by_the_kernels(name, monkeypatch):
+    """The public way in: weights and a gradient, in scores and strength, as the reference has them."""
+    monkeypatch.setitem(_kernels.TABLE, "pallas", KERNELS)
+    x, bar = (jnp.asarray(cases.scores(4, 7, seed, np.float32)) for seed in (0, 1))
+    where = jnp.asarray(cases.holes(4, 7))
+
+    def pulled(implementation):
+        function = functools.partial(getattr(sm, name), where=where, implementation=implementation)
+        y, pull = jax.vjp(lambda x, gamma: function(x, gamma=gamma), x, f32(0.5))
+        return y, pull(bar)
+
+    by_kernels, reference = jax.jit(lambda: pulled("pallas"))(), jax.jit(lambda: pulled("xla"))()
+    for a, b in zip(jax.tree.leaves(by_kernels), jax.tree.leaves(reference), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("problem", BASES)
+def test_threads_do_not_race(problem, capfd):
+    """In JAX's interpreter of a GPU, where this version has one: memory starts as NaN, and races are told.
+
+    One slice: to that interpreter every step of a grid is the first one.
+    """
+    params = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
+    interpret = params.InterpretGPUParams(detect_races=True, uninitialized_memory="nan")
+    x, args = jnp.asarray(cases.scores(1, 131, 4, np.float32)), (f32(1.0), f32(1.5))
+    y = jax.jit(pallas.gpu_kernels(interpret)[problem].call)(x, *args)
+    np.testing.assert_allclose(y, solve(problem, x, *args), rtol=0, atol=1e-6)
+    assert "race" not in "".join(capfd.readouterr()).lower()
+
+
+# --- The table ---------------------------------------------------------------------------------------------
+
+
+def test_what_a_kernel_refuses(monkeypatch):
+    refuses, one = KERNELS["threshold"].refuses, f32(1)
+    assert "float32, not bfloat16" in refuses(jnp.zeros((2, 5), jnp.bfloat16), one, one)
+    assert "1 to 4096 positions in registers, not of 4097" in refuses(jax.ShapeDtypeStruct((2, 4097), f32), one, one)
+    assert "no slices" in refuses(jnp.zeros((0, 5), f32), one, one)
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.mosaic_gpu", None)
+    assert "cannot load Pallas for GPUs" in refuses(jnp.zeros((2, 5), f32), one, one)
+
+
+def test_on_gpus_it_has_to_be_named(monkeypatch):
+    """No device has run these kernels: nobody gets one without asking."""
+    args = jnp.zeros((2, 5), f32), f32(1), f32(2)
+    monkeypatch.setattr(_kernels, "target", lambda: "gpu")
+    for problem in pallas.gpu_kernels():
+        assert "cuda" not in _kernels.serving(problem, None, *args)
+        assert set(_kernels.serving(problem, "pallas", *args)) == {"cuda"}
+    monkeypatch.setattr(_kernels, "target", lambda: "tpu")
+    assert set(_kernels.serving("threshold", "pallas", *args)) == {"tpu"}
