@@ -14,7 +14,7 @@ import oracles
 import pytest
 
 import smoothmax as sm
-from smoothmax import _kernels
+from smoothmax import _kernels, _solvers
 from smoothmax._kernels import pallas
 from smoothmax._kernels.pallas import _gpu_threshold
 
@@ -28,10 +28,13 @@ def compiled(problem):
 
 
 def solve(problem, *args):
-    args = [jnp.asarray(a, f32) for a in args]
+    """The kernel's results as NumPy arrays; float arguments become float32, as the kernels take them."""
+    args = [a if jnp.issubdtype(jnp.result_type(a), jnp.integer) else jnp.asarray(a, f32) for a in args]
     assert KERNELS[problem].refuses(*args) is None
-    return np.asarray(compiled(problem)(*args))
+    return jax.tree.map(np.asarray, compiled(problem)(*args))
 
+
+# --- Thresholds --------------------------------------------------------------------------------------------
 
 BASES = {"threshold": ("tsallis", "alpha"), "p_norm": ("pnorm", "p")}
 
@@ -95,7 +98,54 @@ def test_vmap_is_more_slices():
     assert text.count("pallas_call") == 1 and "grid=(6,)" in text
 
 
-@pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax", "pnormmax"])
+# --- Chains ------------------------------------------------------------------------------------------------
+
+STRENGTHS = {
+    "one": (0.3, 0.2),
+    "isotonic": (np.inf, 0.0),
+    "one a slice": (np.linspace(0, 1, 6)[:, None], 0.1),
+    "one a slice and border": tuple(0.4 + 0.3 * np.sin(np.arange(30.0).reshape(6, 5) + i) for i in (0, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", STRENGTHS)
+def test_chains_are_those_of_the_solver(kind):
+    """The solver is compared with oracles elsewhere. NaN, inf and a bad strength are for their slice alone."""
+    up, down = (jnp.asarray(s, f32) for s in STRENGTHS[kind])
+    x = cases.scores(6, 6, 5, np.float32)
+    x[0] = np.round(x[0])  # ties
+    x[1, 3], x[2, 1], x[3, :3], x[4] = np.nan, np.inf, -np.inf, -np.inf
+    if up.ndim:
+        up = up.at[5].set(jnp.nan)
+    t, jumps = solve("chain", x, up, down)
+    reference, reference_jumps = map(np.asarray, _solvers.chain_prox(jnp.asarray(x), up, down, implementation="xla"))
+    sound = [0, 3, 4] if up.ndim else [0, 3, 4, 5]
+    np.testing.assert_allclose(t[sound], reference[sound], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(jumps[sound], reference_jumps[sound])
+    assert np.isnan(np.delete(t, sound, 0)).all()
+
+
+def test_chains_of_more_slices_than_threads():
+    x = cases.scores(130, 4, 6, np.float32)
+    t, jumps = solve("chain", x, 0.3, 0.2)
+    reference, reference_jumps = _solvers.chain_prox(jnp.asarray(x), f32(0.3), f32(0.2), implementation="xla")
+    np.testing.assert_allclose(t, reference, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(jumps, reference_jumps)
+
+
+def test_means_of_segments():
+    rng = np.random.default_rng(3)
+    v, weight = rng.normal(size=(2, 3, 6)).astype(np.float32), rng.integers(0, 2, (2, 3, 6)).astype(np.float32)
+    jumps = rng.integers(-1, 2, (2, 3, 6)).astype(np.int8)
+    mean = solve("segment_mean", v, jumps, weight)
+    reference = _solvers.segment_mean(jnp.asarray(v), jumps, jnp.asarray(weight), implementation="xla")
+    np.testing.assert_allclose(mean, reference, rtol=0, atol=1e-6)
+
+
+# --- All ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax", "pnormmax", "fusedmax", "oscarmax", "soft_rank"])
 def test_named_functions_by_the_kernels(name, monkeypatch):
     """The public way in: weights and a gradient, in scores and strength, as the reference has them."""
     monkeypatch.setitem(_kernels.TABLE, "pallas", KERNELS)
@@ -112,17 +162,18 @@ def test_named_functions_by_the_kernels(name, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * max(1, np.abs(b).max()))
 
 
-@pytest.mark.parametrize("problem", BASES)
+@pytest.mark.parametrize("problem", ["threshold", "p_norm", "chain"])
 def test_threads_do_not_race(problem, capfd):
     """In JAX's interpreter of a GPU, where this version has one: memory starts as NaN, and races are told.
 
-    One slice: to that interpreter every step of a grid is the first one.
+    One block: to that interpreter every step of a grid is the first one.
     """
     params = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
     interpret = params.InterpretGPUParams(detect_races=True, uninitialized_memory="nan")
-    x, args = jnp.asarray(cases.scores(1, 131, 4, np.float32)), (f32(1.0), f32(1.5))
-    y = jax.jit(pallas.gpu_kernels(interpret)[problem].call)(x, *args)
-    np.testing.assert_allclose(y, solve(problem, x, *args), rtol=0, atol=1e-6)
+    x, args = jnp.asarray(cases.scores(1, 4 if problem == "chain" else 131, 4, np.float32)), (f32(1.0), f32(1.5))
+    y, plain = jax.jit(pallas.gpu_kernels(interpret)[problem].call)(x, *args), solve(problem, x, *args)
+    for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
     assert "race" not in "".join(capfd.readouterr()).lower()
 
 
@@ -134,6 +185,7 @@ def test_what_a_kernel_refuses(monkeypatch):
     assert "float32, not bfloat16" in refuses(jnp.zeros((2, 5), jnp.bfloat16), one, one)
     assert "1 to 4096 positions in registers, not of 4097" in refuses(jax.ShapeDtypeStruct((2, 4097), f32), one, one)
     assert "no slices" in refuses(jnp.zeros((0, 5), f32), one, one)
+    assert "at least 2 positions, not of 1" in KERNELS["chain"].refuses(jnp.zeros((2, 1), f32), one, one)
     monkeypatch.setitem(sys.modules, "jax.experimental.pallas.mosaic_gpu", None)
     assert "cannot load Pallas for GPUs" in refuses(jnp.zeros((2, 5), f32), one, one)
 

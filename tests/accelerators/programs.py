@@ -170,26 +170,28 @@ def _kernels_alone() -> Iterator[Program]:
 def _gpu_kernels_alone() -> Iterator[Program]:
     """Those for GPUs, at their largest, where they need the most registers, and at a width that has to be filled up."""
 
-    def law(facts):
+    def law(kernels, facts):
         yield from alone(facts)
-        yield from only_kernels(facts, 1)
+        yield from only_kernels(facts, kernels)
         yield from no_spills(facts)
-        yield from within(facts.temporary, 4 * bytes_of(SLICES, WIDE), "4 arrays of scores")
+        yield from within(facts.temporary, 16 * bytes_of(SLICES, WIDE), "16 arrays of scores")
 
-    for problem, kernel in gpu_kernels().items():
-        refusal = kernel.refuses(*_spec((1, 10**6), (), ())) or ""
-        widest = re.search(r"of 1 to (\d+) positions", refusal)
-        assert widest is not None, refusal
+    table = gpu_kernels()
+    widest = re.search(r"of 1 to (\d+) positions", table["threshold"].refuses(*_spec((1, 10**6), (), ())) or "")
+    assert widest is not None
+    for problem in ("threshold", "p_norm"):
         for width in (NARROW - 1, int(widest[1])):
             rows = lambda mesh, width=width: (array(mesh, 8, width), array(mesh), array(mesh, 8, 1))
-            yield Program(f"kernel: {problem}, width {width}", kernel.call, rows, law)
+            yield Program(f"kernel: {problem}, width {width}", table[problem].call, rows, partial(law, 1))
+    chain = lambda mesh: (array(mesh, 2 * SLICES, WIDE), array(mesh), array(mesh, 1, WIDE - 1))
+    yield Program(f"kernel: chain, width {WIDE}", table["chain"].call, chain, partial(law, 1))
 
     def by_name(x, bar):
-        y, pull = jax.vjp(partial(sm.sparsemax, implementation="pallas"), x)
+        y, pull = jax.vjp(partial(sm.fusedmax, implementation="pallas"), x)
         return y, pull(bar)
 
     scores = lambda mesh: (array(mesh, SLICES, NARROW),) * 2
-    yield Program("kernel: sparsemax by name, with its gradient", by_name, scores, law)
+    yield Program("kernel: fusedmax by name, with its gradient", by_name, scores, partial(law, 3))
     whole = lambda mesh: (array(mesh, 2**16),)
     yield Program("control: spilled registers", _too_long_for_registers, whole, partial(_broken, no_spills))
 

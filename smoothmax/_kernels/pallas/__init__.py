@@ -32,6 +32,8 @@ _PROBLEMS = {
 _ON_GPUS = {
     "threshold": ("_gpu_threshold", "tsallis_weights"),
     "p_norm": ("_gpu_threshold", "p_norm_weights"),
+    "chain": ("_gpu_chain", "chain_prox"),
+    "segment_mean": ("_gpu_chain", "segment_mean"),
 }
 
 

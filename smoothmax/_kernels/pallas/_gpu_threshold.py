@@ -2,14 +2,10 @@
 
 One warpgroup, 128 threads, solves one slice, and each thread holds every 128th number of it, or pair of numbers. A
 sum along the slice is one over each thread's numbers, over the threads of a warp, and over the four warps.
-
-The kernels are written in Pallas's Mosaic GPU, which compiles for Hopper. They were compiled for H100 and run in an
-interpreter, never on a device.
 """
 
 from __future__ import annotations
 
-import importlib
 from functools import partial
 from typing import Any
 
@@ -18,10 +14,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from ..._arrays import varying_like
-from . import _equations
+from . import _equations, _gpu
 from ._batching import over_slices
 from ._equations import Equation, Machine
-from ._tiles import LANES, as_rows, result
+from ._tiles import as_rows
 
 # The widest slice whose numbers, and what a pass makes of them, stay in registers: up to 255 for each thread.
 _WIDEST = 4096
@@ -35,7 +31,7 @@ def refuses_tsallis_weights(x: Any, gamma: Any, power: Any) -> str | None:
         return f"its threshold kernel holds slices of 1 to {_WIDEST} positions in registers, not of {x.shape[-1]}"
     if x.size == 0:
         return "there are no slices"
-    return _missing()
+    return _gpu.missing()
 
 
 refuses_p_norm_weights = refuses_tsallis_weights
@@ -63,22 +59,10 @@ def _call(equation: Equation, x: jax.Array, gamma: Any, power: Any, interpret: A
 
 
 def _run(equation: Equation, rows: jax.Array, columns: list[jax.Array], interpret: Any) -> jax.Array:
-    """`(n, d)` scores and `(n,)` hyper-parameters to `(n, d)` weights, one block of threads a slice."""
+    """`(n, d)` scores and `(n,)` hyper-parameters to `(n, d)` weights, one step of the grid a slice."""
     n, d = rows.shape
-    width = pl.cdiv(d, LANES) * LANES
-    mosaic = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
-    rows = jnp.pad(rows, ((0, 0), (0, width - d)), constant_values=-jnp.inf)
-    columns = [varying_like(a, rows) for a in columns]
-    where_it_is = pl.BlockSpec(memory_space=mosaic.GMEM)
-    y = pl.pallas_call(
-        partial(_kernel, equation=equation),
-        grid=(n,),
-        in_specs=[where_it_is] * 3,
-        out_specs=where_it_is,
-        out_shape=result(rows.shape, rows.dtype, rows),
-        compiler_params=mosaic.CompilerParams(),
-        interpret=interpret,
-    )(rows, *columns)
+    rows = jnp.pad(rows, ((0, 0), (0, -d % _gpu.THREADS)), constant_values=-jnp.inf)
+    [y] = _gpu.run(partial(_kernel, equation=equation), n, [rows, *columns], (rows.dtype,), interpret)
     return y[:, :d]
 
 
@@ -101,12 +85,3 @@ def _log1p(x: jax.Array) -> jax.Array:
 
 # A slice is one axis, and a column is a scalar.
 _MACHINE = Machine(jnp.sum, jnp.max, lambda column: column, _log1p)
-
-
-def _missing() -> str | None:
-    """What this version of JAX lacks, or None."""
-    try:
-        importlib.import_module("jax.experimental.pallas.mosaic_gpu")
-    except ImportError as error:
-        return f"this JAX cannot load Pallas for GPUs ({error})"
-    return None
