@@ -16,7 +16,9 @@ import pytest
 import smoothmax as sm
 from smoothmax import _kernels, _solvers
 from smoothmax._kernels import pallas
-from smoothmax._kernels.pallas import _gpu_threshold
+from smoothmax._kernels.pallas import _gpu, _gpu_threshold
+
+pytestmark = pytest.mark.skipif(_gpu.missing() is not None, reason=str(_gpu.missing()))
 
 f32 = jnp.float32
 KERNELS = pallas.gpu_kernels(interpret=True)
@@ -188,6 +190,8 @@ def test_what_a_kernel_refuses(monkeypatch):
     assert "at least 2 positions, not of 1" in KERNELS["chain"].refuses(jnp.zeros((2, 1), f32), one, one)
     monkeypatch.setitem(sys.modules, "jax.experimental.pallas.mosaic_gpu", None)
     assert "cannot load Pallas for GPUs" in refuses(jnp.zeros((2, 5), f32), one, one)
+    monkeypatch.setattr(jax, "__version_info__", (0, 9, 2))
+    assert "need JAX 0.10 or later" in refuses(jnp.zeros((2, 5), f32), one, one)
 
 
 def test_on_gpus_it_has_to_be_named(monkeypatch):

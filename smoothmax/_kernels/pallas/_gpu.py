@@ -19,6 +19,8 @@ from ..._arrays import varying_like
 from ._tiles import result
 
 THREADS = 128
+# In JAX 0.9 these kernels do not compile: it lacks operations, and slices of some lengths.
+_SINCE = (0, 10)
 
 
 def run(
@@ -40,7 +42,9 @@ def run(
 
 
 def missing() -> str | None:
-    """What this version of JAX lacks, or None."""
+    """Why this JAX cannot serve, or None."""
+    if jax.__version_info__ < _SINCE:
+        return f"its kernels for GPUs need JAX {'.'.join(map(str, _SINCE))} or later, and this is {jax.__version__}"
     try:
         importlib.import_module("jax.experimental.pallas.mosaic_gpu")
     except ImportError as error:
