@@ -13,12 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.experimental import pallas as pl
+from jax import lax
 
 from ..._arrays import varying_like
 from ._tiles import result
 
 THREADS = 128
+_AXIS = "smoothmax_step"
 # In JAX 0.9 these kernels do not compile: it lacks operations, and slices of some lengths.
 _SINCE = (0, 10)
 
@@ -26,19 +27,18 @@ _SINCE = (0, 10)
 def run(
     kernel: Callable[..., None], steps: int, arrays: list[jax.Array], dtypes: tuple[Any, ...], interpret: Any
 ) -> list[jax.Array]:
-    """Runs a kernel on a grid of steps; the results have the shape of the first array, and the dtypes."""
+    """Runs `kernel(step, *references)` for every step; the results have the first array's shape, and the dtypes."""
     mosaic = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
-    whole = pl.BlockSpec(memory_space=mosaic.GMEM)
     first = arrays[0]
-    return pl.pallas_call(
-        kernel,
+    call = mosaic.kernel(
+        lambda *refs: kernel(lax.axis_index(_AXIS), *refs),
+        out_type=[result(first.shape, dtype, first) for dtype in dtypes],
         grid=(steps,),
-        in_specs=[whole] * len(arrays),
-        out_specs=[whole] * len(dtypes),
-        out_shape=[result(first.shape, dtype, first) for dtype in dtypes],
-        compiler_params=mosaic.CompilerParams(),
+        grid_names=(_AXIS,),
+        compiler_params=mosaic.CompilerParams(lowering_semantics=mosaic.LoweringSemantics.Lane),
         interpret=interpret,
-    )(*(varying_like(a, first) for a in arrays))
+    )
+    return call(*(varying_like(a, first) for a in arrays))
 
 
 def missing() -> str | None:

@@ -75,8 +75,7 @@ def _call(
         a = jnp.pad(a, ((0, blocks * _gpu.THREADS - n), (0, 0)))
         return jnp.swapaxes(a.reshape(blocks, _gpu.THREADS, -1), 1, 2)
 
-    def on_a_block(*refs):
-        block = pl.program_id(0)
+    def on_a_block(block, *refs):
         kernel(*(ref.at[block] for ref in refs))
 
     out = _gpu.run(on_a_block, blocks, [to_tiles(a) for a in rows], dtypes, interpret)

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 
 from ..._arrays import varying_like
 from . import _equations, _gpu
@@ -66,8 +65,7 @@ def _run(equation: Equation, rows: jax.Array, columns: list[jax.Array], interpre
     return y[:, :d]
 
 
-def _kernel(x_ref, gamma_ref, power_ref, y_ref, *, equation):
-    i = pl.program_id(0)
+def _kernel(i, x_ref, gamma_ref, power_ref, y_ref, *, equation):
     y_ref[i] = _equations.weights(x_ref[i], gamma_ref[i], power_ref[i], equation, _MACHINE)
 
 
