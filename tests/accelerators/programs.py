@@ -17,13 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from facts import Facts
-from jax.experimental import pallas as pl
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from laws import Program, alone, array, bytes_of, no_spills, only_kernels, sorts_only_where, within
 
 import smoothmax as sm
 from smoothmax import _kernels
-from smoothmax._kernels.pallas import gpu_kernels
+from smoothmax._kernels.pallas import _gpu, gpu_kernels
 
 # Slices of an operator's program, and their width. Where several penalties come together, or something is sorted, a
 # smaller one, which compiles several times sooner. A program quadratic in either breaks the bound below.
@@ -192,20 +191,24 @@ def _gpu_kernels_alone() -> Iterator[Program]:
 
     scores = lambda mesh: (array(mesh, SLICES, NARROW),) * 2
     yield Program("kernel: fusedmax by name, with its gradient", by_name, scores, partial(law, 3))
+
+    def on_four_chips(x):
+        by_name = partial(sm.sparsemax, implementation="pallas")
+        return jax.grad(lambda x: jnp.sum(jax.shard_map(by_name, in_specs=batch, out_specs=batch)(x) ** 2))(x)
+
+    batch = PartitionSpec("devices")
+    divided = lambda mesh: (array(mesh, SLICES, NARROW, axis=0),)
+    yield Program("kernel: sparsemax by name, by shard_map", on_four_chips, divided, partial(law, 1), chips=4)
     whole = lambda mesh: (array(mesh, 2**16),)
     yield Program("control: spilled registers", _too_long_for_registers, whole, partial(_broken, no_spills))
 
 
 def _too_long_for_registers(x: jax.Array) -> jax.Array:
-    from jax.experimental.pallas import mosaic_gpu
-
-    def body(x_ref, y_ref):
+    def kernel(step, x_ref, y_ref):
         x = x_ref[...]
         y_ref[...] = x - jnp.max(x)
 
-    place = pl.BlockSpec(memory_space=mosaic_gpu.GMEM)
-    params = mosaic_gpu.CompilerParams()
-    return pl.pallas_call(body, x, in_specs=[place], out_specs=place, compiler_params=params)(x)
+    return _gpu.run(kernel, 1, [x], (x.dtype,), interpret=False)[0]
 
 
 def _spec(*shapes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:
