@@ -1,6 +1,6 @@
 """The Pallas kernels for GPUs, interpreted on a CPU: same numbers as the oracles and as the solvers in plain JAX.
 
-In JAX's interpreter of a GPU memory starts as NaN. It runs the steps of a grid one after the other, so it could not tell
+In JAX's interpreter of a GPU memory starts as NaN. It runs the steps of a grid one after the other, so it cannot tell
 that two of them touch the same place: no step does, since each has its slices.
 That they compile for H100 is for `tests/accelerators`. On a GPU nothing was run.
 """
