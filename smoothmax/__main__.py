@@ -35,7 +35,8 @@ def _status(name: str) -> str:
         if LIBRARY.reason is not None:
             return f"not available: {LIBRARY.reason}; all runs on xla"
         return f"available (cpu; {LIBRARY.description})"
-    platforms = sorted({platform for kernel in TABLE.get(name, {}).values() for platform in kernel.platforms})
+    kernels = [kernel for first in TABLE.get(name, {}).values() for kernel in first.everywhere()]
+    platforms = sorted({platform for kernel in kernels for platform in kernel.platforms})
     return f"available ({', '.join(platforms)})" if platforms else "not available: this version has no such kernels"
 
 

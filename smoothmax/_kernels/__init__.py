@@ -8,7 +8,7 @@ file beside this one and enter it with `register`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -27,12 +27,20 @@ class Kernel:
       platforms: where it runs: "cpu", "cuda", "rocm", "tpu".
       refuses: from the arguments to the reason why it cannot serve them, or None. Only shapes and dtypes are looked at.
       default: whether it is taken where the caller names no implementation; or a function of the arguments that tells.
+      elsewhere: the kernel that goes by the same name on other platforms.
     """
 
     call: Solver
     platforms: tuple[str, ...]
     refuses: Callable[..., str | None] = lambda *_, **__: None
     default: bool | Callable[..., bool] = True
+    elsewhere: Kernel | None = None
+
+    def everywhere(self) -> Iterator[Kernel]:
+        """It, and those of its name on other platforms."""
+        yield self
+        if self.elsewhere is not None:
+            yield from self.elsewhere.everywhere()
 
 
 # implementation -> problem -> kernel
@@ -71,11 +79,10 @@ def _offers(kernel: Kernel, *args: Any, **static: Any) -> bool:
     return wanted and kernel.refuses(*args, **static) is None
 
 
-def _refusal(kernel: Kernel, *args: Any, **static: Any) -> str | None:
+def _here(kernel: Kernel) -> Kernel | None:
+    """The kernel, or the one elsewhere, that runs where the program will."""
     platforms = {"gpu": ("cuda", "rocm", "gpu")}.get(target(), (target(),))
-    if not set(platforms) & set(kernel.platforms):
-        return f"it runs on {' and '.join(kernel.platforms)}, and this program is for {target()}"
-    return kernel.refuses(*args, **static)
+    return next((k for k in kernel.everywhere() if set(platforms) & set(k.platforms)), None)
 
 
 def refuse(implementation: str, reason: str) -> NotImplementedError:
@@ -95,16 +102,20 @@ def serving(
     if implementation is None:
         offered = {}
         for kernels in TABLE.values():
-            if problem in kernels and _offers(kernel := kernels[problem], *args, **static):
-                offered |= dict.fromkeys(kernel.platforms, partial(kernel.call, **static))
+            for kernel in kernels[problem].everywhere() if problem in kernels else ():
+                if _offers(kernel, *args, **static):
+                    offered |= dict.fromkeys(kernel.platforms, partial(kernel.call, **static))
         return offered
-    kernel = TABLE[implementation].get(problem)
-    reason = f"it has no kernel for the problem {problem!r}" if kernel is None else _refusal(kernel, *args, **static)
-    if kernel is not None and reason is None:
+    if problem not in TABLE[implementation]:
+        reason = f"it has no kernel for the problem {problem!r}"
+    elif (kernel := _here(TABLE[implementation][problem])) is None:
+        platforms = [p for k in TABLE[implementation][problem].everywhere() for p in k.platforms]
+        reason = f"it runs on {' and '.join(platforms)}, and this program is for {target()}"
+    elif (reason := kernel.refuses(*args, **static)) is None:
         return dict.fromkeys(kernel.platforms, partial(kernel.call, **static))
     if optional:
         return {}
-    raise refuse(implementation, str(reason))
+    raise refuse(implementation, reason)
 
 
 def run(

@@ -25,7 +25,7 @@ def check(program: programs.Program, target: targets.Target) -> tuple[Facts | No
     """The facts of the compiled program, and what is wrong with it."""
     mesh = target.mesh(program.chips)
     try:
-        facts = read(targets.compiled(program.function, program.arguments(mesh), mesh, target, program.may_spill))
+        facts = read(*targets.compiled(program.function, program.arguments(mesh), mesh, target, program.may_spill))
     except Exception as error:  # of any kind: each compiler has its own
         reason = f"{type(error).__name__}: {error}"
         refused = not program.fits and "RESOURCE_EXHAUSTED" in reason

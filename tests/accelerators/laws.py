@@ -61,6 +61,11 @@ def only_kernels(facts: Facts, kernels: int) -> Iterator[str]:
         yield f"holds {facts.kernels} kernels and {facts.loops} loops, not {kernels} and none"
 
 
+def no_spills(facts: Facts) -> Iterator[str]:
+    if facts.spilled:
+        yield f"spills {facts.spilled} bytes of registers"
+
+
 def within(temporary: float, bound: float, what: str) -> Iterator[str]:
     if temporary > bound:
         yield f"takes {temporary:,.0f} bytes of temporary memory, more than {what} ({bound:,.0f})"

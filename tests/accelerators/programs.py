@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from facts import Facts
-from jax.sharding import Mesh
-from laws import Program, alone, array, bytes_of, only_kernels, sorts_only_where, within
+from jax.sharding import Mesh, PartitionSpec
+from laws import Program, alone, array, bytes_of, no_spills, only_kernels, sorts_only_where, within
 
 import smoothmax as sm
 from smoothmax import _kernels
+from smoothmax._kernels.pallas import _gpu, gpu_kernels
 
 # Slices of an operator's program, and their width. Where several penalties come together, or something is sorted, a
 # smaller one, which compiles several times sooner. A program quadratic in either breaks the bound below.
@@ -43,8 +44,7 @@ def everything(platform: str) -> Iterator[Program]:
         if case.family.domain == "simplex" and len(case.family.penalties) != 1:
             yield _loss(case, platform)
     yield from attention.everything(platform)
-    if platform == "tpu":
-        yield from _kernels_alone()
+    yield from _kernels_alone() if platform == "tpu" else _gpu_kernels_alone()
     yield from _controls()
 
 
@@ -123,7 +123,8 @@ def _of_slices(case: cases.Case, platform: str, asked: set[str], width: int, fac
     yield from sorts_only_where(facts, _sorts(case))
     most = FIXED + MOST_ARRAYS * bytes_of(SLICES, width)
     yield from within(facts.temporary, most, f"{MOST_ARRAYS} arrays of scores and {FIXED:,} bytes")
-    served = {p for p in asked if platform in getattr(_kernels.TABLE["pallas"].get(p), "platforms", ())}
+    offers = {p: first.everywhere() for p, first in _kernels.TABLE["pallas"].items() if p in asked}
+    served = {p for p, kernels in offers.items() if any(platform in k.platforms and k.default for k in kernels)}
     if facts.kernels < len(served):
         yield f"holds {facts.kernels} kernels, but {', '.join(sorted(served))} are served by one each"
     if not served and facts.kernels:
@@ -165,6 +166,51 @@ def _kernels_alone() -> Iterator[Program]:
     yield Program("kernel: threshold, width 32768", table["threshold"].call, threshold, arrays)
 
 
+def _gpu_kernels_alone() -> Iterator[Program]:
+    """Those for GPUs, at their largest, where they need the most registers, and at a width that has to be filled up."""
+
+    def law(kernels, facts):
+        yield from alone(facts)
+        yield from only_kernels(facts, kernels)
+        yield from no_spills(facts)
+        yield from within(facts.temporary, 16 * bytes_of(SLICES, WIDE), "16 arrays of scores")
+
+    table = gpu_kernels()
+    widest = re.search(r"of 1 to (\d+) positions", table["threshold"].refuses(*_spec((1, 10**6), (), ())) or "")
+    assert widest is not None
+    for problem in ("threshold", "p_norm"):
+        for width in (NARROW - 1, int(widest[1])):
+            rows = lambda mesh, width=width: (array(mesh, 8, width), array(mesh), array(mesh, 8, 1))
+            yield Program(f"kernel: {problem}, width {width}", table[problem].call, rows, partial(law, 1))
+    chain = lambda mesh: (array(mesh, 2 * SLICES, WIDE), array(mesh), array(mesh, 1, WIDE - 1))
+    yield Program(f"kernel: chain, width {WIDE}", table["chain"].call, chain, partial(law, 1))
+
+    def by_name(x, bar):
+        y, pull = jax.vjp(partial(sm.fusedmax, implementation="pallas"), x)
+        return y, pull(bar)
+
+    scores = lambda mesh: (array(mesh, SLICES, NARROW),) * 2
+    yield Program("kernel: fusedmax by name, with its gradient", by_name, scores, partial(law, 3))
+
+    def on_four_chips(x):
+        by_name = partial(sm.sparsemax, implementation="pallas")
+        return jax.grad(lambda x: jnp.sum(jax.shard_map(by_name, in_specs=batch, out_specs=batch)(x) ** 2))(x)
+
+    batch = PartitionSpec("devices")
+    divided = lambda mesh: (array(mesh, SLICES, NARROW, axis=0),)
+    yield Program("kernel: sparsemax by name, by shard_map", on_four_chips, divided, partial(law, 1), chips=4)
+    whole = lambda mesh: (array(mesh, 2**16),)
+    yield Program("control: spilled registers", _too_long_for_registers, whole, partial(_broken, no_spills))
+
+
+def _too_long_for_registers(x: jax.Array) -> jax.Array:
+    def kernel(step, x_ref, y_ref):
+        x = x_ref[...]
+        y_ref[...] = x - jnp.max(x)
+
+    return _gpu.run(kernel, 1, [x], (x.dtype,), interpret=False)[0]
+
+
 def _spec(*shapes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
 
@@ -172,19 +218,20 @@ def _spec(*shapes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:
 # --- Controls: programs that break each law, so that a law that cannot be broken is noticed --------------------
 
 
-def _controls() -> Iterator[Program]:
-    def broken(law, facts):
-        if not list(law(facts)):
-            yield "breaks the law, and the check did not see it"
+def _broken(law: Callable[[Facts], Iterator[str]], facts: Facts) -> Iterator[str]:
+    if not list(law(facts)):
+        yield "breaks the law, and the check did not see it"
 
+
+def _controls() -> Iterator[Program]:
     def rows(mesh):
         return (array(mesh, SLICES, WIDE, axis=0 if mesh.size > 1 else None),)
 
     def gather(x):
         return x - jnp.sum(x @ x.T)
 
-    yield Program("control: a sort", jnp.sort, rows, partial(broken, lambda f: sorts_only_where(f, False)))
-    yield Program("control: a collective", gather, rows, partial(broken, alone), chips=4)
+    yield Program("control: a sort", jnp.sort, rows, partial(_broken, lambda f: sorts_only_where(f, False)))
+    yield Program("control: a collective", gather, rows, partial(_broken, alone), chips=4)
     whole = lambda mesh: (array(mesh, 2**18, 64),)
     large = lambda x: jnp.linalg.norm(jnp.cumsum(x @ x.T, axis=0), axis=1)
     yield Program("control: too large", large, whole, lambda _: iter(()), fits=False)

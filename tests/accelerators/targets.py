@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import sys
+import tempfile
 
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
@@ -18,6 +20,8 @@ os.environ |= {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     # The CUDA plugin would look for a card and its libraries.
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+    # What NVIDIA's assembler says about a Pallas kernel goes to standard output.
+    "MOSAIC_GPU_DUMP_PTXAS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 
@@ -68,8 +72,23 @@ TARGETS = {
 
 
 def compiled(function, arguments, mesh: Mesh, target: Target, may_spill: bool):
-    """The program for the mesh. Its chips' kind, which kernels ask for, is known by the abstract mesh alone."""
+    """The program for the mesh, and what the assembler printed. The abstract mesh tells kernels the chips' kind."""
     options = {"xla_gpu_fail_ptx_compilation_on_register_spilling": not may_spill}
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         lowered = jax.jit(function).lower(*arguments)
-        return lowered.compile(options if target.platform == "cuda" else None)
+        return _and_printed(lambda: lowered.compile(options if target.platform == "cuda" else None))
+
+
+def _and_printed(call):
+    """The result, and what was printed meanwhile; compilers do not print through Python."""
+    sys.stdout.flush()
+    shown = os.dup(1)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 1)
+        try:
+            result = call()
+        finally:
+            os.dup2(shown, 1)
+            os.close(shown)
+        file.seek(0)
+        return result, file.read().decode(errors="replace")

@@ -1,47 +1,25 @@
 """The chain problem and the means of its segments for TPUs: 1,024 slices at once, all rounds in one kernel.
 
-The algorithm is that of `_solvers/_chain.py`, which explains it: a question, asked at the mean of each segment by a
-sweep to the right and answered by one to the left, splits the segments; when none splits, the means are the answer.
-There each sweep is a loop of the program; here a block of slices stays in the chip's vector memory from the first
-sweep to the last.
-
-What is known of a border is kept in the place of the jumps, and the mean behind it in the place of the result.
+A block of slices stays in the chip's vector memory from the first sweep to the last; `_sweeps.py` has the kernels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ..._arrays import varying_like
 from ._batching import over_slices
-from ._tiles import (
-    LANES,
-    MEMORY_LIMIT,
-    SUBLANES,
-    TILE,
-    VECTOR_MEMORY,
-    as_rows,
-    blocks_of,
-    flag,
-    from_tiles,
-    loop,
-    result,
-    tile,
-    to_tiles,
-)
+from ._sweeps import Tiles, chain_kernel, mean_kernel, row_of
+from ._tiles import MEMORY_LIMIT, TILE, VECTOR_MEMORY, as_rows, blocks_of, from_tiles, result, tile, to_tiles
 
-# What is known of the border between i and i+1. In memory it is stored plus one, in the two bits `_BORDER`, beside the
-# answers to "is t_i above the mean?": if t_{i+1} is, and if it is not.
-_FALL, _FUSED, _RISE = -1, 0, 1
-_BORDER, _IF_ABOVE, _IF_BELOW = 3, 4, 8
+_TILES = Tiles(tile, jnp.zeros_like)
 
 
 def refuses_chain_prox(x: Any, up: Any, down: Any) -> str | None:
@@ -73,7 +51,7 @@ def chain_prox(x: jax.Array, up: Any, down: Any, *, interpret: Any = False) -> t
     def solve(x, up, down):
         *batch, d = x.shape
         up, down = (as_rows(a, tuple(batch), x.dtype) for a in (up, down))
-        kernel = partial(_chain_kernel, d=d, up_at=_row_of(up), down_at=_row_of(down))
+        kernel = partial(chain_kernel, d=d, up_at=row_of(up), down_at=row_of(down), tiles=_TILES)
         t, jumps = _call(kernel, (x.reshape(-1, d), up, down), (jnp.float32, jnp.int32), interpret)
         return t.reshape(x.shape), jumps.astype(jnp.int8).reshape(x.shape)
 
@@ -87,7 +65,7 @@ def segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array, *, interpret
     def solve(v, jumps, weight):
         *batch, d = v.shape
         cut, weight = as_rows(jumps, tuple(batch), jnp.int32), as_rows(weight, tuple(batch), v.dtype)
-        [mean] = _call(partial(_mean_kernel, d=d), (v.reshape(-1, d), cut, weight), (v.dtype,), interpret)
+        [mean] = _call(partial(mean_kernel, d=d, tiles=_TILES), (v.reshape(-1, d), cut, weight), (v.dtype,), interpret)
         return mean.reshape(v.shape)
 
     return over_slices(solve)(varying_like(v, jumps, weight), jumps, weight)
@@ -112,173 +90,3 @@ def _call(
         interpret=interpret,
     )(*tiles)
     return [from_tiles(a, n, d) for a in out]
-
-
-def _row_of(strength: jax.Array) -> Callable[[Any], Any]:
-    """Where the strength of border i lies: at i, or at 0 where all borders of a slice share one."""
-    return (lambda i: 0) if strength.shape[-1] == 1 else (lambda i: i)
-
-
-# --- The kernels -------------------------------------------------------------------------------------------
-
-
-class _Slices(NamedTuple):
-    """What is known of the slices before the first question; tiles, one number a slice."""
-
-    bad: jax.Array  # 1 where a score is NaN or +inf, or a strength is NaN; else 0
-    top: jax.Array  # the largest score
-    centre: jax.Array  # the mean of what is left when the largest score is taken away
-    slack: jax.Array  # values nearer than this are rounding apart: no segment is split for less
-    reach: jax.Array  # more than all the forces on two neighbours can make up
-
-
-class _Rounds(NamedTuple):
-    """The state of the loop over the questions."""
-
-    asked: jax.Array  # questions
-    mean: jax.Array  # the mean of the first segment of each slice
-    moved: jax.Array  # 1 where the last question split a segment of the slice, else 0
-    going: jax.Array  # the sum of `moved`, a scalar
-
-
-def _chain_kernel(x_ref, up_ref, down_ref, t_ref, jumps_ref, *, d, up_at, down_at):
-    zero = jnp.zeros((SUBLANES, LANES), jnp.float32)
-
-    def forces(i):
-        return up_ref[tile(up_at(i))], down_ref[tile(down_at(i))]
-
-    slices = _survey(x_ref, forces, zero, d, 1 if up_ref.shape == down_ref.shape == zero.shape else d - 1)
-
-    def data(i):
-        """The centred score, +inf where it does not count."""
-        v = x_ref[tile(i)]
-        centred = (v - slices.top) - slices.centre
-        return jnp.where((jnp.abs(v) < jnp.inf) & (slices.bad == 0), centred, jnp.inf)
-
-    def known(i, _):
-        """Cut at the start where no force can make up the difference, and where there is no force at all."""
-        up, down = forces(i)
-        step = data(i + 1) - data(i)
-        far = (jnp.abs(step) < jnp.inf) & (jnp.abs(step) > slices.reach)
-        order = jnp.where(step > 0, jnp.int32(_RISE), _FALL)
-        jumps_ref[tile(i)] = jnp.where((up + down == 0) | far, order, _FUSED) + 1
-        t_ref[tile(i)] = zero
-        return 0
-
-    loop(d - 1, known, 0)
-
-    def ask(i, carry):
-        message, m = carry
-        up, down = forces(i)
-        z, border, next_mean = data(i), (jumps_ref[tile(i)] & _BORDER) - 1, t_ref[tile(i)]
-        f = jnp.where(z == jnp.inf, 0.0, m - z) + message
-        fused, e = border == _FUSED, jnp.where(border == _RISE, up, -down)
-        if_above = f < jnp.where(fused, up + slices.slack, e)
-        if_below = f < jnp.where(fused, -down - slices.slack, e)
-        jumps_ref[tile(i)] = (
-            (border + 1) + jnp.where(if_above, jnp.int32(_IF_ABOVE), 0) + jnp.where(if_below, jnp.int32(_IF_BELOW), 0)
-        )
-        message = jnp.where(fused, jnp.minimum(jnp.maximum(f, -down), up), e)
-        return message, jnp.where(fused, m, next_mean)
-
-    def decide(k, carry):
-        i = d - 2 - k
-        above, total, count, moved = carry
-        up, down = forces(i)
-        z, byte = data(i), jumps_ref[tile(i)]
-        border = (byte & _BORDER) - 1
-        b = jnp.where(above != 0, byte & _IF_ABOVE, byte & _IF_BELOW)
-        split = (border == _FUSED) & ((b != 0) != (above != 0))
-        border = jnp.where(split, jnp.where(above != 0, jnp.int32(_RISE), _FALL), border)
-        # The force at a cut ends the sum of the segment on its right and starts the one on its left.
-        cut, e = border != _FUSED, jnp.where(border == _RISE, up, -down)
-        t_ref[tile(i)] = (total - jnp.where(cut, e, 0.0)) / jnp.maximum(count, 1.0)
-        jumps_ref[tile(i)] = border + 1
-        counts = z < jnp.inf
-        total = jnp.where(cut, e, total) + jnp.where(counts, z, 0.0)
-        count = jnp.where(cut, 0.0, count) + flag(counts)
-        return b, total, count, jnp.where(split, 1.0, moved)
-
-    def question(state):
-        message, m = loop(d - 1, ask, (zero, state.mean))
-        z = data(d - 1)
-        counts = z < jnp.inf
-        above = jnp.where(jnp.where(counts, m - z, 0.0) + message < 0, jnp.int32(1), 0)
-        last = above, jnp.where(counts, z, 0.0), flag(counts), zero
-        _, total, count, moved = loop(d - 1, decide, last)
-        return _Rounds(state.asked + 1, total / jnp.maximum(count, 1.0), moved, jnp.sum(moved))
-
-    # The first question is asked at the mean of the slice, which is no mean of a segment where a border was cut
-    # already: it alone cannot be the last.
-    start = _Rounds(jnp.int32(0), zero, zero, jnp.float32(1))
-    end = lax.while_loop(lambda s: (s.asked < 2) | ((s.going > 0) & (s.asked <= d)), question, start)
-    bad = jnp.maximum(slices.bad, end.moved)  # what has not arrived is no answer
-
-    def fill(i, mean):
-        v = x_ref[tile(i)]
-        t = jnp.where(v == -jnp.inf, v, mean + slices.centre + slices.top)
-        border, next_mean = jumps_ref[tile(i)] - 1, t_ref[tile(i)]
-        t_ref[tile(i)] = jnp.where(bad > 0, jnp.nan, t)
-        jumps_ref[tile(i)] = border
-        return jnp.where(border == _FUSED, mean, next_mean)
-
-    jumps_ref[tile(d - 1)] = jnp.full(zero.shape, _FUSED + 1, jnp.int32)
-    t_ref[tile(d - 1)] = zero
-    loop(d, fill, end.mean)
-
-
-def _survey(x_ref, forces, zero, d, borders):
-    """Three passes over the slices: the largest score, the mean, the size; one over the strengths."""
-
-    def tops(i, carry):
-        top, bad = carry
-        v = x_ref[tile(i)]
-        return jnp.maximum(top, jnp.where(v < jnp.inf, v, -jnp.inf)), jnp.where(v < jnp.inf, bad, 1.0)
-
-    def strengths(i, carry):
-        most_up, most_down, bad = carry
-        up, down = forces(i)
-        bad = jnp.where((up >= 0) & (down >= 0), bad, 1.0)
-        return jnp.maximum(most_up, up), jnp.maximum(most_down, down), bad
-
-    def sums(i, carry):
-        total, count = carry
-        v = x_ref[tile(i)]
-        counts = (jnp.abs(v) < jnp.inf) & (bad == 0)
-        return total + jnp.where(counts, v - top, 0.0), count + flag(counts)
-
-    def sizes(i, size):
-        v = x_ref[tile(i)]
-        counts = (jnp.abs(v) < jnp.inf) & (bad == 0)
-        return jnp.maximum(size, jnp.where(counts, jnp.abs((v - top) - centre), 0.0))
-
-    top, bad = loop(d, tops, (zero - jnp.inf, zero))
-    top = jnp.where(top == -jnp.inf, 0.0, top)
-    up, down, bad = loop(borders, strengths, (zero, zero, bad))
-    total, count = loop(d, sums, (zero, zero))
-    centre = total / jnp.maximum(count, 1.0)
-    size = loop(d, sizes, zero)
-    return _Slices(bad, top, centre, 2 * float(jnp.finfo(jnp.float32).eps) * size, 2 * (up + down))
-
-
-def _mean_kernel(v_ref, jumps_ref, weight_ref, mean_ref, *, d):
-    zero = jnp.zeros((SUBLANES, LANES), jnp.float32)
-
-    def add(k, carry):
-        """The sums of each segment from its end; at its start they are complete."""
-        i = d - 1 - k
-        total, count = carry
-        cut = jumps_ref[tile(i)] != _FUSED
-        total = jnp.where(cut, 0.0, total) + v_ref[tile(i)]
-        count = jnp.where(cut, 0.0, count) + weight_ref[tile(i)]
-        mean_ref[tile(i)] = jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)
-        return total, count
-
-    def fill(i, carry):
-        mean, starts = carry
-        mean = jnp.where(starts != _FUSED, mean_ref[tile(i)], mean)
-        mean_ref[tile(i)] = mean
-        return mean, jumps_ref[tile(i)]
-
-    loop(d, add, (zero, zero))
-    loop(d, fill, (zero, jnp.full(zero.shape, _RISE, jnp.int32)))

@@ -1,0 +1,193 @@
+"""The Pallas kernels for GPUs, interpreted on a CPU: same numbers as the oracles and as the solvers in plain JAX.
+
+In JAX's interpreter of a GPU memory starts as NaN. It runs the steps of a grid one after the other, so it cannot tell
+that two of them touch the same place: no step does, since each has its slices.
+That they compile for H100 is for `tests/accelerators`. On a GPU nothing was run.
+"""
+
+import functools
+import sys
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import smoothmax as sm
+from smoothmax import _kernels, _solvers
+from smoothmax._kernels import pallas
+from smoothmax._kernels.pallas import _gpu, _gpu_threshold
+
+pytestmark = pytest.mark.skipif(_gpu.missing() is not None, reason=str(_gpu.missing()))
+
+interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
+f32 = jnp.float32
+KERNELS = pallas.gpu_kernels(interpreter.InterpretGPUParams(uninitialized_memory="nan"))
+
+
+@functools.cache
+def compiled(problem):
+    return jax.jit(KERNELS[problem].call)
+
+
+def solve(problem, *args):
+    """The kernel's results as NumPy arrays; float arguments become float32, as the kernels take them."""
+    args = [a if jnp.issubdtype(jnp.result_type(a), jnp.integer) else jnp.asarray(a, f32) for a in args]
+    assert KERNELS[problem].refuses(*args) is None
+    return jax.tree.map(np.asarray, compiled(problem)(*args))
+
+
+# --- Thresholds --------------------------------------------------------------------------------------------
+
+BASES = {"threshold": ("tsallis", "alpha"), "p_norm": ("pnorm", "p")}
+
+
+def expected(problem, x, gamma, powers):
+    base, name = BASES[problem]
+    weights = np.zeros(x.shape)
+    for row, power, to in zip(x, powers[:, 0], weights, strict=True):
+        kept = row > -np.inf
+        to[kept] = oracles.argmax(row[kept].astype(float), base=base, gamma=gamma, **{name: float(power)})
+    return weights
+
+
+# One column of 128 threads and less, one with a single number more, several.
+@pytest.mark.parametrize("d", [1, 2, 5, 50, 131, 300])
+@pytest.mark.parametrize(
+    ("problem", "values"), [("threshold", (1.0, 1.0001, 1.2, 1.5, 2.0, 3.0)), ("p_norm", (1.05, 1.2, 1.5, 2.0))]
+)
+def test_weights_are_those_of_the_oracle(problem, values, d):
+    x = np.tile(cases.scores(3, d, 0, np.float32), (len(values), 1))
+    x[1::3] = np.round(x[1::3])  # ties
+    x[2::3, 1::2] = -np.inf  # deleted
+    powers = np.repeat(np.asarray(values, np.float32), 3)[:, None]
+    y = solve(problem, x, 0.5, powers)
+    np.testing.assert_allclose(y, expected(problem, x, 0.5, powers), rtol=0, atol=3e-6)
+    np.testing.assert_allclose(y.sum(-1), 1, rtol=0, atol=1e-6)
+    assert np.all(y[x == -np.inf] == 0)
+    for row, weights in zip(x[1::3], y[1::3], strict=True):
+        assert len(set(zip(row, weights, strict=True))) == len(set(row))
+
+
+@pytest.mark.parametrize("problem", BASES)
+def test_slices_are_kept_apart(problem):
+    """NaN, inf, nothing left, and bad hyper-parameters are for their slice alone."""
+    x, gamma, power = cases.scores(8, 5, 1, np.float32), np.ones((8, 1), np.float32), np.full((8, 1), 1.5, np.float32)
+    clean = solve(problem, x, gamma, power)
+    x[0, 3], x[1, 1], x[2], gamma[3], power[4], power[5] = np.nan, np.inf, -np.inf, 0, np.nan, 0.9
+    y = solve(problem, x, gamma, power)
+    assert np.isnan(y[[0, 1, 3, 4, 5]]).all()
+    np.testing.assert_array_equal(y[2], 0)
+    np.testing.assert_array_equal(y[6:], clean[6:])
+
+
+def test_no_answer_rather_than_a_wrong_one(monkeypatch):
+    """A slice that has not arrived after the last pass is NaN."""
+    monkeypatch.setattr(_gpu_threshold._equations, "_MAX_PASSES", 0)
+    y = jax.jit(lambda x: KERNELS["threshold"].call(x, f32(1), f32(1.2)))(cases.scores(3, 5, 2, np.float32))
+    assert np.isnan(y).all()
+
+
+def test_logarithms_near_one():
+    x = np.concatenate([-np.logspace(-30, -0.001, 400), np.logspace(-30, 6, 400)]).astype(np.float32)
+    np.testing.assert_allclose(_gpu_threshold._log1p(jnp.asarray(x)), np.log1p(x.astype(float)), rtol=4e-7, atol=0)
+
+
+def test_vmap_is_more_slices():
+    x, alphas = cases.scores(6, 5, 3, np.float32).reshape(3, 2, 5), jnp.asarray([1.5, 2.0, 3.0], f32)
+    mapped = jax.vmap(KERNELS["threshold"].call, (0, None, 0))
+    np.testing.assert_array_equal(mapped(x, f32(1), alphas), solve("threshold", x, 1, alphas[:, None, None]))
+    text = str(jax.make_jaxpr(mapped)(x, f32(1), alphas)).replace(" ", "")
+    assert text.count("mpmd_map[") == 1 and "f32[6,128]" in text
+
+
+# --- Chains ------------------------------------------------------------------------------------------------
+
+STRENGTHS = {
+    "one": (0.3, 0.2),
+    "isotonic": (np.inf, 0.0),
+    "one a slice": (np.linspace(0, 1, 6)[:, None], 0.1),
+    "one a slice and border": tuple(0.4 + 0.3 * np.sin(np.arange(30.0).reshape(6, 5) + i) for i in (0, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", STRENGTHS)
+def test_chains_are_those_of_the_solver(kind):
+    """The solver is compared with oracles elsewhere. NaN, inf and a bad strength are for their slice alone."""
+    up, down = (jnp.asarray(s, f32) for s in STRENGTHS[kind])
+    x = cases.scores(6, 6, 5, np.float32)
+    x[0] = np.round(x[0])  # ties
+    x[1, 3], x[2, 1], x[3, :3], x[4] = np.nan, np.inf, -np.inf, -np.inf
+    if up.ndim:
+        up = up.at[5].set(jnp.nan)
+    t, jumps = solve("chain", x, up, down)
+    reference, reference_jumps = map(np.asarray, _solvers.chain_prox(jnp.asarray(x), up, down, implementation="xla"))
+    sound = [0, 3, 4] if up.ndim else [0, 3, 4, 5]
+    np.testing.assert_allclose(t[sound], reference[sound], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(jumps[sound], reference_jumps[sound])
+    assert np.isnan(np.delete(t, sound, 0)).all()
+
+
+def test_chains_of_more_slices_than_threads():
+    x = cases.scores(130, 4, 6, np.float32)
+    t, jumps = solve("chain", x, 0.3, 0.2)
+    reference, reference_jumps = _solvers.chain_prox(jnp.asarray(x), f32(0.3), f32(0.2), implementation="xla")
+    np.testing.assert_allclose(t, reference, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(jumps, reference_jumps)
+
+
+def test_means_of_segments():
+    rng = np.random.default_rng(3)
+    v, weight = rng.normal(size=(2, 3, 6)).astype(np.float32), rng.integers(0, 2, (2, 3, 6)).astype(np.float32)
+    jumps = rng.integers(-1, 2, (2, 3, 6)).astype(np.int8)
+    mean = solve("segment_mean", v, jumps, weight)
+    reference = _solvers.segment_mean(jnp.asarray(v), jumps, jnp.asarray(weight), implementation="xla")
+    np.testing.assert_allclose(mean, reference, rtol=0, atol=1e-6)
+
+
+# --- All ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax", "pnormmax", "fusedmax", "oscarmax", "soft_rank"])
+def test_named_functions_by_the_kernels(name, monkeypatch):
+    """The public way in: weights and a gradient, in scores and strength, as the reference has them."""
+    monkeypatch.setitem(_kernels.TABLE, "pallas", KERNELS)
+    x, bar = (jnp.asarray(cases.scores(4, 7, seed, np.float32)) for seed in (0, 1))
+    where = jnp.asarray(cases.holes(4, 7))
+
+    def pulled(implementation):
+        function = functools.partial(getattr(sm, name), where=where, implementation=implementation)
+        y, pull = jax.vjp(lambda x, gamma: function(x, gamma=gamma), x, f32(0.5))
+        return y, pull(bar)
+
+    by_kernels, reference = jax.jit(lambda: pulled("pallas"))(), jax.jit(lambda: pulled("xla"))()
+    for a, b in zip(jax.tree.leaves(by_kernels), jax.tree.leaves(reference), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * max(1, np.abs(b).max()))
+
+
+# --- The table ---------------------------------------------------------------------------------------------
+
+
+def test_what_a_kernel_refuses(monkeypatch):
+    refuses, one = KERNELS["threshold"].refuses, f32(1)
+    assert "float32, not bfloat16" in refuses(jnp.zeros((2, 5), jnp.bfloat16), one, one)
+    assert "1 to 4096 positions in registers, not of 4097" in refuses(jax.ShapeDtypeStruct((2, 4097), f32), one, one)
+    assert "no slices" in refuses(jnp.zeros((0, 5), f32), one, one)
+    assert "at least 2 positions, not of 1" in KERNELS["chain"].refuses(jnp.zeros((2, 1), f32), one, one)
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.mosaic_gpu", None)
+    assert "cannot load Pallas for GPUs" in refuses(jnp.zeros((2, 5), f32), one, one)
+    monkeypatch.setattr(jax, "__version_info__", (0, 9, 2))
+    assert "need JAX 0.10 or later" in refuses(jnp.zeros((2, 5), f32), one, one)
+
+
+def test_on_gpus_it_has_to_be_named(monkeypatch):
+    """No device has run these kernels: nobody gets one without asking."""
+    args = jnp.zeros((2, 5), f32), f32(1), f32(2)
+    monkeypatch.setattr(_kernels, "target", lambda: "gpu")
+    for problem in pallas.gpu_kernels():
+        assert "cuda" not in _kernels.serving(problem, None, *args)
+        assert set(_kernels.serving(problem, "pallas", *args)) == {"cuda"}
+    monkeypatch.setattr(_kernels, "target", lambda: "tpu")
+    assert set(_kernels.serving("threshold", "pallas", *args)) == {"tpu"}
