@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +45,24 @@ def varying_like(x: jax.Array, *others: Any) -> jax.Array:
     if hasattr(lax, "pcast"):
         return lax.pcast(x, missing, to="varying")
     return lax.pvary(x, missing)  # its name before JAX 0.9  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def by_partitioner(function: Callable[..., jax.Array], x: Any, without: Sequence[int] = ()) -> Callable[..., jax.Array]:
+    """The function, whose result is divided among devices as `x` is, less some axes. On a mesh with explicit axes, as
+    `jax.make_mesh` makes them, each operation would have to be told how; so the partitioner decides inside."""
+    mesh, spec = jax.sharding.get_abstract_mesh(), (None,) * jnp.ndim(x)
+    if isinstance(x, jax.Array):
+        placed = jax.typeof(x).sharding
+        mesh, spec = placed.mesh if mesh.empty else mesh, placed.spec
+    if jax.sharding.AxisType.Explicit not in mesh.axis_types:
+        return function
+
+    def divided(*args: Any) -> jax.Array:
+        kept = jax.sharding.PartitionSpec(*(names for axis, names in enumerate(spec) if axis not in without))
+        with jax.sharding.use_abstract_mesh(mesh):  # that of the array, where none is in use
+            return jax.sharding.auto_axes(function, out_sharding=kept)(*args)
+
+    return divided
 
 
 def _varies_over(x: jax.Array) -> frozenset[Any]:

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _kernels
+from ._arrays import by_partitioner
 from ._cache import bounded_jit
 from ._domains import Domain, Simplex
 from ._parameters import as_floats
@@ -254,8 +255,8 @@ class Operator:
         axes = normal_axes(axis, shape)  # raises where jit would, of a list, with a word of its own
         self.over.check_length(math.prod(shape[a] for a in axes))
         of_a_function = any(atom.of_a_function for atom in self.omega.atoms())
-        compiled = (_RUN_FUNCTION if of_a_function else _RUN)[run]
-        return compiled(as_floats(self), x, where, axis=axis)
+        compiled = functools.partial((_RUN_FUNCTION if of_a_function else _RUN)[run], axis=axis)
+        return by_partitioner(compiled, x, () if run is _run_argmax else axes)(as_floats(self), x, where)
 
 
 def check_expression(omega: Regularizer) -> None:

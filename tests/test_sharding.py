@@ -1,10 +1,13 @@
 """Sharded arrays: 8 devices give the numbers of one, and no device gathers the scores."""
 
+import contextlib
+
 import cases
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from cases.tolerances import PULLED, PULLED_TWICE, SOLVED
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -51,6 +54,27 @@ def test_key_axis_over_devices_needs_only_all_reduces(case, mesh):
 def test_key_axis_over_devices_gives_the_same_numbers(case, mesh):
     """Chains and sorts may move the scores, but must not change the answer."""
     check(case, mesh, PartitionSpec(None, "devices"), gathers_allowed=True)
+
+
+@cases.each_named(values=True)
+@pytest.mark.parametrize("in_use", [True, False])
+def test_explicit_axes(function, in_use):
+    """As `jax.make_mesh` makes them, with the mesh in use or known from the array alone; compiled, and not."""
+    mesh = jax.make_mesh((4, 2), ("batch", "keys"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    x = cases.scores(8, 6, seed=102)
+    expected, pull = jax.vjp(function, jnp.asarray(x))
+    v = np.random.default_rng(103).normal(size=expected.shape)
+    [x_bar] = pull(jnp.asarray(v))
+    for spec in (PartitionSpec("batch", None), PartitionSpec("batch", "keys")):
+        with jax.set_mesh(mesh) if in_use else contextlib.nullcontext():
+            cut = jax.device_put(x, NamedSharding(mesh, spec))
+            y, pull = jax.vjp(function, cut)
+            assert jax.typeof(y).sharding.spec == PartitionSpec(*spec[: y.ndim])
+            [pulled] = pull(jax.device_put(v, NamedSharding(mesh, PartitionSpec(*spec[: y.ndim]))))
+            assert jax.typeof(pulled).sharding.spec == spec
+            np.testing.assert_allclose(y, expected, rtol=SOLVED, atol=SOLVED)
+            np.testing.assert_allclose(pulled, x_bar, rtol=0, atol=PULLED)
+            np.testing.assert_allclose(jax.jit(function)(cut), expected, rtol=SOLVED, atol=SOLVED)
 
 
 def test_the_word_search_would_find_a_gather(mesh):
