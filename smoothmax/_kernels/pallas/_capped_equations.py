@@ -33,6 +33,8 @@ _LEAST_B = 1e-7
 _LARGEST, _LARGEST_RATE = 1e30, 1e18
 # The least weight whose logarithm is taken.
 _LEAST_WEIGHT = 1e-37
+# The least sum whose weights are cut in two, and the bits of a float's exponent.
+_LEAST_TOTAL, _EXPONENT = 1e-30, 0x7F800000
 # The largest number below 1, where Fermi-Dirac's slope ends.
 _BELOW_ONE = 1 - 2.0**-24
 # A sum further from what it should be, relative to it, is a solution that was not reached.
@@ -62,6 +64,9 @@ class _Search(NamedTuple):
     active: jax.Array  # a finished slice must not depend on the others
     found: jax.Array
     going: jax.Array  # the sum of `active`, a scalar
+
+
+_COLUMNS = [name for name in _Search._fields if name not in ("passes", "going")]
 
 
 def capped(
@@ -105,7 +110,7 @@ def _problem(
     most = jnp.where(b < 0, jnp.minimum(total, 1.0), total)
     upper = jnp.where(x > -jnp.inf, jnp.minimum(upper, most), 0.0)
     room = machine.total(upper)
-    share = jnp.where(room > 0, total / jnp.where(room > 0, room, 1.0), jnp.where(total > 0, jnp.inf, 0.0))
+    share = jnp.where((room > 0) | (total == 0), _ratio(total, room), jnp.inf)
     return _Problem(_about(top, x, gamma, upper), upper, b, total, share)
 
 
@@ -118,38 +123,59 @@ def _solved(
     problem: _Problem, x: jax.Array, top: jax.Array, gamma: jax.Array, wanted: jax.Array, machine: Machine
 ) -> tuple[jax.Array, jax.Array]:
     """The weights of the slices that are wanted, and whether they add up."""
-    usable = problem.upper > 0
-    start = machine.total(jnp.where(usable, _points(problem, machine), 0.0)) / machine.total(flag(usable))
-    s = _search(problem, start, wanted, machine)
-
-    # Scores are resolved next to their centre, but the threshold may be far below the top.
+    s = _search(problem, None, wanted, machine)
     far = flag((wanted > 0) & (jnp.abs(s.tau) > _FAR))
+    z, s = lax.cond(
+        machine.over_slices(far) > 0,
+        lambda: _searched_again(problem, x, top, gamma, far, s, machine),
+        lambda: (problem.z, s),
+    )
+    problem = problem._replace(z=z)
+
+    y, rate = _weights(problem, s.tau, machine)
+    y = jnp.clip(y + rate * _ratio(_lack(problem, y, machine), machine.total(rate)), 0.0, problem.upper)
+    straddled = flag((wanted > 0) & ~(s.active > 0) & ~(s.found > 0) & (s.over >= 0) & (s.under <= 0))
+
+    def mixed():
+        """The mixture of the weights at both ends of the bracket that has the right sum, where nothing else has."""
+        more, less = (_weights(problem, tau, machine)[0] for tau in (s.low, s.high))
+        under, over = _lack(problem, less, machine), -_lack(problem, more, machine)
+        part = jnp.clip(_ratio(under, under + over), 0.0, 1.0)
+        return jnp.where(straddled > 0, less + part * (more - less), y)
+
+    y = lax.cond(machine.over_slices(straddled) > 0, mixed, lambda: y)
+    near = jnp.abs(machine.total(y) - problem.total) <= _REPAIRABLE * problem.total
+    return y, flag(near & (s.found + straddled > 0))
+
+
+def _searched_again(
+    problem: _Problem,
+    x: jax.Array,
+    top: jax.Array,
+    gamma: jax.Array,
+    far: jax.Array,
+    s: _Search,
+    machine: Machine,
+) -> tuple[jax.Array, _Search]:
+    """Slices whose threshold is far below the top, where scores are coarse: about the score next to it."""
+    usable = problem.upper > 0
     distance = jnp.where(usable, jnp.abs(problem.z - s.tau), jnp.inf)
     centre = machine.most(jnp.where(usable & (distance == -machine.most(-distance)), x, -jnp.inf))
     centre = jnp.where(far > 0, centre, top)
-    problem = problem._replace(z=_about(centre, x, gamma, problem.upper))
-    s = _chosen(far, _search(problem, s.tau - (centre - top) / gamma, far, machine), s)
-
-    y, rate = _weights(problem, s.tau, machine)
-    lack, rates = problem.total - machine.total(y), machine.total(rate)
-    y = jnp.clip(y + rate * jnp.where(rates > 0, lack / jnp.where(rates > 0, rates, 1.0), 0.0), 0.0, problem.upper)
-    straddled = (s.over >= 0) & (s.under <= 0) & ~(s.active > 0)
-    more, less = _weights(problem, s.low, machine)[0], _weights(problem, s.high, machine)[0]
-    part = jnp.where(straddled, -s.under / jnp.where(s.over > s.under, s.over - s.under, 1.0), 0.0)
-    y = jnp.where(s.found > 0, y, less + part * (more - less))
-    near = jnp.abs(machine.total(y) - problem.total) <= _REPAIRABLE * problem.total
-    return y, flag(near & ((s.found > 0) | straddled))
+    z = _about(centre, x, gamma, problem.upper)
+    again = _search(problem._replace(z=z), s.tau - (centre - top) / gamma, far, machine)
+    return z, _chosen(far, again, s)
 
 
-def _points(problem: _Problem, machine: Machine) -> jax.Array:
-    """The threshold at which each position has the share of its bound that all of them have together."""
-    return problem.z - _slope(problem.share * problem.upper, problem.b, machine)
-
-
-def _search(problem: _Problem, start: jax.Array, wanted: jax.Array, machine: Machine) -> _Search:
+def _search(problem: _Problem, start: jax.Array | None, wanted: jax.Array, machine: Machine) -> _Search:
     """The threshold, or two neighbouring floats around it, for the slices that are wanted."""
-    usable, points = problem.upper > 0, _points(problem, machine)
+    usable = problem.upper > 0
+    # Where each position has the share of its bound that all of them have together.
+    points = problem.z - _slope(problem.share * problem.upper, problem.b, machine)
     low, high = least_of(points, usable, machine), -least_of(-points, usable, machine)
+    if start is None:
+        # Where all positions are free and phi is a square, the root itself.
+        start = _ratio(machine.total(jnp.where(usable, points, 0.0)), machine.total(flag(usable)))
     low, high = (v + side * _MARGIN * eps(start) * (1 + jnp.abs(v)) for v, side in ((low, -1), (high, 1)))
     low, high, start = (jnp.where(wanted > 0, v, 0.0) for v in (low, high, jnp.clip(start, low, high)))
     none, one = jnp.zeros_like(start), jnp.ones_like(start)
@@ -166,7 +192,7 @@ def _one_pass(problem: _Problem, s: _Search, machine: Machine) -> _Search:
     high, under = (jnp.where(excess <= 0, new, old) for new, old in ((s.tau, s.high), (excess, s.under)))
 
     rate = machine.total(rate)
-    newton = s.tau + jnp.where(rate > 0, excess / jnp.where(rate > 0, rate, 1.0), jnp.inf)
+    newton = s.tau + jnp.where(rate > 0, _ratio(excess, rate), jnp.inf)
     middle = jnp.where(s.passes < _PATIENCE, low + (high - low) / 2, between(low, high))
     slow = 2 * jnp.abs(excess) > jnp.abs(s.excess)
     tau = jnp.where((newton > low) & (newton < high) & ~slow, newton, middle)
@@ -177,13 +203,24 @@ def _one_pass(problem: _Problem, s: _Search, machine: Machine) -> _Search:
     active = flag(~found & (low < middle) & (middle < high))
     new = _Search(s.passes + 1, tau, low, over, high, under, excess, active, flag(found), s.going)
     new = _chosen(s.active, new, s)
-    return new._replace(passes=s.passes + 1, going=machine.over_slices(new.active))
+    return new._replace(going=machine.over_slices(new.active))
+
+
+def _lack(problem: _Problem, y: jax.Array, machine: Machine) -> jax.Array:
+    """What a sum near `total` lacks, where rounding of the sum would be too much for the few weights that are free.
+
+    Weights are cut into multiples of a power of two, of which sums this large are exact, and small remainders.
+    """
+    bits = lax.bitcast_convert_type(jnp.maximum(problem.total, _LEAST_TOTAL), jnp.int32)
+    unit = lax.bitcast_convert_type(bits & jnp.int32(_EXPONENT), jnp.float32) * jnp.float32(2.0**-22)
+    coarse = jnp.floor(y / unit) * unit
+    return (problem.total - machine.total(coarse)) - machine.total(y - coarse)
 
 
 def _chosen(wanted: jax.Array, new: _Search, old: _Search) -> _Search:
-    """The new columns for the slices that are wanted, the old ones for the others; the old scalars."""
-    columns = (jnp.where(wanted > 0, a, b) for a, b in zip(new[1:-1], old[1:-1], strict=True))
-    return _Search(old.passes, *columns, old.going)
+    """The new columns for the slices that are wanted, the old ones for the others; the new scalars."""
+    columns = {name: jnp.where(wanted > 0, getattr(new, name), getattr(old, name)) for name in _COLUMNS}
+    return new._replace(**columns)
 
 
 def _noise(v: jax.Array) -> float:
@@ -214,3 +251,8 @@ def _slope(y: jax.Array, b: jax.Array, machine: Machine) -> jax.Array:
     log_y = jnp.log(jnp.maximum(y, _LEAST_WEIGHT))
     slope = jnp.where(b < 0, log_y - machine.log1p(-jnp.minimum(y, _BELOW_ONE)), expm1(power * log_y) / power)
     return jnp.where(b == 1, y, jnp.minimum(slope, _LARGEST))
+
+
+def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a / b, and 0 unless b > 0."""
+    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), 0.0)

@@ -7,12 +7,15 @@ from typing import Any
 import jax
 
 from . import _capped_equations
-from ._gpu_threshold import by_slices, refuses_tsallis_weights
+from ._gpu_threshold import by_slices, refuses
+
+# As there; with bounds, a pass makes more numbers of each position.
+_WIDEST = 2048
 
 
 def refuses_capped_weights(x: Any, gamma: Any, alpha: Any, total: Any, upper: Any) -> str | None:
-    """Why the kernel cannot serve, or None: it holds what the one of other thresholds does."""
-    return refuses_tsallis_weights(x, gamma, alpha)
+    """Why the kernel cannot serve, or None."""
+    return refuses(x, _WIDEST)
 
 
 def capped_weights(

@@ -24,10 +24,15 @@ _WIDEST = 4096
 
 def refuses_tsallis_weights(x: Any, gamma: Any, power: Any) -> str | None:
     """Why the kernel cannot serve, or None."""
+    return refuses(x, _WIDEST)
+
+
+def refuses(x: Any, widest: int) -> str | None:
+    """Why a kernel for slices of up to `widest` positions cannot serve, or None."""
     if x.dtype != jnp.float32:
         return f"its threshold kernel computes in float32, not {x.dtype}"
-    if not 1 <= x.shape[-1] <= _WIDEST:
-        return f"its threshold kernel holds slices of 1 to {_WIDEST} positions in registers, not of {x.shape[-1]}"
+    if not 1 <= x.shape[-1] <= widest:
+        return f"its threshold kernel holds slices of 1 to {widest} positions in registers, not of {x.shape[-1]}"
     if x.size == 0:
         return "there are no slices"
     return _gpu.missing()
