@@ -7,12 +7,15 @@ from typing import Any
 import jax
 
 from . import _capped_equations
-from ._threshold import by_slices, refuses_tsallis_weights
+from ._threshold import by_slices, refuses
+
+# As there; 21 were counted where each position has its own bound.
+_ARRAYS = 24
 
 
 def refuses_capped_weights(x: Any, gamma: Any, alpha: Any, total: Any, upper: Any) -> str | None:
-    """Why the kernel cannot serve, or None: it holds what the one of other thresholds does."""
-    return refuses_tsallis_weights(x, gamma, alpha)
+    """Why the kernel cannot serve, or None."""
+    return refuses(x, _ARRAYS)
 
 
 def capped_weights(

@@ -213,7 +213,7 @@ def _lack(problem: _Problem, y: jax.Array, machine: Machine) -> jax.Array:
     """
     bits = lax.bitcast_convert_type(jnp.maximum(problem.total, _LEAST_TOTAL), jnp.int32)
     unit = lax.bitcast_convert_type(bits & jnp.int32(_EXPONENT), jnp.float32) * jnp.float32(2.0**-22)
-    coarse = jnp.floor(y / unit) * unit
+    coarse = (y / unit).astype(jnp.int32).astype(jnp.float32) * unit
     return (problem.total - machine.total(coarse)) - machine.total(y - coarse)
 
 

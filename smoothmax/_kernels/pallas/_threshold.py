@@ -25,9 +25,14 @@ _MACHINE = Machine(total, lambda v: jnp.max(v, axis=-1, keepdims=True), jnp.sum,
 
 def refuses_tsallis_weights(x: Any, gamma: Any, power: Any) -> str | None:
     """Why the kernel cannot serve, or None."""
+    return refuses(x, _ARRAYS)
+
+
+def refuses(x: Any, arrays: int) -> str | None:
+    """Why a kernel that holds so many arrays of a block cannot serve, or None."""
     if x.dtype != jnp.float32:
         return f"its threshold kernel computes in float32, not {x.dtype}"
-    widest = VECTOR_MEMORY // (_ARRAYS * SUBLANES * 4)
+    widest = VECTOR_MEMORY // (arrays * SUBLANES * 4)
     if not 1 <= x.shape[-1] <= widest:
         return (
             f"its threshold kernel holds slices of 1 to {widest} positions in the chip's memory, not of {x.shape[-1]}"
