@@ -141,3 +141,10 @@ def test_capped_gives_no_answer_rather_than_a_wrong_one(monkeypatch):
     monkeypatch.setattr(_capped_equations, "_MAX_PASSES", 0)
     y = jax.jit(lambda x: CAPPED.call(x, f32(1), f32(1.5), f32(2), f32(1)))(scores(3))
     assert np.isnan(y).all()
+
+
+def test_vmap_is_more_slices():
+    x, total = scores(6).reshape(3, 2, D), np.array([1, 2, 3], np.float32)
+    upper = np.random.default_rng(0).uniform(0.5, 1, (3, 1, D)).astype(np.float32)
+    mapped = jax.vmap(CAPPED.call, (0, None, None, 0, 0))(x, f32(1), f32(1.5), jnp.asarray(total), upper)
+    np.testing.assert_array_equal(mapped, solve(x, 1.0, 1.5, total[:, None, None], upper))

@@ -188,9 +188,9 @@ def _gpu_kernels_alone() -> Iterator[Program]:
             yield Program(f"kernel: {problem}, width {width}", table[problem].call, rows, partial(law, 1))
     widest = re.search(r"of 1 to (\d+) positions", table["capped"].refuses(*_spec((1, 10**6), (), (), (), ())) or "")
     assert widest is not None
-    for width in (NARROW - 1, int(widest[1])):
-        rows = lambda mesh, width=width: (*rows_of(mesh, width), array(mesh), array(mesh, 8, width))
-        yield Program(f"kernel: capped, width {width}", table["capped"].call, rows, partial(law, 1))
+    for width, bounds in ((NARROW - 1, 1), (int(widest[1]), int(widest[1]))):
+        rows = lambda mesh, width=width, bounds=bounds: (*rows_of(mesh, width), array(mesh), array(mesh, 8, bounds))
+        yield Program(f"kernel: capped, width {width}, {bounds} bounds", table["capped"].call, rows, partial(law, 1))
     chain = lambda mesh: (array(mesh, 2 * SLICES, WIDE), array(mesh), array(mesh, 1, WIDE - 1))
     yield Program(f"kernel: chain, width {WIDE}", table["chain"].call, chain, partial(law, 1))
 

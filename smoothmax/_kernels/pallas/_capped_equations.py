@@ -84,8 +84,7 @@ def capped(
     top = machine.most(jnp.where(x < jnp.inf, x, -jnp.inf))
     bad = ~good | (machine.most(flag(~(x < jnp.inf))) > 0)
     empty = top == -jnp.inf
-    upper = jnp.broadcast_to(upper, x.shape)
-    spoiled = machine.most(flag(~(upper >= 0))) > 0
+    spoiled = machine.most(flag(~((upper >= 0) & (x < jnp.inf)))) > 0
     top, gamma = jnp.where(empty, 0.0, top), jnp.where(good, gamma, 1.0)
     problem = _problem(x, top, gamma, jnp.where(good, alpha - 1, 1.0), jnp.where(good, total, 0.0), upper, machine)
 
