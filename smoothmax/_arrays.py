@@ -30,6 +30,24 @@ def tiny(x: jax.Array) -> float:
     return float(jnp.finfo(x.dtype).tiny)
 
 
+def between(low: jax.Array, high: jax.Array) -> jax.Array:
+    """The float in the middle of all floats from `low` to `high`.
+
+    Halving a bracket so meets two neighbouring floats within as many steps as a float has bits, whatever the scale.
+    """
+    integer = jnp.int32 if low.dtype == jnp.float32 else jnp.int64
+
+    def count(v: jax.Array) -> jax.Array:
+        """Floats counted from 0, the negative ones below it."""
+        bits = lax.bitcast_convert_type(v, integer)
+        return jnp.where(bits < 0, jnp.iinfo(integer).min - bits, bits)
+
+    a, b = count(low), count(high)
+    middle = (a & b) + ((a ^ b) >> 1)  # (a + b) / 2 without overflow
+    bits = jnp.where(middle < 0, jnp.iinfo(integer).min - middle, middle)
+    return lax.bitcast_convert_type(bits, low.dtype)
+
+
 def varying_like(x: jax.Array, *others: Any) -> jax.Array:
     """`x` itself; inside `jax.shard_map` it varies over every mesh axis over which one of the others does.
 

@@ -191,6 +191,7 @@ KERNELS_OF = {
     "fusedmax": {"chain", "segment_mean", "threshold"},
     "oscarmax": {"chain", "segment_mean", "threshold"},
     "soft_rank": {"chain", "segment_mean"},
+    "soft_topk": {"capped"},
 }
 
 
@@ -207,7 +208,8 @@ def test_named_functions_by_the_kernels(name, monkeypatch):
     where = jnp.asarray(cases.holes(6, D))
 
     def pulled(implementation):
-        function = functools.partial(getattr(sm, name), where=where, implementation=implementation)
+        more = {"k": 2} if name == "soft_topk" else {}
+        function = functools.partial(getattr(sm, name), where=where, implementation=implementation, **more)
         y, pull = jax.vjp(lambda x, gamma: function(x, gamma=gamma), x, f32(0.5))
         return y, pull(bar)
 
@@ -227,11 +229,14 @@ def test_vmap_is_more_slices():
     assert text.count("pallas_call") == 1 and "grid=(1,)" in text.replace(" ", "")
 
 
-@pytest.mark.parametrize("problem", ["threshold", "chain"])
+@pytest.mark.parametrize("problem", ["threshold", "chain", "capped"])
 def test_nothing_is_read_before_it_is_written(problem, capfd):
     """Memory starts as NaN, and two steps of the grid that touch the same place are told."""
     kernel = pallas.kernels(pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan"))[problem]
-    x, args = jnp.asarray(scores(10, 4)), (f32(1.0), f32(1.5))
+    x, args = (
+        jnp.asarray(scores(10, 4)),
+        (f32(1.0), f32(1.5), *((f32(2.0), jnp.ones((1, 4))) if problem == "capped" else ())),
+    )
     y, plain = jax.jit(kernel.call)(x, *args), solve(problem, x, *args)
     for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)

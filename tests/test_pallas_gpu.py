@@ -71,6 +71,24 @@ def test_weights_are_those_of_the_oracle(problem, values, d):
         assert len(set(zip(row, weights, strict=True))) == len(set(row))
 
 
+@pytest.mark.parametrize("d", [1, 5, 131])
+def test_capped_weights_are_those_of_the_kernel_for_tpus(d):
+    """Which is compared with the oracle; here bounds one a slice, one a position, and a threshold far from the top."""
+    other = jax.jit(pallas.kernels(interpret=True)["capped"].call)
+    x = cases.scores(6, d, 0, np.float32)
+    x[1], x[2, 1::2], x[3] = np.round(x[1]), -np.inf, 1e4 * x[3]
+    alpha = np.array([0, 1, 1.3, 1.5, 2, 3], np.float32)[:, None]
+    kept = (x > -np.inf).sum(-1, keepdims=True)
+    bounds = np.random.default_rng(d).uniform(0.5, 1, x.shape).astype(np.float32)
+    for upper in (bounds[:, :1], bounds):
+        args = [jnp.asarray(a, f32) for a in (x, 0.5, alpha, 0.4 * kept, upper)]
+        y = solve("capped", *args)
+        np.testing.assert_allclose(y, other(*args), rtol=0, atol=3e-6)
+        np.testing.assert_allclose(y.sum(-1, keepdims=True), 0.4 * kept, rtol=1e-6, atol=0)
+    x[0, 0], alpha[4], bounds[5] = np.nan, 0.5, -1
+    assert np.isnan(solve("capped", x, 0.5, alpha, 0.4 * kept, bounds)[[0, 4, 5]]).all()
+
+
 @pytest.mark.parametrize("problem", BASES)
 def test_slices_are_kept_apart(problem):
     """NaN, inf, nothing left, and bad hyper-parameters are for their slice alone."""
@@ -187,7 +205,8 @@ def test_on_gpus_it_has_to_be_named(monkeypatch):
     args = jnp.zeros((2, 5), f32), f32(1), f32(2)
     monkeypatch.setattr(_kernels, "target", lambda: "gpu")
     for problem in pallas.gpu_kernels():
-        assert "cuda" not in _kernels.serving(problem, None, *args)
-        assert set(_kernels.serving(problem, "pallas", *args)) == {"cuda"}
+        bounds = (f32(1), f32(1)) if problem == "capped" else ()
+        assert "cuda" not in _kernels.serving(problem, None, *args, *bounds)
+        assert set(_kernels.serving(problem, "pallas", *args, *bounds)) == {"cuda"}
     monkeypatch.setattr(_kernels, "target", lambda: "tpu")
     assert set(_kernels.serving("threshold", "pallas", *args)) == {"tpu"}

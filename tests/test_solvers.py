@@ -10,9 +10,9 @@ import pytest
 from cases.tolerances import OBJECTIVE, PROMISE, PROMISE32, PULLED, SOLVED, SUMS, ULPS
 from jax import export
 
-from smoothmax import _kernels
+from smoothmax import _arrays, _kernels
 from smoothmax import _solvers as solvers
-from smoothmax._solvers import _capped, _chain, _concave, _scores, _threshold
+from smoothmax._solvers import _capped, _chain, _concave, _threshold
 
 LD = np.longdouble
 ONE = np.float32(1)
@@ -136,7 +136,7 @@ def test_between_halves_the_floats():
     for dtype in (np.float32, np.float64):
         low, high = np.array([-3, -1e-30, 1, -1e30, 0], dtype), np.array([2, 1e30, 1.5, -1, 1e-30], dtype)
         for _ in range(64):
-            middle = np.asarray(_scores.between(jnp.asarray(low), jnp.asarray(high)))
+            middle = np.asarray(_arrays.between(jnp.asarray(low), jnp.asarray(high)))
             assert ((low <= middle) & (middle <= high)).all()
             low = np.where((low < middle) & (middle < high), middle, low)
         assert (np.nextafter(low, dtype(np.inf)) >= np.where(high == 0, high, high)).all()

@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import _kernels
-from .._arrays import eps, safe_ratio, total, varying_like
-from ._scores import Solved, answered, between, centred, stored, sum_noise
+from .._arrays import between, eps, safe_ratio, total, varying_like
+from ._scores import Solved, answered, centred, stored, sum_noise
 
 # Five to nine passes are the rule. Newton's steps alternate with halvings, of which 32 or 64 meet two neighbours.
 MAX_PASSES = 160

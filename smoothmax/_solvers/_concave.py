@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._arrays import eps, tiny, total, varying_like
+from .._arrays import between, eps, tiny, total, varying_like
 from ._power import power, rough_power
-from ._scores import Solved, between, phi, positive, stored, sum_noise
+from ._scores import Solved, phi, positive, stored, sum_noise
 
 # Five to ten passes are the rule. Halving the bracket alone takes as many as a float has bits, 32 or 64.
 MAX_PASSES = 160

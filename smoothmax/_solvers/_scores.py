@@ -81,21 +81,3 @@ def phi(x: jax.Array, c: jax.Array) -> jax.Array:
 def stored(values: Any) -> Any:
     """The values themselves, written to memory on CPU, where several sums over one expression vectorize only then."""
     return lax.platform_dependent(values, cpu=lax.optimization_barrier, default=lambda same: same)
-
-
-def between(low: jax.Array, high: jax.Array) -> jax.Array:
-    """The float in the middle of all floats from `low` to `high`.
-
-    Halving a bracket so meets two neighbouring floats within as many steps as a float has bits, whatever the scale.
-    """
-    integer = jnp.int32 if low.dtype == jnp.float32 else jnp.int64
-
-    def count(v: jax.Array) -> jax.Array:
-        """Floats counted from 0, the negative ones below it."""
-        bits = lax.bitcast_convert_type(v, integer)
-        return jnp.where(bits < 0, jnp.iinfo(integer).min - bits, bits)
-
-    a, b = count(low), count(high)
-    middle = (a & b) + ((a ^ b) >> 1)  # (a + b) / 2 without overflow
-    bits = jnp.where(middle < 0, jnp.iinfo(integer).min - middle, middle)
-    return lax.bitcast_convert_type(bits, low.dtype)

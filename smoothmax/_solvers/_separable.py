@@ -30,8 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._arrays import eps, total, varying_like
-from ._scores import between
+from .._arrays import between, eps, total, varying_like
 
 Slopes = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 

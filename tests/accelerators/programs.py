@@ -164,6 +164,9 @@ def _kernels_alone() -> Iterator[Program]:
     threshold = lambda mesh: (array(mesh, SLICES, 2**15), array(mesh), array(mesh, SLICES, 1))
     arrays = partial(law, 1, 4 * bytes_of(SLICES, 2**15), "4 arrays of scores")
     yield Program("kernel: threshold, width 32768", table["threshold"].call, threshold, arrays)
+    capped = lambda mesh: (*threshold(mesh), array(mesh), array(mesh, SLICES, 2**15))
+    arrays = partial(law, 1, 5 * bytes_of(SLICES, 2**15), "5 arrays of scores")
+    yield Program("kernel: capped, width 32768", table["capped"].call, capped, arrays)
 
 
 def _gpu_kernels_alone() -> Iterator[Program]:
@@ -178,10 +181,16 @@ def _gpu_kernels_alone() -> Iterator[Program]:
     table = gpu_kernels()
     widest = re.search(r"of 1 to (\d+) positions", table["threshold"].refuses(*_spec((1, 10**6), (), ())) or "")
     assert widest is not None
+    rows_of = lambda mesh, width: (array(mesh, 8, width), array(mesh), array(mesh, 8, 1))
     for problem in ("threshold", "p_norm"):
         for width in (NARROW - 1, int(widest[1])):
-            rows = lambda mesh, width=width: (array(mesh, 8, width), array(mesh), array(mesh, 8, 1))
+            rows = lambda mesh, width=width: rows_of(mesh, width)
             yield Program(f"kernel: {problem}, width {width}", table[problem].call, rows, partial(law, 1))
+    widest = re.search(r"of 1 to (\d+) positions", table["capped"].refuses(*_spec((1, 10**6), (), (), (), ())) or "")
+    assert widest is not None
+    for width, bounds in ((NARROW - 1, 1), (int(widest[1]), int(widest[1]))):
+        rows = lambda mesh, width=width, bounds=bounds: (*rows_of(mesh, width), array(mesh), array(mesh, 8, bounds))
+        yield Program(f"kernel: capped, width {width}, {bounds} bounds", table["capped"].call, rows, partial(law, 1))
     chain = lambda mesh: (array(mesh, 2 * SLICES, WIDE), array(mesh), array(mesh, 1, WIDE - 1))
     yield Program(f"kernel: chain, width {WIDE}", table["chain"].call, chain, partial(law, 1))
 

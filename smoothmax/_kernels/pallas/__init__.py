@@ -24,6 +24,7 @@ from .. import Kernel, Solver, register, target
 _PROBLEMS = {
     "threshold": ("_threshold", "tsallis_weights"),
     "p_norm": ("_threshold", "p_norm_weights"),
+    "capped": ("_capped", "capped_weights"),
     "chain": ("_chain", "chain_prox"),
     "segment_mean": ("_chain", "segment_mean"),
     "attention": ("_attention", "attention"),
@@ -32,6 +33,7 @@ _PROBLEMS = {
 _ON_GPUS = {
     "threshold": ("_gpu_threshold", "tsallis_weights"),
     "p_norm": ("_gpu_threshold", "p_norm_weights"),
+    "capped": ("_gpu_capped", "capped_weights"),
     "chain": ("_gpu_chain", "chain_prox"),
     "segment_mean": ("_gpu_chain", "segment_mean"),
 }

@@ -63,9 +63,11 @@ class Machine(NamedTuple):
 
 
 Equation = Callable[[jax.Array, jax.Array, Machine], jax.Array]
+# Scores, parameters, and the machine by its name, to weights.
+Weights = Callable[..., jax.Array]
 
 
-def weights(x: jax.Array, gamma: jax.Array, power: jax.Array, equation: Equation, machine: Machine) -> jax.Array:
+def weights(x: jax.Array, gamma: jax.Array, power: jax.Array, *, equation: Equation, machine: Machine) -> jax.Array:
     """Scores and columns of hyper-parameters to weights: `equation` on slices for which it has an answer."""
     good = x < jnp.inf
     bad = (machine.most(flag(~good)) > 0) | ~((gamma > 0) & (power >= 1))
@@ -137,7 +139,7 @@ def _convex(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine) -> 
         sum_y = machine.total(y)
         low = machine.total(jnp.where(v > 0, y / jnp.where(v > 0, v, 1.0), 0.0))
         # e' / e - 1, where the tangent of the norm meets 1.
-        change = _expm1(-b * jnp.log(sum_y)) * sum_y / low
+        change = expm1(-b * jnp.log(sum_y)) * sum_y / low
         change = machine.log1p(jnp.maximum(change, -0.999)) / b
         return log_m + change, jnp.abs(change) <= _SMALL_STEP
 
@@ -166,9 +168,9 @@ def _concave(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine) ->
         """The least score above c, where those above c sum to more than 1 by themselves."""
         above, y = others(c, 0.0)
         last = machine.total(y) <= 1
-        return jnp.where(last, c, _least(z, above, machine)), last
+        return jnp.where(last, c, least_of(z, above, machine)), last
 
-    c = _newton(_least(z, candidates, machine), next_score, wanted, z.shape[-1], machine)
+    c = _newton(least_of(z, candidates, machine), next_score, wanted, z.shape[-1], machine)
     ties = machine.total(flag(z == c))
 
     def step(w):
@@ -203,7 +205,7 @@ def p_norm(z: jax.Array, b: jax.Array, machine: Machine) -> jax.Array:
         exponent = (1 - r) / (1 + r)
         log_f = log_e + jnp.log(mid) + exponent * jnp.log(high)
         slope = 1 + r * (low / mid - 1) + exponent * (1 + r) * (mid / high - 1)
-        change = _expm1(-log_f) / slope
+        change = expm1(-log_f) / slope
         change = machine.log1p(jnp.maximum(change, -0.999))
         return log_e + change, jnp.abs(change) <= _SMALL_STEP * jnp.minimum(b, 1.0)
 
@@ -214,11 +216,11 @@ def p_norm(z: jax.Array, b: jax.Array, machine: Machine) -> jax.Array:
 # --- Pieces ------------------------------------------------------------------------------------------------
 
 
-def _least(v: jax.Array, where: jax.Array, machine: Machine) -> jax.Array:
+def least_of(v: jax.Array, where: jax.Array, machine: Machine) -> jax.Array:
     return -machine.most(jnp.where(where, -v, _LOWEST))
 
 
-def _expm1(x: jax.Array) -> jax.Array:
+def expm1(x: jax.Array) -> jax.Array:
     """exp(x) - 1, which the compilers for kernels have no operation for."""
     t = jnp.tanh(x / 2)
     return jnp.where(x < 1, 2 * t / (1 - jnp.where(x < 1, t, 0.0)), jnp.exp(x) - 1)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ..._arrays import varying_like
 from . import _equations, _gpu
 from ._batching import over_slices
-from ._equations import Equation, Machine
+from ._equations import Equation, Machine, Weights
 from ._tiles import as_rows
 
 # The widest slice whose numbers, and what a pass makes of them, stay in registers: up to 255 for each thread.
@@ -24,10 +24,15 @@ _WIDEST = 4096
 
 def refuses_tsallis_weights(x: Any, gamma: Any, power: Any) -> str | None:
     """Why the kernel cannot serve, or None."""
+    return refuses(x, _WIDEST)
+
+
+def refuses(x: Any, widest: int) -> str | None:
+    """Why a kernel for slices of up to `widest` positions cannot serve, or None."""
     if x.dtype != jnp.float32:
         return f"its threshold kernel computes in float32, not {x.dtype}"
-    if not 1 <= x.shape[-1] <= _WIDEST:
-        return f"its threshold kernel holds slices of 1 to {_WIDEST} positions in registers, not of {x.shape[-1]}"
+    if not 1 <= x.shape[-1] <= widest:
+        return f"its threshold kernel holds slices of 1 to {widest} positions in registers, not of {x.shape[-1]}"
     if x.size == 0:
         return "there are no slices"
     return _gpu.missing()
@@ -47,26 +52,38 @@ def p_norm_weights(x: jax.Array, gamma: Any, p: Any, *, interpret: Any = False) 
 
 
 def _call(equation: Equation, x: jax.Array, gamma: Any, power: Any, interpret: Any) -> jax.Array:
-    def solve(x, gamma, power):
+    return by_slices(partial(_equations.weights, equation=equation), x, (gamma, power), interpret)
+
+
+def by_slices(weights: Weights, x: jax.Array, parameters: tuple[Any, ...], interpret: Any) -> jax.Array:
+    """`weights` of slices `(*batch, d)`; a parameter is one number, one a slice, or one a position."""
+
+    def solve(x, *parameters):
         *batch, d = x.shape
-        columns = [as_rows(a, tuple(batch), x.dtype)[:, 0] for a in (gamma, power)]
-        return _run(equation, x.reshape(-1, d), columns, interpret).reshape(x.shape)
+        others = [as_rows(a, tuple(batch), x.dtype) for a in parameters]
+        return _run(weights, x.reshape(-1, d), others, interpret).reshape(x.shape)
 
-    gamma, power = jnp.asarray(gamma, x.dtype), jnp.asarray(power, x.dtype)
-    shape = jnp.broadcast_shapes(x.shape, gamma.shape, power.shape)
-    return over_slices(solve)(jnp.broadcast_to(varying_like(x, gamma, power), shape), gamma, power)
+    parameters = tuple(jnp.asarray(a, x.dtype) for a in parameters)
+    shape = jnp.broadcast_shapes(x.shape, *(a.shape for a in parameters))
+    return over_slices(solve)(jnp.broadcast_to(varying_like(x, *parameters), shape), *parameters)
 
 
-def _run(equation: Equation, rows: jax.Array, columns: list[jax.Array], interpret: Any) -> jax.Array:
-    """`(n, d)` scores and `(n,)` hyper-parameters to `(n, d)` weights, one step of the grid a slice."""
+def _run(weights: Weights, rows: jax.Array, others: list[jax.Array], interpret: Any) -> jax.Array:
+    """`(n, d)` scores and `(n, 1 or d)` parameters to `(n, d)` weights, one step of the grid a slice."""
     n, d = rows.shape
-    rows = jnp.pad(rows, ((0, 0), (0, -d % _gpu.THREADS)), constant_values=-jnp.inf)
-    [y] = _gpu.run(partial(_kernel, equation=equation), n, [rows, *columns], (rows.dtype,), interpret)
+
+    def padded(a, value):
+        return jnp.pad(a, ((0, 0), (0, -d % _gpu.THREADS)), constant_values=value)
+
+    others = [padded(a, 0.0) if a.shape[-1] > 1 else a[:, 0] for a in others]
+    inputs = [padded(rows, -jnp.inf), *others]
+    [y] = _gpu.run(partial(_kernel, weights=weights), n, inputs, (rows.dtype,), interpret)
     return y[:, :d]
 
 
-def _kernel(i, x_ref, gamma_ref, power_ref, y_ref, *, equation):
-    y_ref[i] = _equations.weights(x_ref[i], gamma_ref[i], power_ref[i], equation, _MACHINE)
+def _kernel(i, *refs, weights):
+    *inputs, y_ref = refs
+    y_ref[i] = weights(*(ref[i] for ref in inputs), machine=_MACHINE)
 
 
 def _log1p(x: jax.Array) -> jax.Array:

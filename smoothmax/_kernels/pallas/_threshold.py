@@ -13,7 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from ..._arrays import total, varying_like
 from . import _equations
 from ._batching import over_slices
-from ._equations import Equation, Machine
+from ._equations import Equation, Machine, Weights
 from ._tiles import LANES, MEMORY_LIMIT, SUBLANES, VECTOR_MEMORY, as_rows, result
 
 # Arrays of a block that a pass may hold at once, a generous count.
@@ -25,9 +25,14 @@ _MACHINE = Machine(total, lambda v: jnp.max(v, axis=-1, keepdims=True), jnp.sum,
 
 def refuses_tsallis_weights(x: Any, gamma: Any, power: Any) -> str | None:
     """Why the kernel cannot serve, or None."""
+    return refuses(x, _ARRAYS)
+
+
+def refuses(x: Any, arrays: int) -> str | None:
+    """Why a kernel that holds so many arrays of a block cannot serve, or None."""
     if x.dtype != jnp.float32:
         return f"its threshold kernel computes in float32, not {x.dtype}"
-    widest = VECTOR_MEMORY // (_ARRAYS * SUBLANES * 4)
+    widest = VECTOR_MEMORY // (arrays * SUBLANES * 4)
     if not 1 <= x.shape[-1] <= widest:
         return (
             f"its threshold kernel holds slices of 1 to {widest} positions in the chip's memory, not of {x.shape[-1]}"
@@ -51,36 +56,47 @@ def p_norm_weights(x: jax.Array, gamma: Any, p: Any, *, interpret: Any = False) 
 
 
 def _call(equation: Equation, x: jax.Array, gamma: Any, power: Any, interpret: Any) -> jax.Array:
-    def solve(x, gamma, power):
+    return by_slices(partial(_equations.weights, equation=equation), x, (gamma, power), interpret)
+
+
+def by_slices(weights: Weights, x: jax.Array, parameters: tuple[Any, ...], interpret: Any) -> jax.Array:
+    """`weights` of blocks of slices `(*batch, d)`; a parameter is one number, one a slice, or one a position."""
+
+    def solve(x, *parameters):
         *batch, d = x.shape
-        columns = [as_rows(a, tuple(batch), x.dtype) for a in (gamma, power)]
-        return _run(equation, x.reshape(-1, d), columns, interpret).reshape(x.shape)
+        others = [as_rows(a, tuple(batch), x.dtype) for a in parameters]
+        return _run(weights, x.reshape(-1, d), others, interpret).reshape(x.shape)
 
-    gamma, power = jnp.asarray(gamma, x.dtype), jnp.asarray(power, x.dtype)
-    shape = jnp.broadcast_shapes(x.shape, gamma.shape, power.shape)
-    return over_slices(solve)(jnp.broadcast_to(varying_like(x, gamma, power), shape), gamma, power)
+    parameters = tuple(jnp.asarray(a, x.dtype) for a in parameters)
+    shape = jnp.broadcast_shapes(x.shape, *(a.shape for a in parameters))
+    return over_slices(solve)(jnp.broadcast_to(varying_like(x, *parameters), shape), *parameters)
 
 
-def _run(equation: Equation, rows: jax.Array, columns: list[jax.Array], interpret: Any) -> jax.Array:
-    """Runs a kernel on all blocks of slices: `(n, d)` scores and `(n, 1)` hyper-parameters to `(n, d)` weights."""
+def _run(weights: Weights, rows: jax.Array, others: list[jax.Array], interpret: Any) -> jax.Array:
+    """Runs a kernel on all blocks of slices: `(n, d)` scores and `(n, 1 or d)` parameters to `(n, d)` weights."""
     n, d = rows.shape
     width = pl.cdiv(d, LANES) * LANES
     block = min(max(_BLOCK // width // SUBLANES, 1), pl.cdiv(n, SUBLANES)) * SUBLANES
     more = pl.cdiv(n, block) * block - n
+
+    def padded(a, value):
+        return jnp.pad(a, ((0, more), (0, width - d if a.shape[-1] > 1 else 0)), constant_values=value)
+
     rows = jnp.pad(rows, ((0, more), (0, width - d)), constant_values=-jnp.inf)
-    columns = [varying_like(jnp.pad(a, ((0, more), (0, 0)), constant_values=2.0), rows) for a in columns]
-    across, column = (pl.BlockSpec((block, k), lambda i: (i, 0)) for k in (width, 1))
+    others = [varying_like(padded(a, 2.0), rows) for a in others]
+    across = pl.BlockSpec((block, width), lambda i: (i, 0))
     y = pl.pallas_call(
-        partial(_kernel, equation=equation),
+        partial(_kernel, weights=weights),
         grid=(rows.shape[0] // block,),
-        in_specs=[across, column, column],
+        in_specs=[across, *(pl.BlockSpec((block, a.shape[-1]), lambda i: (i, 0)) for a in others)],
         out_specs=across,
         out_shape=result(rows.shape, rows.dtype, rows),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=MEMORY_LIMIT),
         interpret=interpret,
-    )(rows, *columns)
+    )(rows, *others)
     return y[:n, :d]
 
 
-def _kernel(x_ref, gamma_ref, power_ref, y_ref, *, equation):
-    y_ref[...] = _equations.weights(x_ref[...], gamma_ref[...], power_ref[...], equation, _MACHINE)
+def _kernel(*refs, weights):
+    *inputs, y_ref = refs
+    y_ref[...] = weights(*(ref[...] for ref in inputs), machine=_MACHINE)

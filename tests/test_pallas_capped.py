@@ -1,0 +1,150 @@
+"""The Pallas kernel for weights with bounds and a given sum, interpreted on a CPU: same numbers as the oracle."""
+
+import functools
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from smoothmax._kernels import pallas
+from smoothmax._kernels.pallas import _capped_equations
+
+f32 = jnp.float32
+CAPPED = pallas.kernels(interpret=True)["capped"]
+ROWS, D = 12, 8
+
+
+@functools.cache
+def compiled():
+    return jax.jit(CAPPED.call)
+
+
+def solve(*args):
+    """The kernel's weights as a NumPy array; arguments become float32, as the kernel takes them."""
+    args = [jnp.asarray(a, f32) for a in args]
+    assert CAPPED.refuses(*args) is None
+    return np.asarray(compiled()(*args))
+
+
+def scores(n, d=D, seed=0):
+    return cases.scores(n, d, seed, np.float32)
+
+
+def spoil(x):
+    """NaN in one slice, inf in another, deleted positions in a third, nothing left in a fourth."""
+    x = x.copy()
+    x[0, 3], x[1, 1], x[2, :3], x[3] = np.nan, np.inf, -np.inf, -np.inf
+    return x
+
+
+BASES = {
+    0.0: {"base": "fermi"},
+    1.0: {"base": "shannon"},
+    1.3: {"base": "tsallis", "alpha": np.float32(1.3)},
+    1.5: {"base": "tsallis", "alpha": 1.5},
+    2.0: {"base": "l2"},
+}
+
+
+def capped_problems(d, scale):
+    """Scores, some of them tied and some deleted; sums; bounds, one a slice and one a position."""
+    x = scores(4, d, seed=d) * np.float32(scale)
+    x[1], x[2, 1::2] = np.round(x[1]), -np.inf
+    bounds = np.random.default_rng(d).uniform(0.1, 1, size=x.shape).astype(np.float32)
+    for total in (0.4 * d, 1, 0.9 * d, d, 0):
+        yield x, np.minimum(total, (x > -np.inf).sum(-1, keepdims=True)).astype(np.float32), np.ones((4, 1), np.float32)
+    room = np.where(x > -np.inf, bounds, 0).sum(-1, keepdims=True)
+    for share in (0.3, 0.95):
+        yield x, share * room, bounds
+
+
+# Scores of 1e4 have two of them a thousandth apart, and the threshold may be behind many.
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("d", [1, 2, 5, 50, 131])
+def test_capped(d, scale):
+    for x, total, upper in capped_problems(d, scale):
+        for alpha, problem in BASES.items():
+            y = solve(x, 0.7, alpha, total, upper)
+            for row, size, bound, ours in zip(x, total[:, 0], upper, y, strict=True):
+                kept = row > -np.inf
+                bound = np.broadcast_to(bound, kept.shape)[kept].astype(float)
+                size = min(size, bound.sum())  # float32 rounded it
+                exact = oracles.capped(
+                    row[kept].astype(float), total=size, upper=bound, gamma=float(np.float32(0.7)), **problem
+                )
+                np.testing.assert_allclose(ours[kept], exact.astype(float), rtol=0, atol=3e-6)
+                assert (ours[~kept] == 0).all() and len(set(zip(row, ours, strict=True))) >= len(set(row))
+
+
+@pytest.mark.parametrize("alpha", [2.5, 4.0, 10.0])
+def test_capped_far_above_two(alpha):
+    """A weight near 0 cannot be stored better than its power; with a sum of 1 the value is that of the simplex."""
+    for d in (1, 2, 5, 50):
+        x = scores(4, d, seed=d)
+        x[1] = np.round(x[1])
+        for total in (1, 0.4 * d):
+            y = solve(x, 1.0, alpha, total, 1.0).astype(float)
+            np.testing.assert_allclose(y.sum(-1), total, rtol=3e-6, atol=0)
+            for row, ours in zip(x.astype(float), y, strict=True):
+                problem = {"base": "tsallis", "alpha": alpha}
+                best = oracles.capped(row, total=total, **problem)
+                value = lambda y, row=row, problem=problem: float((y * row).sum() - oracles.omega(y, **problem))
+                assert value(ours) >= value(best) - 3e-6 * max(total, 1)
+
+
+def test_capped_far_behind_the_largest_scores():
+    """Two scores of 1e4 are full; what is left is shared as if they were not there."""
+    x = np.concatenate([np.full((ROWS, 2), 1e4, np.float32), scores(ROWS)], axis=-1)
+    for alpha in BASES:
+        y = solve(x, 1.0, alpha, 3.0, 1.0)
+        np.testing.assert_array_equal(y[:, :2], 1)
+        np.testing.assert_allclose(y[:, 2:], solve(x[:, 2:], 1.0, alpha, 1.0, 1.0), rtol=0, atol=3e-6)
+
+
+def test_capped_at_the_bounds():
+    """None of the sum, all of it, and what lies between with gaps that leave nothing free."""
+    x, bounds = scores(ROWS), np.random.default_rng(0).uniform(0.1, 1, (ROWS, D)).astype(np.float32)
+    for alpha in BASES:
+        np.testing.assert_array_equal(solve(x, 1.0, alpha, 0.0, bounds), 0)
+        np.testing.assert_array_equal(solve(x, 1.0, alpha, D, 1.0), 1)
+        eighths = np.ceil(8 * bounds) / 8
+        np.testing.assert_array_equal(solve(x, 1.0, alpha, eighths.sum(-1, keepdims=True), eighths), eighths)
+    x = np.random.default_rng(1).permuted(np.tile(np.arange(D, dtype=np.float32), (ROWS, 1)), axis=-1)
+    np.testing.assert_array_equal(solve(4 * x, 1.0, 2.0, 3.0, 1.0), x >= D - 3)
+    np.testing.assert_array_equal(
+        solve(np.where(x < 2, -1e30, x), 0.1, 2.0, 3.0, 1.0), x >= D - 3
+    )  # a mask of one's own
+
+
+def test_capped_keeps_slices_apart():
+    x = scores(ROWS)
+    args = [np.full((ROWS, 1), value, np.float32) for value in (1.0, 1.5, 2.0)] + [np.ones((ROWS, D), np.float32)]
+    clean = solve(x, *args)
+    x = spoil(x)
+    gamma, alpha, total, upper = args
+    gamma[4], alpha[5], total[6], upper[7, 2] = np.nan, np.nan, np.nan, np.nan
+    gamma[8], alpha[9], total[10], upper[11, 0] = 0, 0.5, D + 0.5, -0.5
+    y = solve(x, *args)
+    np.testing.assert_array_equal(y[3], 0)
+    assert (y[2, :3] == 0).all()
+    np.testing.assert_allclose(y[2, 3:], solve(x[2:3, 3:], 1.0, 1.5, 2.0, 1.0)[0], rtol=0, atol=1e-6)
+    assert np.isnan(np.delete(y, (2, 3), 0)).all()
+    for row in (4, 8):  # its neighbours do not change it
+        total[row], gamma[row] = 2.0, 1.0
+    np.testing.assert_array_equal(solve(x, *args)[[4, 8]], clean[[4, 8]])
+
+
+def test_capped_gives_no_answer_rather_than_a_wrong_one(monkeypatch):
+    monkeypatch.setattr(_capped_equations, "_MAX_PASSES", 0)
+    y = jax.jit(lambda x: CAPPED.call(x, f32(1), f32(1.5), f32(2), f32(1)))(scores(3))
+    assert np.isnan(y).all()
+
+
+def test_vmap_is_more_slices():
+    x, total = scores(6).reshape(3, 2, D), np.array([1, 2, 3], np.float32)
+    upper = np.random.default_rng(0).uniform(0.5, 1, (3, 1, D)).astype(np.float32)
+    mapped = jax.vmap(CAPPED.call, (0, None, None, 0, 0))(x, f32(1), f32(1.5), jnp.asarray(total), upper)
+    np.testing.assert_array_equal(mapped, solve(x, 1.0, 1.5, total[:, None, None], upper))
