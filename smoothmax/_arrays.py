@@ -75,7 +75,7 @@ def by_partitioner(function: Callable[..., jax.Array], x: Any, without: Sequence
     if jax.sharding.AxisType.Explicit not in mesh.axis_types:
         return function
 
-    def divided(*args: Any) -> jax.Array:
+    def divided(*args: Any) -> Any:
         kept = jax.sharding.PartitionSpec(*(names for axis, names in enumerate(spec) if axis not in without))
         with jax.sharding.use_abstract_mesh(mesh):  # that of the array, where none is in use
             return jax.sharding.auto_axes(function, out_sharding=kept)(*args)
