@@ -15,9 +15,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ..._arrays import varying_like
-from ._batching import over_slices
-from ._sweeps import Tiles, chain_kernel, mean_kernel, row_of
-from ._tiles import MEMORY_LIMIT, TILE, VECTOR_MEMORY, as_rows, blocks_of, from_tiles, result, tile, to_tiles
+from ._sweeps import Tiles, mean_segments, solve_chains
+from ._tiles import MEMORY_LIMIT, TILE, VECTOR_MEMORY, blocks_of, from_tiles, result, tile, to_tiles
 
 _TILES = Tiles(tile, jnp.zeros_like)
 
@@ -47,28 +46,12 @@ def _refuses(x: Any, arrays: int) -> str | None:
 
 def chain_prox(x: jax.Array, up: Any, down: Any, *, interpret: Any = False) -> tuple[jax.Array, jax.Array]:
     """The chain problem for float32 slices `(*batch, d)`; arguments and results as `_solvers.chain_prox`."""
-
-    def solve(x, up, down):
-        *batch, d = x.shape
-        up, down = (as_rows(a, tuple(batch), x.dtype) for a in (up, down))
-        kernel = partial(chain_kernel, d=d, up_at=row_of(up), down_at=row_of(down), tiles=_TILES)
-        t, jumps = _call(kernel, (x.reshape(-1, d), up, down), (jnp.float32, jnp.int32), interpret)
-        return t.reshape(x.shape), jumps.astype(jnp.int8).reshape(x.shape)
-
-    up, down = jnp.asarray(up, x.dtype), jnp.asarray(down, x.dtype)
-    return over_slices(solve)(varying_like(x, up, down), up, down)
+    return solve_chains(partial(_call, interpret=interpret), _TILES, x, up, down)
 
 
 def segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array, *, interpret: Any = False) -> jax.Array:
     """The mean of each segment, at every position of it; arguments and results as `_solvers.segment_mean`."""
-
-    def solve(v, jumps, weight):
-        *batch, d = v.shape
-        cut, weight = as_rows(jumps, tuple(batch), jnp.int32), as_rows(weight, tuple(batch), v.dtype)
-        [mean] = _call(partial(mean_kernel, d=d, tiles=_TILES), (v.reshape(-1, d), cut, weight), (v.dtype,), interpret)
-        return mean.reshape(v.shape)
-
-    return over_slices(solve)(varying_like(v, jumps, weight), jumps, weight)
+    return mean_segments(partial(_call, interpret=interpret), _TILES, v, jumps, weight)
 
 
 def _call(

@@ -12,11 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..._arrays import varying_like
 from . import _equations, _gpu
-from ._batching import over_slices
+from ._batching import weights_of_slices
 from ._equations import Equation, Machine, Weights
-from ._tiles import as_rows
 
 # The widest slice whose numbers, and what a pass makes of them, stay in registers: up to 255 for each thread.
 _WIDEST = 4096
@@ -57,15 +55,7 @@ def _call(equation: Equation, x: jax.Array, gamma: Any, power: Any, interpret: A
 
 def by_slices(weights: Weights, x: jax.Array, parameters: tuple[Any, ...], interpret: Any) -> jax.Array:
     """`weights` of slices `(*batch, d)`; a parameter is one number, one a slice, or one a position."""
-
-    def solve(x, *parameters):
-        *batch, d = x.shape
-        others = [as_rows(a, tuple(batch), x.dtype) for a in parameters]
-        return _run(weights, x.reshape(-1, d), others, interpret).reshape(x.shape)
-
-    parameters = tuple(jnp.asarray(a, x.dtype) for a in parameters)
-    shape = jnp.broadcast_shapes(x.shape, *(a.shape for a in parameters))
-    return over_slices(solve)(jnp.broadcast_to(varying_like(x, *parameters), shape), *parameters)
+    return weights_of_slices(partial(_run, weights, interpret=interpret), x, parameters)
 
 
 def _run(weights: Weights, rows: jax.Array, others: list[jax.Array], interpret: Any) -> jax.Array:

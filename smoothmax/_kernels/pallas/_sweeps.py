@@ -11,13 +11,16 @@ What is known of a border is kept in the place of the jumps, and the mean behind
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._tiles import flag, loop
+from ..._arrays import varying_like
+from ._batching import over_slices
+from ._tiles import as_rows, flag, loop
 
 # What is known of the border between i and i+1. In memory it is stored plus one, in the two bits `_BORDER`, beside the
 # answers to "is t_i above the mean?": if t_{i+1} is, and if it is not.
@@ -32,7 +35,37 @@ class Tiles(NamedTuple):
     zero: Callable[[jax.Array], jax.Array]  # zeros that lie in registers as a tile of float32 does
 
 
-def row_of(strength: jax.Array) -> Callable[[Any], Any]:
+# Runs a kernel on all slices: arrays `(n, width)`, the first `(n, d)`, to `(n, d)` of the dtypes.
+Call = Callable[[Callable[..., None], tuple[jax.Array, ...], tuple[Any, ...]], list[jax.Array]]
+
+
+def solve_chains(call: Call, tiles: Tiles, x: jax.Array, up: Any, down: Any) -> tuple[jax.Array, jax.Array]:
+    """The chain problem for slices `(*batch, d)`; arguments and results as `_solvers.chain_prox`."""
+
+    def solve(x, up, down):
+        *batch, d = x.shape
+        up, down = (as_rows(a, tuple(batch), x.dtype) for a in (up, down))
+        kernel = partial(chain_kernel, d=d, up_at=_row_of(up), down_at=_row_of(down), tiles=tiles)
+        t, jumps = call(kernel, (x.reshape(-1, d), up, down), (jnp.float32, jnp.int32))
+        return t.reshape(x.shape), jumps.astype(jnp.int8).reshape(x.shape)
+
+    up, down = jnp.asarray(up, x.dtype), jnp.asarray(down, x.dtype)
+    return over_slices(solve)(varying_like(x, up, down), up, down)
+
+
+def mean_segments(call: Call, tiles: Tiles, v: jax.Array, jumps: jax.Array, weight: jax.Array) -> jax.Array:
+    """The mean of each segment, at every position of it; arguments and results as `_solvers.segment_mean`."""
+
+    def solve(v, jumps, weight):
+        *batch, d = v.shape
+        cut, weight = as_rows(jumps, tuple(batch), jnp.int32), as_rows(weight, tuple(batch), v.dtype)
+        [mean] = call(partial(mean_kernel, d=d, tiles=tiles), (v.reshape(-1, d), cut, weight), (v.dtype,))
+        return mean.reshape(v.shape)
+
+    return over_slices(solve)(varying_like(v, jumps, weight), jumps, weight)
+
+
+def _row_of(strength: jax.Array) -> Callable[[Any], Any]:
     """Where the strength of border i lies: at i, or at 0 where all borders of a slice share one."""
     return (lambda i: 0) if strength.shape[-1] == 1 else (lambda i: i)
 

@@ -12,9 +12,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from ..._arrays import total, varying_like
 from . import _equations
-from ._batching import over_slices
+from ._batching import weights_of_slices
 from ._equations import Equation, Machine, Weights
-from ._tiles import LANES, MEMORY_LIMIT, SUBLANES, VECTOR_MEMORY, as_rows, result
+from ._tiles import LANES, MEMORY_LIMIT, SUBLANES, VECTOR_MEMORY, result
 
 # Arrays of a block that a pass may hold at once, a generous count.
 _ARRAYS = 16
@@ -61,15 +61,7 @@ def _call(equation: Equation, x: jax.Array, gamma: Any, power: Any, interpret: A
 
 def by_slices(weights: Weights, x: jax.Array, parameters: tuple[Any, ...], interpret: Any) -> jax.Array:
     """`weights` of blocks of slices `(*batch, d)`; a parameter is one number, one a slice, or one a position."""
-
-    def solve(x, *parameters):
-        *batch, d = x.shape
-        others = [as_rows(a, tuple(batch), x.dtype) for a in parameters]
-        return _run(weights, x.reshape(-1, d), others, interpret).reshape(x.shape)
-
-    parameters = tuple(jnp.asarray(a, x.dtype) for a in parameters)
-    shape = jnp.broadcast_shapes(x.shape, *(a.shape for a in parameters))
-    return over_slices(solve)(jnp.broadcast_to(varying_like(x, *parameters), shape), *parameters)
+    return weights_of_slices(partial(_run, weights, interpret=interpret), x, parameters)
 
 
 def _run(weights: Weights, rows: jax.Array, others: list[jax.Array], interpret: Any) -> jax.Array:
