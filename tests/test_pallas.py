@@ -20,19 +20,8 @@ from smoothmax._kernels import pallas
 
 f32 = jnp.float32
 KERNELS = pallas.kernels(interpret=True)
+solve = cases.solved_by(KERNELS)
 D = 8
-
-
-@functools.cache
-def compiled(problem):
-    return jax.jit(KERNELS[problem].call)
-
-
-def solve(problem, *args):
-    """The kernel's results as NumPy arrays; float arguments become float32, as the kernels take them."""
-    args = [a if jnp.issubdtype(jnp.result_type(a), jnp.integer) else jnp.asarray(a, f32) for a in args]
-    assert KERNELS[problem].refuses(*args) is None
-    return jax.tree.map(np.asarray, compiled(problem)(*args))
 
 
 def scores(n, d=D, seed=0):

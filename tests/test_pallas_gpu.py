@@ -25,18 +25,7 @@ pytestmark = pytest.mark.skipif(_gpu.missing() is not None, reason=str(_gpu.miss
 interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
 f32 = jnp.float32
 KERNELS = pallas.gpu_kernels(interpreter.InterpretGPUParams(uninitialized_memory="nan"))
-
-
-@functools.cache
-def compiled(problem):
-    return jax.jit(KERNELS[problem].call)
-
-
-def solve(problem, *args):
-    """The kernel's results as NumPy arrays; float arguments become float32, as the kernels take them."""
-    args = [a if jnp.issubdtype(jnp.result_type(a), jnp.integer) else jnp.asarray(a, f32) for a in args]
-    assert KERNELS[problem].refuses(*args) is None
-    return jax.tree.map(np.asarray, compiled(problem)(*args))
+solve = cases.solved_by(KERNELS)
 
 
 # --- Thresholds --------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from ._list import (
     each_named,
 )
 from ._parts import BASES, DOMAINS, HYPER, PENALTIES, coupled, cubic, cubic_rise, edges, owl
-from ._run import B, D, Result, everything, forward, holes, jacobians, run, scores, spread_params
+from ._run import B, D, Result, everything, forward, holes, jacobians, run, scores, solved_by, spread_params
 
 __all__ = [
     "BASES",
@@ -58,5 +58,6 @@ __all__ = [
     "owl",
     "run",
     "scores",
+    "solved_by",
     "spread_params",
 ]

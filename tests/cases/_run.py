@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ._list import Case, Family
@@ -73,6 +74,19 @@ def jacobians(case: Case, x, where=None) -> np.ndarray:
     v = np.tile(np.eye(D), (len(x), 1))
     result = run(case, np.repeat(x, D, axis=0), np.repeat(where, D, axis=0), v)
     return result.x_bar.reshape(len(x), D, D)
+
+
+def solved_by(kernels):
+    """From a problem and its arguments to the results of its kernel as NumPy arrays; each is compiled once for a shape.
+    Float arguments become float32, as the kernels for accelerators take them."""
+    compiled = {problem: jax.jit(kernel.call) for problem, kernel in kernels.items()}
+
+    def solve(problem, *args):
+        args = [a if jnp.issubdtype(jnp.result_type(a), jnp.integer) else jnp.asarray(a, jnp.float32) for a in args]
+        assert kernels[problem].refuses(*args) is None
+        return jax.tree.map(np.asarray, compiled[problem](*args))
+
+    return solve
 
 
 def scores(n=B, d=D, seed=0, dtype=float) -> np.ndarray:
