@@ -126,16 +126,16 @@ def _long() -> Iterator[Program]:
         yield from only_kernels(facts, 3)
         yield from within(facts.temporary, most, what)
 
-    few = partial(law, bytes_of(2, LONG, LONG) / 50, "a fiftieth of the scores")
-    yield Program(f"kernel: attention, {LONG} keys, an alpha a head", *_long_attention(LONG), few)
-    # The rules and arrays of visibility, at half the length: the bias of a head fills the rest of the vector memory.
-    half = LONG // 2
-    few = partial(law, bytes_of(2, half, half) / 20, "a twentieth of the scores")
-    yield Program(f"kernel: attention, {half} keys, all options", *_long_attention(half, options=True), few)
+    scores = bytes_of(2, LONG, LONG)
+    few, some = partial(law, scores / 50, "a fiftieth of the scores"), partial(law, scores / 30, "a 30th of the scores")
+    name = f"kernel: attention, {LONG} keys"
+    yield Program(f"{name}, an alpha a head", *_long_attention(LONG, jnp.bfloat16, options=False), few)
+    for dtype in (jnp.bfloat16, jnp.float32):
+        yield Program(f"{name}, all options, {jnp.dtype(dtype)}", *_long_attention(LONG, dtype, options=True), some)
 
 
-def _long_attention(length: int, options: bool = False) -> tuple[Any, Any]:
-    """Attention with its gradient, and its arguments: two heads that share keys, in half precision."""
+def _long_attention(length: int, dtype: Any, options: bool) -> tuple[Any, Any]:
+    """Attention with its gradient, and its arguments: two heads that share keys."""
 
     def function(q, k, v, alpha, gamma, bias, lengths):
         def attend(q, k, v, alpha, gamma, bias):
@@ -150,7 +150,7 @@ def _long_attention(length: int, options: bool = False) -> tuple[Any, Any]:
 
     def arguments(mesh):
         q, kv = ((1, length, heads, HEAD_SIZE) for heads in (2, 1))
-        qkv = (array(mesh, *shape, dtype=jnp.bfloat16) for shape in (q, kv, kv))
+        qkv = (array(mesh, *shape, dtype=dtype) for shape in (q, kv, kv))
         bias, lengths = array(mesh, 1, 1, 1, length), array(mesh, 1, dtype=jnp.int32)
         return *qkv, array(mesh, 2, 1, 1), array(mesh, 2, 1, 1), *((bias, lengths) if options else (None, None))
 

@@ -56,8 +56,7 @@ def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any,
         return (
             f"a bias of shape {bias.shape} is one for each query, and none for the keys it chooses from: leave it out"
         )
-    held = _held(query, key, value, bias, mask)
-    if held > VECTOR_MEMORY:
+    if (held := _held(query, key, value, bias, mask)) > VECTOR_MEMORY:
         return (
             f"a head of size {query.shape[3]} with {key.shape[1]} keys and {query.shape[1]} queries takes {held:,} "
             f"bytes, and a chip's vector memory has {VECTOR_MEMORY:,}"
@@ -66,7 +65,7 @@ def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any,
 
 
 def _held(query: Any, key: Any, value: Any, bias: Any, mask: Any) -> int:
-    """Bytes of the blocks that the larger backward kernel holds, twice: the next are fetched beside them."""
+    """Bytes of the blocks of whole length that the larger backward kernel holds."""
     queries, keys = _whole(query.shape[1], ROWS), _whole(key.shape[1], COLUMNS)
     size = query.dtype.itemsize * sum(_whole(a.shape[3], LANES) for a in (query, value))
     marks = SUBLANES * _whole(keys // COLUMNS, LANES) * 4
@@ -79,7 +78,7 @@ def _held(query: Any, key: Any, value: Any, bias: Any, mask: Any) -> int:
             along_queries += bytes_each * COLUMNS * (queries if array.shape[2] > 1 else LANES)
     if bias is not None and bias.shape[2] > 1:
         along_keys += 4 * LANES * keys  # its gradient
-    return 2 * max(along_keys, along_queries)
+    return max(along_keys, along_queries)
 
 
 def pays_attention(query: Any, *_: Any, **__: Any) -> bool:
@@ -123,7 +122,7 @@ def attention(
     Returns:
       `(B, T, N, H)` in the dtype of the query, zeros for a query that sees no key; and what `attention_bars` needs.
     """
-    plan = _plan(query, key, bias, mask, is_causal, window)
+    plan = _plan(query, key, value, bias, mask, is_causal, window)
     inputs = _inputs(plan, query, key, value, bias, scale, alpha, gamma)
     rules = _rules(plan, query, key, mask, query_lengths, key_lengths)
     output, *kept = _forward(plan, interpret, inputs, rules)
@@ -133,8 +132,8 @@ def attention(
 def attention_bars(*args: Any, is_causal: bool, window: tuple[int, int] | None, interpret: Any = False) -> Any:
     """The cotangents of the first seven arguments of `attention`, from all of them, what it kept, and the output's."""
     *operands, mask, query_lengths, key_lengths, kept, output_bar = args
-    query, key, _, bias, *_ = operands
-    plan = _plan(query, key, bias, mask, is_causal, window)
+    query, key, value, bias, *_ = operands
+    plan = _plan(query, key, value, bias, mask, is_causal, window)
     inputs, back = jax.vjp(partial(_inputs, plan), *operands)
     rules = _rules(plan, query, key, mask, query_lengths, key_lengths)
     return back(_backward(plan, interpret, inputs, rules, kept, _laid(output_bar, plan.queries)))
@@ -143,9 +142,13 @@ def attention_bars(*args: Any, is_causal: bool, window: tuple[int, int] | None, 
 # --- How the arguments are laid out ------------------------------------------------------------------------
 
 
-def _plan(query: Any, key: Any, bias: Any, mask: Any, is_causal: bool, window: tuple[int, int] | None) -> Plan:
+def _plan(
+    query: Any, key: Any, value: Any, bias: Any, mask: Any, is_causal: bool, window: tuple[int, int] | None
+) -> Plan:
     queries, keys = _whole(query.shape[1], ROWS), _whole(key.shape[1], COLUMNS)
-    return Plan(queries, keys, ROWS, COLUMNS, is_causal, window, bias is not None, mask is not None)
+    # Twice, so that what the next head needs is fetched meanwhile, if that fits.
+    buffers = 2 if 2 * _held(query, key, value, bias, mask) <= VECTOR_MEMORY else 1
+    return Plan(queries, keys, ROWS, COLUMNS, buffers, is_causal, window, bias is not None, mask is not None)
 
 
 def _inputs(
@@ -283,30 +286,36 @@ class _Places(NamedTuple):
     plan: Plan
     group: int  # query heads that share a key head
 
+    def _of_whole_length(self, shape: tuple[int | None, ...], place: Callable[..., Any]) -> pl.BlockSpec:
+        """A block of whole length."""
+        return pl.BlockSpec(shape, place, pipeline_mode=pl.Buffered(self.plan.buffers))
+
     def of_queries(self, array: jax.Array) -> pl.BlockSpec:
         return pl.BlockSpec((None, None, self.plan.rows, array.shape[3]), lambda b, n, i: (b, n, i, 0))
 
     def all_queries(self, array: jax.Array) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, self.plan.queries, array.shape[3]), lambda b, n, j: (b, n, 0, 0))
+        return self._of_whole_length((None, None, self.plan.queries, array.shape[3]), lambda b, n, j: (b, n, 0, 0))
 
     def of_keys(self, array: jax.Array, shared: bool = True) -> pl.BlockSpec:
         group = self.group if shared else 1
         return pl.BlockSpec((None, None, self.plan.columns, array.shape[3]), lambda b, n, j: (b, n // group, j, 0))
 
     def all_keys(self, array: jax.Array) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, self.plan.keys, array.shape[3]), lambda b, n, i: (b, n // self.group, 0, 0))
+        return self._of_whole_length(
+            (None, None, self.plan.keys, array.shape[3]), lambda b, n, i: (b, n // self.group, 0, 0)
+        )
 
     def of_rows(self) -> pl.BlockSpec:
         return pl.BlockSpec((None, None, STATISTICS, self.plan.rows), lambda b, n, i: (b, n, 0, i))
 
     def all_rows(self) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, STATISTICS, self.plan.queries), lambda b, n, j: (b, n, 0, 0))
+        return self._of_whole_length((None, None, STATISTICS, self.plan.queries), lambda b, n, j: (b, n, 0, 0))
 
     def of_marks(self, marks: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, None, None, 1, marks), lambda b, n, i: (b, n, i, 0, 0))
 
     def all_marks(self, blocks: int, marks: int) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, blocks, 1, marks), lambda b, n, j: (b, n, 0, 0, 0))
+        return self._of_whole_length((None, None, blocks, 1, marks), lambda b, n, j: (b, n, 0, 0, 0))
 
     def of_pairs(self, shape: tuple[int, ...], per_query: bool) -> pl.BlockSpec:
         """Of `(B or 1, N or 1, S or 1, T or 1)`: all keys for a block of queries, or all queries for one of keys."""
@@ -318,7 +327,7 @@ class _Places(NamedTuple):
             first, last = (0, 0 if one_t else i) if per_query else (0 if one_s else i, 0)
             return 0 if one_b else b, 0 if one_n else n, first, last
 
-        return pl.BlockSpec((None, None, height, width), place)
+        return self._of_whole_length((None, None, height, width), place)
 
 
 def _run(

@@ -51,6 +51,7 @@ class Plan(NamedTuple):
     Attributes:
       queries, keys: how many there are, padding to whole blocks included.
       rows, columns: how many queries and keys a block has.
+      buffers: how many blocks of whole length lie in memory at a time, 1 or 2.
       is_causal, window: the rules of visibility.
       has_bias, has_mask: whether there are such arrays.
     """
@@ -59,6 +60,7 @@ class Plan(NamedTuple):
     keys: int
     rows: int
     columns: int
+    buffers: int
     is_causal: bool
     window: tuple[int, int] | None
     has_bias: bool
