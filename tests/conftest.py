@@ -59,25 +59,18 @@ AS_USERS = {
 }
 
 
-# Failures that are known and not mended yet, by the beginning of their names. They are run all the same, and reported.
-KNOWN = {}
-
-
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items):
-    """With `--dist loadgroup`, all tests of a family run in one worker: each family compiles once. `as_users` marks the
-    laws of AS_USERS at the representatives."""
+    """With `--dist loadgroup`, all tests of a family run in one worker, and so do all of one function: what they share
+    is compiled once. `as_users` marks the laws of AS_USERS at the representatives."""
     from cases import REPRESENTATIVES
 
     for item in items:
-        for name, reason in KNOWN.items():
-            if item.name.startswith(name):
-                item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
         case = getattr(item, "callspec", None) and item.callspec.params.get("case")
-        if hasattr(case, "family"):
-            item.add_marker(pytest.mark.xdist_group(f"{case.family}"))
-            if case in REPRESENTATIVES and item.module.__name__ in AS_USERS:
-                item.add_marker("as_users")
+        family = getattr(case, "family", None)
+        item.add_marker(pytest.mark.xdist_group(str(family or item.nodeid.partition("[")[0])))
+        if family and case in REPRESENTATIVES and item.module.__name__ in AS_USERS:
+            item.add_marker("as_users")
 
 
 _MAPS = "/proc/self/maps"

@@ -29,6 +29,24 @@ def test_equal_scores_get_equal_weights(case):
         assert gap[same].max() <= (1e-9 if case.plain else 0)  # rounding, over the slopes of a plain function
 
 
+@cases.each(
+    case
+    for case in cases.FAMILIES
+    if case.family.domain in ("simplex", "capped") and np.ndim(case.params().get("upper", 1)) == 0
+)
+def test_scores_of_no_preference(case):
+    """Whatever the hyper-parameters, all get the same. There a bracket of thresholds has no width but its rounding."""
+    rng = np.random.default_rng(43)
+    for _ in range(10):
+        drawn = case.drawn(rng, B)
+        params = {k: p[:, None] if p.ndim == 1 and case.family.rowwise else p for k, p in drawn.items()}
+        x = np.broadcast_to(rng.normal(size=(B, 1)), (B, D))
+        y = cases.everything(case.family)(params, x, np.ones((B, D), bool), np.zeros((B, D)), np.zeros(B))[0][0]
+        share, upper = drawn.get("total", np.ones(B)) / D, drawn.get("upper", np.ones(B))
+        share = np.where(share <= upper, share, np.nan)  # an empty domain
+        np.testing.assert_allclose(y, np.broadcast_to(share[:, None], y.shape), rtol=0, atol=FUNCTION64)
+
+
 @cases.each()
 def test_jacobian_is_lawful_at_ties(case):
     x = tied_scores(41)[:12]

@@ -37,8 +37,8 @@ from ._scores import Solved, answered, centred, stored, sum_noise
 MAX_PASSES = 160
 # After so many passes the middle is that of the floats: halving numbers would not end where scales differ by much.
 PATIENCE = 24
-# The first bracket is widened by so many roundings.
-MARGIN = 8
+# The first bracket is widened by so many roundings: psi(phi'(y)) is y to some eighty, since XLA's log1p loses digits.
+MARGIN = 128
 # A threshold this far from 0 costs more digits than the last centring gave: three bits.
 FAR = 8
 # A sum this many roundings above that of the bounds still is theirs.
