@@ -400,6 +400,7 @@ def test_comparison_chooses_grows_and_keeps_finished_runs(tmp_path, small_corpor
     words = ["none", "softmax", "softmax:gamma=0.3", "fusedmax:lam~0.3"]
     arguments = ["entailment", *TINY, "--steps", "2", "--out", str(tmp_path), "--mappings", *words, "--search"]
     made, one_run = [], cli.run
+    monkeypatch.setattr(compare.jax, "clear_caches", lambda: None)  # there is room for ten short runs
     monkeypatch.setattr(
         cli, "run", lambda task, run: made.append((run.mapping, run.seed, run.settings.test_size)) or one_run(task, run)
     )
