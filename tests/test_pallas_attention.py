@@ -1,6 +1,6 @@
 """Flash attention for sparse mappings, interpreted on a CPU: the same numbers as attention in plain JAX, and gradients.
 
-Blocks are small here, so that there are several; on a TPU they have the sizes that `_attention.py` gives.
+Blocks are small here, so that there are several; on a TPU they have the sizes that `_attention_layout.py` gives.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 import smoothmax as sm
 from smoothmax import _kernels
 from smoothmax._kernels import pallas
-from smoothmax._kernels.pallas import _attention
+from smoothmax._kernels.pallas import _attention_layout, _tiles
 
 f32 = jnp.float32
 B, T, S, N, K, H, V = 2, 20, 37, 4, 2, 8, 6  # two query heads share a key head; no length is whole blocks
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("no_x64", "interpreted")
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    monkeypatch.setattr(_attention, "ROWS", 8)
-    monkeypatch.setattr(_attention, "COLUMNS", 16)
+    monkeypatch.setattr(_attention_layout, "ROWS", 8)
+    monkeypatch.setattr(_attention_layout, "COLUMNS", 16)
     monkeypatch.setitem(_kernels.TABLE, "pallas", pallas.kernels(interpret=True))
 
 
@@ -113,10 +113,10 @@ def test_heads_too_large_to_be_held_twice(monkeypatch):
     twice = pulled(attend, draw(9, B, T, N, V))(*args)
     query, key, value, *_, bias = args
     mask = CASES["mask and bias"][2]["mask"]
-    monkeypatch.setattr(_attention, "VECTOR_MEMORY", _attention._held(query, key, value, bias, mask))
-    assert _attention._plan(query, key, value, bias, mask, False, None).buffers == 1
+    monkeypatch.setattr(_tiles, "VECTOR_MEMORY", _attention_layout.held(query, key, value, bias, mask))
+    assert _attention_layout.plan_of(query, key, value, bias, mask, False, None).buffers == 1
     assert_close(pulled(attend, draw(9, B, T, N, V))(*args), twice, 0)
-    monkeypatch.setattr(_attention, "VECTOR_MEMORY", _attention.VECTOR_MEMORY - 1)
+    monkeypatch.setattr(_tiles, "VECTOR_MEMORY", _tiles.VECTOR_MEMORY - 1)
     with pytest.raises(NotImplementedError, match="vector memory"):
         attend(*args)
 
@@ -248,8 +248,8 @@ def test_arrays_that_it_refuses(monkeypatch):
         except NotImplementedError as error:
             return str(error)
 
-    monkeypatch.setattr(_attention, "ROWS", 128)
-    monkeypatch.setattr(_attention, "COLUMNS", 256)
+    monkeypatch.setattr(_attention_layout, "ROWS", 128)
+    monkeypatch.setattr(_attention_layout, "COLUMNS", 256)
     assert "float16" in refusal(8, jnp.float16)
     assert "head of size 64 with 131072 keys" in refusal(2**17)
     assert "head of size 4096" in refusal(2**12, size=4096)

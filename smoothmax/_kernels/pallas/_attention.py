@@ -1,46 +1,21 @@
-"""Attention by the kernels of `_flash.py`: what they serve, how arrays are laid out, and the two directions."""
+"""Attention by the kernels of `_flash.py`: what they serve, and the two directions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ..._arrays import varying_like
-from . import _flash
+from . import _attention_layout as _layout
+from . import _flash, _tiles
+from ._attention_layout import Inputs, Rules
 from ._flash import ALPHA_BAR, SCALE_BAR, STATISTICS, Head, Plan
-from ._tiles import LANES, MEMORY_LIMIT, SUBLANES, VECTOR_MEMORY, result
-
-# Queries of a block: a row of what is kept has as many numbers as a register has lanes. Keys of a block: as many as
-# keep the matrix unit busy, and few enough that blocks without a weight are found.
-ROWS, COLUMNS = LANES, 256
-# Below this, alpha - 1 counts as this: entmax differs from softmax by less than rounding there.
-LEAST_B = 1e-6
-
-
-class Inputs(NamedTuple):
-    """What the kernels read, laid out for them: B batch, N query heads, K key heads, T queries, S keys, H head size."""
-
-    q: jax.Array  # (B, N, T, H), T and S padded to whole blocks
-    k: jax.Array  # (B, K, S, H)
-    v: jax.Array  # (B, K, S, H of the values)
-    b: jax.Array  # (N,): alpha - 1
-    scale: jax.Array  # (N,)
-    bias: jax.Array | None  # (B or 1, N or 1, S, T or 1)
-
-
-class Rules(NamedTuple):
-    """What no derivative is taken of."""
-
-    mask: jax.Array | None  # int8, (B or 1, N or 1, S or 1, T or 1)
-    query_lengths: jax.Array  # (B,)
-    key_lengths: jax.Array  # (B,)
+from ._tiles import LANES, result
 
 
 def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any, **_: Any) -> str | None:
@@ -56,34 +31,17 @@ def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any,
         return (
             f"a bias of shape {bias.shape} is one for each query, and none for the keys it chooses from: leave it out"
         )
-    if (held := _held(query, key, value, bias, mask)) > VECTOR_MEMORY:
+    if (held := _layout.held(query, key, value, bias, mask)) > _tiles.VECTOR_MEMORY:
         return (
             f"a head of size {query.shape[3]} with {key.shape[1]} keys and {query.shape[1]} queries takes {held:,} "
-            f"bytes, and a chip's vector memory has {VECTOR_MEMORY:,}"
+            f"bytes, and a chip's vector memory has {_tiles.VECTOR_MEMORY:,}"
         )
     return None
 
 
-def _held(query: Any, key: Any, value: Any, bias: Any, mask: Any) -> int:
-    """Bytes of the blocks of whole length that the larger backward kernel holds."""
-    queries, keys = _whole(query.shape[1], ROWS), _whole(key.shape[1], COLUMNS)
-    size = query.dtype.itemsize * sum(_whole(a.shape[3], LANES) for a in (query, value))
-    marks = SUBLANES * _whole(keys // COLUMNS, LANES) * 4
-    # All keys with a block of queries, and all queries with a block of keys.
-    along_keys, along_queries = keys * size, queries * (size + 2 * STATISTICS * 4) + queries // ROWS * marks
-    for array in (bias, mask):
-        if array is not None:
-            bytes_each = 1 if array is mask else 4
-            along_keys += bytes_each * LANES * (keys if array.shape[3] > 1 else SUBLANES)
-            along_queries += bytes_each * COLUMNS * (queries if array.shape[2] > 1 else LANES)
-    if bias is not None and bias.shape[2] > 1:
-        along_keys += 4 * LANES * keys  # its gradient
-    return max(along_keys, along_queries)
-
-
 def pays_attention(query: Any, *_: Any, **__: Any) -> bool:
     """Whether it is worth it: fewer queries would leave most of a block empty, and few of them have few scores."""
-    return isinstance(query.shape[1], int) and query.shape[1] >= ROWS
+    return isinstance(query.shape[1], int) and query.shape[1] >= _layout.ROWS
 
 
 refuses_attention_bars, pays_attention_bars = refuses_attention, pays_attention
@@ -122,9 +80,9 @@ def attention(
     Returns:
       `(B, T, N, H)` in the dtype of the query, zeros for a query that sees no key; and what `attention_bars` needs.
     """
-    plan = _plan(query, key, value, bias, mask, is_causal, window)
-    inputs = _inputs(plan, query, key, value, bias, scale, alpha, gamma)
-    rules = _rules(plan, query, key, mask, query_lengths, key_lengths)
+    plan = _layout.plan_of(query, key, value, bias, mask, is_causal, window)
+    inputs = _layout.inputs_of(plan, query, key, value, bias, scale, alpha, gamma)
+    rules = _layout.rules_of(plan, query, key, mask, query_lengths, key_lengths)
     output, *kept = _forward(plan, interpret, inputs, rules)
     return jnp.swapaxes(output[:, :, : query.shape[1]], 1, 2), tuple(kept)
 
@@ -133,52 +91,10 @@ def attention_bars(*args: Any, is_causal: bool, window: tuple[int, int] | None, 
     """The cotangents of the first seven arguments of `attention`, from all of them, what it kept, and the output's."""
     *operands, mask, query_lengths, key_lengths, kept, output_bar = args
     query, key, value, bias, *_ = operands
-    plan = _plan(query, key, value, bias, mask, is_causal, window)
-    inputs, back = jax.vjp(partial(_inputs, plan), *operands)
-    rules = _rules(plan, query, key, mask, query_lengths, key_lengths)
-    return back(_backward(plan, interpret, inputs, rules, kept, _laid(output_bar, plan.queries)))
-
-
-# --- How the arguments are laid out ------------------------------------------------------------------------
-
-
-def _plan(
-    query: Any, key: Any, value: Any, bias: Any, mask: Any, is_causal: bool, window: tuple[int, int] | None
-) -> Plan:
-    queries, keys = _whole(query.shape[1], ROWS), _whole(key.shape[1], COLUMNS)
-    # Twice, so that what the next head needs is fetched meanwhile, if that fits.
-    buffers = 2 if 2 * _held(query, key, value, bias, mask) <= VECTOR_MEMORY else 1
-    return Plan(queries, keys, ROWS, COLUMNS, buffers, is_causal, window, bias is not None, mask is not None)
-
-
-def _inputs(
-    plan: Plan,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    bias: jax.Array | None,
-    scale: jax.Array,
-    alpha: jax.Array,
-    gamma: jax.Array,
-) -> Inputs:
-    heads = query.shape[2]
-    # What is out of range gives NaN. Below the least b, entmax is softmax, and its derivative by alpha goes on.
-    b = alpha - 1
-    b += lax.stop_gradient(jnp.maximum(b, LEAST_B) - b)
-    scale = jnp.where((alpha >= 1) & (alpha <= 2) & (gamma > 0) & (gamma < jnp.inf), scale / gamma, jnp.nan)
-    if bias is not None:
-        bias = _pairs(bias.astype(jnp.float32) / gamma, plan)
-    b, scale = (jnp.broadcast_to(a.reshape(-1), (heads,)) for a in (b, scale))
-    return Inputs(_laid(query, plan.queries), _laid(key, plan.keys), _laid(value, plan.keys), b, scale, bias)
-
-
-def _rules(plan: Plan, query: Any, key: Any, mask: Any, query_lengths: Any, key_lengths: Any) -> Rules:
-    def within(lengths: jax.Array | None, most: int) -> jax.Array:
-        whole = varying_like(jnp.full((query.shape[0],), most, jnp.int32), query)
-        return whole if lengths is None else jnp.minimum(lengths, whole)
-
-    mask = None if mask is None else _pairs(mask.astype(jnp.int8), plan)
-    return Rules(mask, within(query_lengths, query.shape[1]), within(key_lengths, key.shape[1]))
+    plan = _layout.plan_of(query, key, value, bias, mask, is_causal, window)
+    inputs, back = jax.vjp(partial(_layout.inputs_of, plan), *operands)
+    rules = _layout.rules_of(plan, query, key, mask, query_lengths, key_lengths)
+    return back(_backward(plan, interpret, inputs, rules, kept, _layout.laid(output_bar, plan.queries)))
 
 
 # --- The two directions ------------------------------------------------------------------------------------
@@ -187,8 +103,8 @@ def _rules(plan: Plan, query: Any, key: Any, mask: Any, query_lengths: Any, key_
 def _forward(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules) -> Any:
     q, k, v, *_ = inputs
     batch, heads = q.shape[:2]
-    blocks, marks = plan.queries // plan.rows, _whole(plan.keys // plan.columns, LANES)
-    places = _Places(plan, heads // k.shape[1])
+    blocks, marks = plan.queries // plan.rows, _layout.whole(plan.keys // plan.columns, LANES)
+    places = _layout.Places(plan, heads // k.shape[1])
 
     def kernel(head, q, k, v, output, kept, marked, tops, i):
         _flash.forward(plan, head, q, k, v, output, kept, marked, tops, i)
@@ -215,7 +131,7 @@ def _backward(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules, found: A
     q, k, v, *_, bias = inputs
     batch, heads = q.shape[:2]
     blocks, marks = plan.queries // plan.rows, marked.shape[-1]
-    places = _Places(plan, heads // k.shape[1])
+    places = _layout.Places(plan, heads // k.shape[1])
     per_query = bias is not None and bias.shape[3] > 1
     per_key = bias is not None and bias.shape[3] == 1
 
@@ -280,56 +196,6 @@ def _backward(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules, found: A
     return Inputs(dq, over_group(dk, k), over_group(dv, v), alpha_bar, scale_bar, bias_bar)
 
 
-class _Places(NamedTuple):
-    """Which part of an array a step of the grid (batch, query head, block) reads or writes."""
-
-    plan: Plan
-    group: int  # query heads that share a key head
-
-    def _of_whole_length(self, shape: tuple[int | None, ...], place: Callable[..., Any]) -> pl.BlockSpec:
-        """A block of whole length."""
-        return pl.BlockSpec(shape, place, pipeline_mode=pl.Buffered(self.plan.buffers))
-
-    def of_queries(self, array: jax.Array) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, self.plan.rows, array.shape[3]), lambda b, n, i: (b, n, i, 0))
-
-    def all_queries(self, array: jax.Array) -> pl.BlockSpec:
-        return self._of_whole_length((None, None, self.plan.queries, array.shape[3]), lambda b, n, j: (b, n, 0, 0))
-
-    def of_keys(self, array: jax.Array, shared: bool = True) -> pl.BlockSpec:
-        group = self.group if shared else 1
-        return pl.BlockSpec((None, None, self.plan.columns, array.shape[3]), lambda b, n, j: (b, n // group, j, 0))
-
-    def all_keys(self, array: jax.Array) -> pl.BlockSpec:
-        return self._of_whole_length(
-            (None, None, self.plan.keys, array.shape[3]), lambda b, n, i: (b, n // self.group, 0, 0)
-        )
-
-    def of_rows(self) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, STATISTICS, self.plan.rows), lambda b, n, i: (b, n, 0, i))
-
-    def all_rows(self) -> pl.BlockSpec:
-        return self._of_whole_length((None, None, STATISTICS, self.plan.queries), lambda b, n, j: (b, n, 0, 0))
-
-    def of_marks(self, marks: int) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, None, 1, marks), lambda b, n, i: (b, n, i, 0, 0))
-
-    def all_marks(self, blocks: int, marks: int) -> pl.BlockSpec:
-        return self._of_whole_length((None, None, blocks, 1, marks), lambda b, n, j: (b, n, 0, 0, 0))
-
-    def of_pairs(self, shape: tuple[int, ...], per_query: bool) -> pl.BlockSpec:
-        """Of `(B or 1, N or 1, S or 1, T or 1)`: all keys for a block of queries, or all queries for one of keys."""
-        (one_b, one_n, one_s, one_t) = (n == 1 for n in shape)
-        height = 1 if one_s else self.plan.keys if per_query else self.plan.columns
-        width = 1 if one_t else self.plan.rows if per_query else self.plan.queries
-
-        def place(b, n, i):
-            first, last = (0, 0 if one_t else i) if per_query else (0 if one_s else i, 0)
-            return 0 if one_b else b, 0 if one_n else n, first, last
-
-        return self._of_whole_length((None, None, height, width), place)
-
-
 def _run(
     plan: Plan,
     interpret: Any,
@@ -343,7 +209,7 @@ def _run(
     along_keys: bool = False,
 ) -> list[jax.Array]:
     """Runs a kernel for each batch element, query head and block."""
-    places = _Places(plan, 1)
+    places = _layout.Places(plan, 1)
     scalars = [inputs.b, inputs.scale, rules.query_lengths, rules.key_lengths]
     pairs = [a for a in (inputs.bias, rules.mask) if a is not None]
 
@@ -367,7 +233,7 @@ def _run(
         out_shape=[result(shape, dtype, q) for shape, dtype, _ in out],
         scratch_shapes=list(scratch),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel"), vmem_limit_bytes=MEMORY_LIMIT
+            dimension_semantics=("parallel", "parallel", "parallel"), vmem_limit_bytes=_tiles.MEMORY_LIMIT
         ),
         interpret=interpret,
     )
@@ -377,20 +243,3 @@ def _run(
 def _summed(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     axes = tuple(i for i, n in enumerate(shape) if n == 1)
     return jnp.sum(array, axes, keepdims=True)
-
-
-def _whole(n: int, size: int) -> int:
-    return pl.cdiv(n, size) * size
-
-
-def _laid(array: jax.Array, length: int) -> jax.Array:
-    """`(B, length, heads, size)` as `(B, heads, length, size)`, filled up with zeros."""
-    array = jnp.swapaxes(array, 1, 2)
-    return jnp.pad(array, ((0, 0), (0, 0), (0, length - array.shape[2]), (0, 0)))
-
-
-def _pairs(array: jax.Array, plan: Plan) -> jax.Array:
-    """`(B, N, T, S)`, or 1 for each of them, as `(B, N, S, T)`, filled up with zeros."""
-    array = jnp.swapaxes(array, 2, 3)
-    more = [0 if n == 1 else size - n for n, size in zip(array.shape[2:], (plan.keys, plan.queries), strict=True)]
-    return jnp.pad(array, ((0, 0), (0, 0), (0, more[0]), (0, more[1])))
