@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import FAMILIES, B, D
-from cases.tolerances import FUNCTION64, PROMISE, PULLED_TWICE, SOLVED
+from cases.tolerances import FUNCTION64, PROMISE, PROMISE64, PULLED_TWICE, SOLVED
 from hypothesis import strategies as st
 
 
@@ -47,7 +47,11 @@ def test_every_operator(case, seed, scale, tie, kept, junk):
     # an empty domain, nothing else: what is NaN is the whole slice
     np.testing.assert_array_equal(np.isnan(y).any(-1), np.isnan(expected_y).any(-1))
     feasible, some = ~np.isnan(expected_y).any(-1), where.any(-1)
-    assert (np.abs(y - expected_y).max(-1) <= tol)[feasible].all()
+    np.testing.assert_allclose(y.sum(-1)[feasible], expected_y.sum(-1)[feasible], rtol=0, atol=D * tol.max())
+    for i in np.nonzero(feasible & (np.abs(y - expected_y).max(-1) > tol))[0]:
+        # Far above alpha = 2, two segments whose means tie but for their rounding may share weight in any way.
+        assert case.family.penalties and problems[i].get("alpha", 0) > 4
+        assert case.attained(x[i], y[i], where[i], problems[i]) >= expected_value[i] - PROMISE64 * size[i]
     ok = feasible & some
     assert (np.abs(value[ok] - expected_value[ok]) <= (tol * size * 10)[ok]).all()
     assert (value[~some] == -np.inf).all()

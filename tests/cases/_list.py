@@ -201,6 +201,11 @@ class Case:
         value = np.stack([oracles.masked_value(row, k, **problem) for row, k in rows])
         return y.astype(float), value.astype(float)
 
+    def attained(self, x, y, where, params) -> float:
+        """<x, y> - Omega(y) for one slice of scores and any weights, from the definition."""
+        problem = oracles.delete(self.static(len(x)) | params, where)
+        return float((oracles.LD(1) * x[where] * y[where]).sum() - oracles.omega(y[where], **problem))
+
 
 # --- The list ------------------------------------------------------------------------------------------------
 
