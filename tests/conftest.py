@@ -81,7 +81,7 @@ def pytest_runtest_teardown(item):
     pytest_runtest_teardown.count = getattr(pytest_runtest_teardown, "count", 0) + 1
     if pytest_runtest_teardown.count % 10 == 0 and os.path.exists(_MAPS):
         with open(_MAPS) as maps:
-            if sum(1 for _ in maps) > 50_000:
+            if sum(1 for _ in maps) > 35_000:
                 jax.clear_caches()
 
 
