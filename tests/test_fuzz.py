@@ -34,7 +34,7 @@ def test_every_operator(case, seed, scale, tie, kept, junk):
     x, where = rows(rng, scale, tie), rng.uniform(size=(B, D)) < kept
     drawn = case.drawn(rng, B)
     problems = [{k: p[i] for k, p in drawn.items()} for i in range(B)]
-    params = {k: p[:, None] if p.ndim == 1 and case.family.rowwise else p for k, p in drawn.items()}
+    params = cases.drawn_params(case, drawn)
     v, c = rng.normal(size=(B, D)), np.zeros(B)
     (y, value), (bars, x_bar) = cases.everything(case.family)(params, np.where(where, x, junk), where, v, c)
     expected = [case.expected(x[i : i + 1], where[i : i + 1], problem) for i, problem in enumerate(problems)]

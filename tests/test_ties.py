@@ -39,7 +39,7 @@ def test_scores_of_no_preference(case):
     rng = np.random.default_rng(43)
     for _ in range(10):
         drawn = case.drawn(rng, B)
-        params = {k: p[:, None] if p.ndim == 1 and case.family.rowwise else p for k, p in drawn.items()}
+        params = cases.drawn_params(case, drawn)
         x = np.broadcast_to(rng.normal(size=(B, 1)), (B, D))
         y = cases.everything(case.family)(params, x, np.ones((B, D), bool), np.zeros((B, D)), np.zeros(B))[0][0]
         share, upper = drawn.get("total", np.ones(B)) / D, drawn.get("upper", np.ones(B))

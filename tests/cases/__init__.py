@@ -26,7 +26,20 @@ from ._list import (
     each_named,
 )
 from ._parts import BASES, DOMAINS, HYPER, PENALTIES, coupled, cubic, cubic_rise, edges, owl
-from ._run import B, D, Result, everything, forward, holes, jacobians, run, scores, solved_by, spread_params
+from ._run import (
+    B,
+    D,
+    Result,
+    drawn_params,
+    everything,
+    forward,
+    holes,
+    jacobians,
+    run,
+    scores,
+    solved_by,
+    spread_params,
+)
 
 __all__ = [
     "BASES",
@@ -48,6 +61,7 @@ __all__ = [
     "coupled",
     "cubic",
     "cubic_rise",
+    "drawn_params",
     "each",
     "each_named",
     "edges",

@@ -46,6 +46,11 @@ def spread_params(case: Case, params, dtype=float):
     return {k: np.broadcast_to(np.asarray(p, dtype), (B, *sizes[k])) for k, p in params.items()}
 
 
+def drawn_params(case: Case, drawn):
+    """What `Case.drawn` gives for B rows, as `everything` takes it: in the shapes of `spread_params`."""
+    return {k: p[:, None] if p.ndim == 1 and case.family.rowwise else p for k, p in drawn.items()}
+
+
 def run(case: Case, x, where=None, v=None, c=None, params=None, dtype=float) -> Result:
     """Weights, values and the pull-back of (v, c) for up to B rows of D scores, all in one dtype."""
     x = np.asarray(x, dtype)
