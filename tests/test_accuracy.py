@@ -92,7 +92,7 @@ def test_narrow_and_very_wide_slices(case, d):
         assert_sums(case, got, 0, params)
 
 
-@pytest.mark.parametrize("id", ["l2+tv", "l2+oscar", "tsallis+edges"])
+@pytest.mark.parametrize("id", ["l2+tv", "l2+oscar", "pnorm+edges"])
 def test_ten_thousand_positions_in_float32(id, d=10_000):
     case = cases.BY_ID[id]
     x, params = wide(case, d)

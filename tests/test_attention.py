@@ -59,21 +59,23 @@ def visible(options):
 @pytest.mark.parametrize("names", PAIRS, ids="+".join)
 def test_softmax_is_jax_nn_on_each_option_and_pair(qkv, names):
     options = {name: OPTIONS[name] for name in names}
-    output, weights = dot_product_attention(*qkv, **options, return_weights=True)
+    ours = lambda *qkv: dot_product_attention(*qkv, **options, return_weights=True)
+    # JAX 0.8 forgets a window that comes without any other mask.
+    everything = {"mask": np.ones((1, 1, T, S), bool)}
+    theirs = lambda *qkv: jax.nn.dot_product_attention(*qkv, **(everything | options))
+    output, weights = jax.jit(ours)(*qkv)
     with jax.numpy_dtype_promotion("standard"):
-        # JAX 0.8 forgets a window that comes without any other mask.
-        everything = {"mask": jnp.ones((1, 1, T, S), bool)}
-        expected = jax.nn.dot_product_attention(*qkv, **(everything | options))
+        expected = jax.jit(theirs)(*qkv)
     seen = visible(options)
     alive = seen.any(-1).swapaxes(1, 2)[..., None]
     np.testing.assert_allclose(output, np.where(alive, expected, 0), atol=2e-5)
     assert not weights[~seen].any()
     assert output.dtype == f32 and output.shape == (B, T, N, H) and weights.shape == (B, N, T, S)
     if names in [(), ("bias",), ("scale",), ("key_value_seq_lengths",)]:  # no dead row: gradients too
-        ours = jax.grad(lambda *qkv: jnp.sum(dot_product_attention(*qkv, **options) ** 2), (0, 1, 2))(*qkv)
+        gradients = lambda attention: jax.jit(jax.grad(lambda *qkv: jnp.sum(attention(*qkv) ** 2), (0, 1, 2)))(*qkv)
         with jax.numpy_dtype_promotion("standard"):
-            theirs = jax.grad(lambda *qkv: jnp.sum(jax.nn.dot_product_attention(*qkv, **options) ** 2), (0, 1, 2))(*qkv)
-        for a, b in zip(ours, theirs, strict=True):
+            expected = gradients(theirs)
+        for a, b in zip(gradients(lambda *qkv: ours(*qkv)[0]), expected, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 

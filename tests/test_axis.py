@@ -34,7 +34,7 @@ def flatten(x, axis):
 @pytest.mark.parametrize("axis", [0, 1, (0, 2), None], ids=str)
 def test_axis(axis):
     """Of weights that depend on positions, with a hyper-parameter that lies along them."""
-    check_axis(cases.BY_ID["tsallis+edges"], axis)
+    check_axis(cases.BY_ID["pnorm+edges"], axis)
 
 
 @cases.each(cases.REPRESENTATIVES)

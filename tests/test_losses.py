@@ -1,5 +1,7 @@
 """Fenchel-Young losses: values against the definition in NumPy, exactness at the minimum, gradients, training."""
 
+import functools
+
 import cases
 import jax
 import jax.numpy as jnp
@@ -34,11 +36,31 @@ def _defined(x, t, problem):
     return float((x * y).sum() - oracles.omega(y, **problem) + oracles.omega(t, **problem) - (x * t).sum())
 
 
+def _graded(loss):
+    """Compiled: the losses, and the gradient of their sum for the scores."""
+
+    def graded(x, *rest):
+        value, pull = jax.vjp(lambda x: loss(x, *rest), x)
+        return value, pull(jnp.ones_like(value))[0]
+
+    return jax.jit(graded)
+
+
+@functools.cache
+def _against_targets(case):
+    return _graded(lambda x, t: sm.fenchel_young_loss(x, t, _op(case)))
+
+
+@functools.cache
+def _against_labels(case):
+    return _graded(lambda x, where: sm.fenchel_young_loss_with_integer_labels(x, LABELS, _op(case), where=where))
+
+
 @cases.each(cases.REPRESENTATIVES)
 def test_value_is_the_definition(case):
     targets = _targets(case)
     expected = [_defined(x, t, case.problem(D)) for x, t in zip(X, targets, strict=True)]
-    value = np.asarray(sm.fenchel_young_loss(X, targets, _op(case)))
+    value = np.asarray(_against_targets(case)(X, targets)[0])
     np.testing.assert_allclose(value, expected, rtol=SOLVED, atol=case.tol)  # ranks have losses of a hundred
     assert (value > 0).all()
 
@@ -46,7 +68,7 @@ def test_value_is_the_definition(case):
 @cases.each(LABELLED)
 def test_value_of_a_label_is_the_definition(case):
     expected = [_defined(x, t, case.problem(D)) for x, t in zip(X, np.eye(D)[LABELS], strict=True)]
-    got = sm.fenchel_young_loss_with_integer_labels(X, LABELS, _op(case))
+    got, _ = _against_labels(case)(X, np.ones(D, bool))
     np.testing.assert_allclose(got, expected, rtol=0, atol=case.tol)
 
 
@@ -56,15 +78,17 @@ def test_exactly_zero_at_the_minimum(case):
     for dtype in (jnp.float32, jnp.float64):
         for shift in (0.0, 1e4):
             x = jnp.asarray(X + shift, dtype)
-            np.testing.assert_array_equal(sm.fenchel_young_loss(x, op(x), op), np.zeros(6, dtype))
+            value, gradient = _against_targets(case)(x, op(x))
+            np.testing.assert_array_equal(value, np.zeros(6, dtype))
+            np.testing.assert_array_equal(gradient, np.zeros(X.shape, dtype))
 
 
 @cases.each(cases.REPRESENTATIVES)
 def test_gradient_is_weights_minus_targets(case):
-    op, targets = _op(case), _targets(case)
-    gradient = jax.grad(lambda x: sm.fenchel_young_loss(x, targets, op).sum())(jnp.asarray(X))
+    targets = _targets(case)
+    _, gradient = _against_targets(case)(X, targets)
     # No difference of terms: weights below one, which two programs may round differently in their last bits.
-    np.testing.assert_allclose(gradient, op(X) - targets, rtol=0, atol=ULPS)
+    np.testing.assert_allclose(gradient, _op(case)(X) - targets, rtol=0, atol=ULPS)
 
 
 def test_gradients_of_hyper_parameters_and_targets_by_finite_differences():
@@ -110,23 +134,18 @@ def test_equals_optax_where_they_coincide():
 @cases.each(LABELLED)
 def test_impossible_classes_leave_the_rest_alone(case):
     """A score of -inf for a class that is not the target; a mask says the same, whatever the class holds."""
-    omega, problem = _op(case), case.problem(D)
-    x, keep, labels = X.copy(), np.ones(7, bool), np.array([0, 3, 6, 2, 2, 5])
+    problem = case.problem(D)
+    x, keep = X.copy(), np.ones(7, bool)
     keep[[1, 4]] = False
     x[:, ~keep] = -np.inf
     junk = np.where(keep, X, np.nan)
 
-    @jax.jit
-    def loss(x, where):
-        loss, pull = jax.vjp(lambda x: sm.fenchel_young_loss_with_integer_labels(x, labels, omega, where=where), x)
-        return loss, pull(jnp.ones_like(loss))[0]
-
     expected = []
-    for row, k in zip(X, labels, strict=True):
+    for row, k in zip(X, LABELS, strict=True):
         t = np.eye(7)[k][keep]
         expected.append(_defined(row[keep], t, oracles.delete(problem, keep)))
     for scores, where in ((x, np.ones(7, bool)), (junk, keep)):
-        value, gradient = loss(jnp.asarray(scores), where)
+        value, gradient = _against_labels(case)(scores, where)
         np.testing.assert_allclose(value, expected, rtol=0, atol=case.tol)
         assert np.isfinite(gradient).all()
         assert (np.asarray(gradient)[:, ~keep] == 0).all()
@@ -149,11 +168,10 @@ def test_what_a_mask_hides_is_never_looked_at(id, compiled):
     omega = _op(cases.BY_ID[id])
     keep = np.arange(7) % 3 != 1
     junk = jnp.asarray(np.where(keep, X, np.nan))
-    labels = np.array([0, 3, 6, 2, 2, 5])
     run = jax.jit if compiled else lambda f: f
     with jax.debug_nans(True):
         for loss in (
-            lambda x: sm.fenchel_young_loss_with_integer_labels(x, labels, omega, where=keep),
+            lambda x: sm.fenchel_young_loss_with_integer_labels(x, LABELS, omega, where=keep),
             lambda x: sm.fenchel_young_loss(x, np.where(keep, T, np.nan), omega, where=keep),
         ):
             value, gradient = run(jax.value_and_grad(lambda x, loss=loss: loss(x).sum()))(junk)

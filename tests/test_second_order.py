@@ -14,7 +14,7 @@ from cases.tolerances import FUNCTION64, PULLED_TWICE, SOLVED, SUMS
 import smoothmax as sm
 
 # One case for each kind of piece: the others combine the same ones again.
-COMBINED = ("l2+oscar", "tsallis+edges", "pnorm+owl", "shannon+tv+oscar", "separable-cubic", "fermi/capped")
+COMBINED = ("l2+oscar", "pnorm+edges", "shannon+owl", "shannon+tv+oscar", "separable-cubic", "fermi/capped")
 DEAREST = tuple(case for case in REPRESENTATIVES if case.id not in COMBINED)
 
 

@@ -80,7 +80,7 @@ def test_vmap_over_scores_and_hyper_parameters(case, n=6):
             np.testing.assert_allclose(both[i], row.y[0], rtol=0, atol=SOLVED)
 
 
-@pytest.mark.parametrize("id", ["entmax1.5", "tsallis+edges", "l2+oscar"])
+@pytest.mark.parametrize("id", ["entmax1.5", "pnorm+edges", "l2+oscar"])
 def test_vmap_over_masks_and_other_axes(id):
     case = cases.BY_ID[id]
     x, where = cases.scores(6, seed=93), cases.holes(6, seed=93)
@@ -121,7 +121,7 @@ def test_an_operator_built_inside_a_traced_function_from_a_traced_alpha():
         np.testing.assert_allclose(gradient[k], difference, rtol=DIFFERENCE)
 
 
-@pytest.mark.parametrize("id", ["entmax1.5", "tsallis+edges", "l2+oscar"])
+@pytest.mark.parametrize("id", ["entmax1.5", "pnorm+edges", "l2+oscar"])
 def test_shard_map(id, mesh):
     case = cases.BY_ID[id]
     x = cases.scores(16, seed=96)

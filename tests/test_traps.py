@@ -93,7 +93,7 @@ def test_bfloat16_counts_saturate_at_256():
 def test_absolute_tolerances_when_groups_are_found():
     """Scores of order 1e-6 that differ by 1e-7 are different scores: groups follow from the problem, not
     from a tolerance such as 1e-5, and the Jacobian is the same at each scale."""
-    for id in ("l2+tv", "l2+oscar", "tsallis+edges", "pnorm+owl"):
+    for id in ("l2+tv", "l2+oscar", "pnorm+edges", "shannon+owl"):
         case = cases.BY_ID[id]
         x = cases.scores(6, seed=131)[2:]
         for scale in (1e-7, 1e6):

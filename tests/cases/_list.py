@@ -259,7 +259,7 @@ def _cases():
 
 def _representatives():
     """One case for each piece of code: every base at home, every penalty alone, both kinds of penalty together, every
-    domain without and with penalties."""
+    domain without penalties and with one, the capped simplex with both kinds."""
     for base, part in BASES.items():
         yield next(iter(part.values)) if part.domains[0] == "simplex" else f"{base}/{part.domains[0]}"
     for name, penalty in PENALTIES.items():
@@ -269,7 +269,8 @@ def _representatives():
         if domain not in ("simplex", "ranks"):
             yield f"l2/{domain}"
             if over.penalties:
-                yield "+".join((_served(domain)[-1], *BOTH)) + f"/{domain}"
+                both = "+".join((_served(domain)[-1], *BOTH))
+                yield f"{both if domain == 'capped' else 'l2+edges'}/{domain}"
 
 
 def _serves(case: Case) -> bool:

@@ -183,9 +183,9 @@ def owl(d):
 
 PENALTIES = {
     "tv": Penalty(lambda p: p["tv"] * sm.TotalVariation(), {"tv": 0.2}, True),
-    "edges": Penalty(lambda p: p["tv"] * sm.TotalVariation(p["edges"]), {"tv": 0.8, "edges": edges}, True, "tsallis"),
+    "edges": Penalty(lambda p: p["tv"] * sm.TotalVariation(p["edges"]), {"tv": 0.8, "edges": edges}, True, "pnorm"),
     "oscar": Penalty(lambda p: p["oscar"] * sm.Oscar(), {"oscar": lambda d: min(0.05, 0.4 / d)}),
-    "owl": Penalty(lambda p: p["owl"] * sm.OWL(p["weights"]), {"owl": 0.7, "weights": owl}, base="pnorm"),
+    "owl": Penalty(lambda p: p["owl"] * sm.OWL(p["weights"]), {"owl": 0.7, "weights": owl}, base="shannon"),
 }
 
 
