@@ -56,6 +56,7 @@ AS_USERS = {
     "test_accuracy",
     "test_gradients",
     "test_jacobian",
+    "test_losses",
     "test_masking",
     "test_nonfinite",
     "test_second_order",
