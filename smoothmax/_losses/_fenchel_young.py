@@ -9,8 +9,8 @@ The value is computed as a difference of like terms, with y = Pi_Omega(x):
 
     L(x, t) = <x, y - t> - (Omega(y) - Omega(t)),
 
-which is exactly zero where y = t: the three terms of the definition would leave their rounding. The derivatives, of
-every order, are those of the definition.
+whose terms vanish where y = t: the three terms of the definition would leave the rounding of the scores. (Compiled, the
+two values of Omega may still differ in their last bits.) The derivatives, of every order, are those of the definition.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def fenchel_young_loss(
         its target hold.
 
     Returns:
-      Losses in the dtype of `logits`, of its shape without `axis`. Never negative beyond rounding; zero exactly when
-      the weights equal the targets; infinite when a target is positive where the score is -inf; zero for a slice with
-      nothing allowed.
+      Losses in the dtype of `logits`, of its shape without `axis`. Never negative, and zero where the weights equal the
+      targets, up to some ulps of Omega; infinite when a target is positive where the score is -inf; zero for a slice
+      with nothing allowed.
 
     Raises:
       ValueError: `targets` do not have the shape of `logits`, or `axis` is out of range.
@@ -184,9 +184,6 @@ def _against_targets(
     linear = jnp.sum(jnp.where(y == t, 0, (x - offset) * (y - t)), axis=axes)  # inf where t > 0 and x = -inf
     linear += offset.squeeze(axes) * _excess(y, t, axes)
     value = linear - (op.omega(y, axes, where=allowed) - at_target)
-    value = jnp.where(
-        jnp.all(y == t, axis=axes), 0, value
-    )  # two values of Omega, compiled apart, may round differently
     definition = op.max(x, axes) + at_target - jnp.sum(jnp.where(allowed, x, 0) * t, axis=axes)
     return _loss(value, definition, top.squeeze(axes) != -jnp.inf).astype(dtype)
 
