@@ -59,11 +59,11 @@ def visible(options):
 @pytest.mark.parametrize("names", PAIRS, ids="+".join)
 def test_softmax_is_jax_nn_on_each_option_and_pair(qkv, names):
     options = {name: OPTIONS[name] for name in names}
-    ours = lambda *qkv: dot_product_attention(*qkv, **options, return_weights=True)
+    ours = partial(dot_product_attention, **options)
     # JAX 0.8 forgets a window that comes without any other mask.
     everything = {"mask": np.ones((1, 1, T, S), bool)}
-    theirs = lambda *qkv: jax.nn.dot_product_attention(*qkv, **(everything | options))
-    output, weights = jax.jit(ours)(*qkv)
+    theirs = partial(jax.nn.dot_product_attention, **(everything | options))
+    output, weights = jax.jit(partial(ours, return_weights=True))(*qkv)
     with jax.numpy_dtype_promotion("standard"):
         expected = jax.jit(theirs)(*qkv)
     seen = visible(options)
@@ -75,7 +75,7 @@ def test_softmax_is_jax_nn_on_each_option_and_pair(qkv, names):
         gradients = lambda attention: jax.jit(jax.grad(lambda *qkv: jnp.sum(attention(*qkv) ** 2), (0, 1, 2)))(*qkv)
         with jax.numpy_dtype_promotion("standard"):
             expected = gradients(theirs)
-        for a, b in zip(gradients(lambda *qkv: ours(*qkv)[0]), expected, strict=True):
+        for a, b in zip(gradients(ours), expected, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 

@@ -127,7 +127,7 @@ def test_nothing_is_returned_on_trust(name, monkeypatch):
     x = jnp.asarray(np.random.default_rng(2).normal(size=(8, 50)))
     assert np.isfinite(jax.jit(SOLVERS[name])(x)).all()
     monkeypatch.setattr(module, limit, value)
-    got = np.asarray(jax.jit(lambda x: SOLVERS[name](x))(x))
+    got = np.asarray(jax.jit(lambda x: SOLVERS[name](x))(x))  # another function: the first one's program is kept
     assert np.isnan(got).all(axis=-1).any(), "a loop that was cut short"
     assert (np.isnan(got).all(axis=-1) | np.isfinite(got).all(axis=-1)).all()
 
