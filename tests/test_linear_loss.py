@@ -87,6 +87,15 @@ def test_tokens_of_different_weight():
         same(gradients(loss, weights, where), gradients(whole, weights, where), atol=PULLED_TWICE)
 
 
+def test_one_cotangent_of_nan_among_many_equal_ones():
+    tokens = 5000  # XLA's CPU code for the maximum of so many forgets NaN
+    hidden, kernel = jnp.ones((tokens, 2)), jnp.asarray(np.random.default_rng(5).normal(size=(2, 3)))
+    labels = jnp.zeros(tokens, int)
+    _, pull = jax.vjp(lambda kernel: sm.linear_fenchel_young_loss(hidden, kernel, labels, sm.SquaredL2()), kernel)
+    assert np.isfinite(pull(jnp.ones(tokens))[0]).all()
+    assert np.isnan(pull(jnp.ones(tokens).at[7].set(jnp.nan))[0]).all()
+
+
 @pytest.mark.parametrize("chunk_size", [1, 7, np.int64(12), 24, 1000, None])
 def test_every_chunk_size_gives_the_same(chunk_size):
     (hidden, kernel, _), labels, _ = draw()

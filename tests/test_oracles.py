@@ -326,19 +326,19 @@ def test_deletion_rules():
 
 def test_masked_slices_by_domain():
     x, keep = np.array([0.3, np.nan, 2.0, 0.0]), np.array([True, False, True, True])
-    y = oracles.masked_argmax(x, keep, base="l2", over="capped", total=2)
+    y = oracles.masked(x, keep, base="l2", over="capped", total=2)[0]
     assert y[1] == 0 and y.sum() == 2  # the same total over the rest
-    y = oracles.masked_argmax(x, keep, base="l2", over="capped", total=3.5)
+    y = oracles.masked(x, keep, base="l2", over="capped", total=3.5)[0]
     assert y[1] == 0 and np.isnan(y[keep]).all()  # which may be too much for it
-    y = oracles.masked_argmax(x, keep, base="l2", over="box", lower=0.2)
+    y = oracles.masked(x, keep, base="l2", over="box", lower=0.2)[0]
     np.testing.assert_array_equal(y.astype(float), [0.3, 0, 1, 0.2])  # zero is outside the bounds
-    y = oracles.masked_argmax(x, keep, base="l2", over="permutahedron", vertex=np.arange(1.0, 5), gamma=1e-3)
+    y = oracles.masked(x, keep, base="l2", over="permutahedron", vertex=np.arange(1.0, 5), gamma=1e-3)[0]
     np.testing.assert_allclose(y.astype(float), [2, 0, 3, 1], rtol=0, atol=ULPS)  # ranks count what is allowed
     nothing = np.zeros(4, bool)
     for domain in DOMAINS.values():
         if np.ndim(domain.get("upper", 1)) == 0:
-            assert (oracles.masked_argmax(x, nothing, base="l2", **domain) == 0).all()
-            assert oracles.masked_value(x, nothing, base="l2", **domain) == -np.inf
+            y, value = oracles.masked(x, nothing, base="l2", **domain)
+            assert (y == 0).all() and value == -np.inf
 
 
 def test_separable_and_quadratic():

@@ -185,7 +185,7 @@ def _against_targets(
     linear += offset.squeeze(axes) * _excess(y, t, axes)
     value = linear - (op.omega(y, axes, where=allowed) - at_target)
     definition = op.max(x, axes) + at_target - jnp.sum(jnp.where(allowed, x, 0) * t, axis=axes)
-    return _loss(value, definition, top.squeeze(axes) != -jnp.inf).astype(dtype)
+    return _loss(value, definition, jnp.any(allowed, axes)).astype(dtype)
 
 
 @partial(jax.jit, static_argnames="axis")
@@ -216,7 +216,7 @@ def against_labels(op: Operator, logits: jax.Array, labels: jax.Array, where: An
     linear = jnp.sum(below * y, axis) - (of_label - offset.squeeze(axis))
     value = linear - (op.omega(y, axis, where=allowed) - at_label)
     definition = op.max(x, axis) + at_label - jnp.sum(jnp.where(hit & (x != -jnp.inf), x, 0), axis)
-    some = top.squeeze(axis) != -jnp.inf
+    some = jnp.any(x != -jnp.inf, axis)
     known = (labels >= 0) & (labels < logits.shape[axis])
     return jnp.where(known | ~some, _loss(value, definition, some), jnp.nan).astype(dtype)
 

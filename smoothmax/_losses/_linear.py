@@ -281,11 +281,9 @@ def _map_bwd(residuals: Any, cotangents: jax.Array) -> Any:
     def again() -> _Layer:
         return jax.lax.scan(step, _zeros(layer, tokens), (tokens, jnp.where(tokens.counts, cotangents, 0)))[0]
 
-    least = jnp.min(cotangents, where=tokens.counts, initial=jnp.inf)
     most = jnp.max(cotangents, where=tokens.counts, initial=-jnp.inf)
-    by_layer = jax.lax.cond(
-        least == most, lambda: jax.tree.map(lambda leaf: most.astype(leaf.dtype) * leaf, sums), again
-    )
+    same = jnp.all((cotangents == most) | ~tokens.counts)  # a NaN is not
+    by_layer = jax.lax.cond(same, lambda: jax.tree.map(lambda leaf: most.astype(leaf.dtype) * leaf, sums), again)
     by_features = cotangents[..., None].astype(by_features.dtype) * by_features
     none: Any = None  # labels and masks have no cotangents
     return jax.tree.map(_cotangent, by_layer), None, _Tokens(by_features, none, none, none)

@@ -34,8 +34,9 @@ def centred(x: jax.Array, *parameters: jax.Array) -> Scores:
     """Scores `(*batch, d)` less the largest of their slice; hyper-parameters are `()` or `(*batch or ones, 1)`."""
     shape = jnp.broadcast_shapes(x.shape, *(p.shape for p in parameters if p.ndim))
     x = varying_like(jnp.broadcast_to(x, shape), *parameters)
-    top = jnp.max(x, axis=-1, keepdims=True)  # NaN if one of them is
-    bad = jnp.isnan(top) | (top == jnp.inf)
+    top = jnp.max(x, axis=-1, keepdims=True)
+    # Not by asking whether the largest is NaN: XLA's CPU code for maxima of large arrays forgets NaN since jaxlib 0.10.
+    bad = jnp.any(jnp.isnan(x), axis=-1, keepdims=True) | (top == jnp.inf)
     for parameter in parameters:
         bad |= ~jnp.isfinite(parameter)
     empty = ~bad & (top == -jnp.inf)

@@ -27,6 +27,7 @@ from ._list import (
 )
 from ._parts import BASES, DOMAINS, HYPER, PENALTIES, coupled, cubic, cubic_rise, edges, owl
 from ._run import (
+    WIDE,
     B,
     D,
     Result,
@@ -34,6 +35,7 @@ from ._run import (
     everything,
     forward,
     holes,
+    in_float32,
     jacobians,
     run,
     scores,
@@ -52,6 +54,7 @@ __all__ = [
     "NAMED",
     "PENALTIES",
     "REPRESENTATIVES",
+    "WIDE",
     "B",
     "Case",
     "D",
@@ -68,6 +71,7 @@ __all__ = [
     "everything",
     "forward",
     "holes",
+    "in_float32",
     "jacobians",
     "owl",
     "run",

@@ -196,9 +196,7 @@ class Case:
         keep &= np.where(keep, x, 0) != -np.inf
         d = x.shape[-1]
         problem = self.static(d) | (self.params(d) if params is None else params)
-        rows = list(zip(x, keep, strict=True))
-        y = np.stack([oracles.masked_argmax(row, k, **problem) for row, k in rows])
-        value = np.stack([oracles.masked_value(row, k, **problem) for row, k in rows])
+        y, value = oracles.rows(x, keep, **problem)
         return y.astype(float), value.astype(float)
 
     def attained(self, x, y, where, params) -> float:

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._list import Case, Family
+from ._list import REPRESENTATIVES, Case, Family
 
 B, D = 48, 8  # the shape in which laws about small slices share their compilations
+WIDE = 3001  # and the width of wide ones
 
 
 @functools.cache
@@ -70,6 +71,14 @@ def run(case: Case, x, where=None, v=None, c=None, params=None, dtype=float) -> 
     )
     bars = {k: np.asarray(b)[:n].reshape(n, *np.shape(params[k])) for k, b in bars.items()}
     return Result(np.asarray(y)[:n], np.asarray(value)[:n], np.asarray(x_bar)[:n], bars)
+
+
+def in_float32(case: Case, x, params=None) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and values of up to B slices in float32, by the one program that other laws about the family need too."""
+    if any(case.family == other.family for other in REPRESENTATIVES):  # laws about pull-backs run over these
+        result = run(case, x, params=params, dtype=np.float32)
+        return result.y, result.value
+    return forward(case.family)(case.params() if params is None else params, np.asarray(x, np.float32), None)
 
 
 def jacobians(case: Case, x, where=None) -> np.ndarray:

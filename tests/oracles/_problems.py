@@ -74,9 +74,14 @@ def omega(y, *, base, gamma=1.0, alpha=None, p=None, beta=None, tv=None, edges=N
     return LD(gamma) * total
 
 
-def value(x, **problem):
+def solution(x, **problem):
+    """The gradient mapping and the maximum."""
     y = argmax(x, **problem)
-    return (np.asarray(x, LD) * y).sum() - omega(y, **problem)
+    return y, (np.asarray(x, LD) * y).sum() - omega(y, **problem)
+
+
+def value(x, **problem):
+    return solution(x, **problem)[1]
 
 
 def residual(y, x, **problem):
@@ -110,20 +115,14 @@ def delete(problem, keep):
     return problem
 
 
-def masked_argmax(x, where=None, **problem):
-    """One slice with a mask, by deletion; zeros where deleted."""
+def masked(x, where=None, **problem):
+    """`solution` of one slice with a mask, by deletion: zeros where deleted, -inf where nothing is left."""
     x = np.asarray(x)
     keep = np.ones(len(x), bool) if where is None else np.asarray(where, bool)
-    y = np.zeros(len(x), LD)
+    y, value = np.zeros(len(x), LD), -LD(np.inf)
     if keep.any():
-        y[keep] = argmax(x[keep], **delete(problem, keep))
-    return y
-
-
-def masked_value(x, where=None, **problem):
-    x = np.asarray(x)
-    keep = np.ones(len(x), bool) if where is None else np.asarray(where, bool)
-    return value(x[keep], **delete(problem, keep)) if keep.any() else -LD(np.inf)
+        y[keep], value = solution(x[keep], **delete(problem, keep))
+    return y, value
 
 
 def infeasible(d, *, over="simplex", base="l2", total=1.0, lower=0.0, upper=1.0, **_):
@@ -134,11 +133,12 @@ def infeasible(d, *, over="simplex", base="l2", total=1.0, lower=0.0, upper=1.0,
     return over == "box" and bool(np.any(np.asarray(lower) > upper))
 
 
-def rows(function, x, where=None, **problem):
-    """A per-slice oracle over the rows of a 2-d array; per-row hyper-parameters are not needed here."""
+def rows(x, where=None, **problem):
+    """`masked` for the rows of a 2-d array, stacked; per-row hyper-parameters are not needed here."""
     x = np.asarray(x)
     where = np.ones(x.shape, bool) if where is None else np.broadcast_to(where, x.shape)
-    return np.stack([function(r, w, **problem) for r, w in zip(x, where, strict=True)])
+    y, value = zip(*(masked(r, w, **problem) for r, w in zip(x, where, strict=True)), strict=True)
+    return np.stack(y), np.stack(value)
 
 
 # --- Derivatives ------------------------------------------------------------------------------------------------

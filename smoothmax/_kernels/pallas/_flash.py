@@ -159,7 +159,8 @@ def forward(plan: Plan, head: Head, q_ref, k_ref, v_ref, o_ref, kept_ref, blocks
         return block_scores(plan, head, _product(k_ref[keys(j), :], q, 1, 1), i, j)
 
     def tops(j, top):
-        here = jnp.max(scores(j), axis=0, keepdims=True)
+        z = scores(j)
+        here = jnp.max(jnp.where(z < jnp.inf, z, jnp.inf), axis=0, keepdims=True)  # not every maximum passes NaN on
         tops_ref[j] = here
         return jnp.maximum(top, here)
 
