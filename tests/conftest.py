@@ -78,6 +78,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker("as_users")
 
 
+def pytest_sessionfinish():
+    """What a session leaves is large, and pytest would search it five times more before it ends."""
+    gc.freeze()
+
+
 _MAPS = "/proc/self/maps"
 
 

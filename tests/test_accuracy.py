@@ -65,7 +65,7 @@ def test_half_precision_is_computed_in_float32(case, dtype):
 def wide(case, d):
     """Rows of width d from dense to sparse, and hyper-parameters of that width."""
     params = case.params(d)
-    x = np.random.default_rng(d).normal(size=(4, d)) * np.array([[1e-4], [0.05], [1.0], [5.0]])
+    x = np.random.default_rng(d).normal(size=(4, d)) * np.array([[1e-5], [0.05], [1.0], [5.0]])
     return x, params
 
 
@@ -129,19 +129,6 @@ def test_large_and_small_scores_at_a_fixed_strength(case, scale):
     terms = 2.4e-7 * np.abs(x * y).sum(-1) if case.family.domain in ("ranks", "permutahedron") else 0
     gap = np.abs(np.asarray(got_value, float) - value)
     np.testing.assert_array_less(gap, PROMISE32 * np.abs(value) + (PROMISE32 if tol < FUNCTION32 else tol) + terms)
-
-
-@cases.each([case for case in FAMILIES if case.family.named or case in REPRESENTATIVES])
-def test_named_function_and_builder_agree(case):
-    """Called eagerly, hyper-parameters as Python numbers: each route gives the oracle's answer."""
-    params = case.params()
-    x = jnp.asarray(cases.scores(seed=5))
-    y, value = case.expected(np.asarray(x))
-    op = case.family.op(params, D)
-    for got in (case.family.weights(x, params), op.argmax(x), op(x)):
-        np.testing.assert_allclose(got, y, rtol=0, atol=case.tol)
-    for got in (case.family.value(x, params), op.max(x)):
-        np.testing.assert_allclose(got, value, rtol=0, atol=case.tol * np.abs(x).max())
 
 
 @cases.each(case for case in FAMILIES if "edges" in case.values)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import parameterized
-from cases import REPRESENTATIVES, D
+from cases import FAMILIES, REPRESENTATIVES, D
 from cases.tolerances import DIFFERENCE, FUNCTION64, PROMISE64, PULLED, PULLED_TWICE, SOLVED, SUMS
 
 import smoothmax as sm
@@ -25,6 +25,19 @@ class Variants(chex.TestCase):
         x, params = cases.scores(6, seed=89), case.params()
         got = self.variant(lambda x: case.family.weights(x, params))(x)
         np.testing.assert_allclose(got, case.expected(x)[0], rtol=0, atol=case.tol)
+
+
+@cases.each([case for case in FAMILIES if case.family.named or case in REPRESENTATIVES])
+def test_named_function_and_builder_agree(case):
+    """Called eagerly, hyper-parameters as Python numbers: each route gives the oracle's answer."""
+    params = case.params()
+    x = jnp.asarray(cases.scores(seed=5))
+    y, value = case.expected(np.asarray(x))
+    op = case.family.op(params, D)
+    for got in (case.family.weights(x, params), op.argmax(x), op(x)):
+        np.testing.assert_allclose(got, y, rtol=0, atol=case.tol)
+    for got in (case.family.value(x, params), op.max(x)):
+        np.testing.assert_allclose(got, value, rtol=0, atol=case.tol * np.abs(x).max())
 
 
 @cases.each(REPRESENTATIVES)
