@@ -138,14 +138,14 @@ BAD = {name: hyper.bad for name, hyper in cases.HYPER.items() if hyper.bad}
 def test_traced_values_out_of_range_give_nan(case):
     """Not a plausible number: in the rows concerned, and only in them, for weights and values. What has a value a
     position is wrong in its first one."""
-    x = cases.scores(seed=110)
+    x = cases.scores(cases.ROWS, seed=110)
     for name in sorted(set(BAD) & set(case.values)):
         params = {k: p.copy() for k, p in cases.spread_params(case, case.params()).items()}
         params[name][: len(BAD[name]), 0] = BAD[name]
         (y, value), _ = cases.everything(case.family)(
-            params, x, np.ones(x.shape, bool), np.zeros_like(x), np.zeros(cases.B)
+            params, x, np.ones(x.shape, bool), np.zeros_like(x), np.zeros(len(x))
         )
-        bad = np.arange(cases.B) < len(BAD[name])
+        bad = np.arange(len(x)) < len(BAD[name])
         assert np.isnan(y[bad]).all(), (name, np.asarray(y[bad]))
         assert np.isnan(value[bad]).all(), (name, np.asarray(value[bad]))
         assert np.isfinite(y[~bad]).all() and np.isfinite(value[~bad]).all()

@@ -27,6 +27,7 @@ from ._list import (
 )
 from ._parts import BASES, DOMAINS, HYPER, PENALTIES, coupled, cubic, cubic_rise, edges, owl
 from ._run import (
+    ROWS,
     WIDE,
     B,
     D,
@@ -54,6 +55,7 @@ __all__ = [
     "NAMED",
     "PENALTIES",
     "REPRESENTATIVES",
+    "ROWS",
     "WIDE",
     "B",
     "Case",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ from ._list import REPRESENTATIVES, Case, Family
 B, D = 48, 8  # the shape in which laws about small slices share their compilations
 WIDE = 3001  # and the width of wide ones
 
+# Compiled as users compile, `run` repeats its slices until there are so many that XLA makes the code of large arrays.
+ROWS = B if "xla_backend_optimization_level=0" in os.environ["XLA_FLAGS"] else 640
+
 
 @functools.cache
 def forward(family: Family):
@@ -21,7 +25,7 @@ def forward(family: Family):
 
 @functools.cache
 def everything(family: Family):
-    """Compiled weights, values and one pull-back of both, for (B, D) scores and one hyper-parameter a row."""
+    """Compiled weights, values and one pull-back of both, for (n, D) scores and one hyper-parameter a row."""
 
     def both(params, x, where):
         return family.weights(x, params, -1, where), family.value(x, params, -1, where)
@@ -42,13 +46,13 @@ class Result:
 
 
 def spread_params(case: Case, params, dtype=float):
-    """One hyper-parameter a row: (B, 1), or (B, its length); (B,) for plain functions."""
+    """One hyper-parameter a row: (ROWS, 1), or (ROWS, its length); (ROWS,) for plain functions."""
     sizes = {k: (np.size(p),) if case.family.rowwise else () for k, p in params.items()}
-    return {k: np.broadcast_to(np.asarray(p, dtype), (B, *sizes[k])) for k, p in params.items()}
+    return {k: np.broadcast_to(np.asarray(p, dtype), (ROWS, *sizes[k])) for k, p in params.items()}
 
 
 def drawn_params(case: Case, drawn):
-    """What `Case.drawn` gives for B rows, as `everything` takes it: in the shapes of `spread_params`."""
+    """What `Case.drawn` gives for any rows, as `everything` takes it: in the shapes of `spread_params`."""
     return {k: p[:, None] if p.ndim == 1 and case.family.rowwise else p for k, p in drawn.items()}
 
 
@@ -58,13 +62,12 @@ def run(case: Case, x, where=None, v=None, c=None, params=None, dtype=float) -> 
     n = len(x)
     assert n <= B and x.shape[1] == D
 
-    def spread(rows, shape):  # (n, ...) or None to (B, ...), zeros in the rows to spare
-        full = np.zeros((B, *shape), dtype)
-        full[:n] = 0.0 if rows is None else rows
-        return full
+    def spread(rows, shape, dtype=dtype):
+        """(n, ...) or one number to (ROWS, ...)."""
+        return np.resize(np.broadcast_to(np.asarray(rows, dtype), (n, *shape)), (ROWS, *shape))
 
-    where = np.ones(x.shape, bool) if where is None else np.broadcast_to(where, x.shape)
-    where = np.concatenate([where, np.ones((B - n, D), bool)])
+    where = spread(True if where is None else where, (D,), bool)
+    v, c = (0.0 if rows is None else rows for rows in (v, c))
     params = case.params(D) if params is None else params
     (y, value), (bars, x_bar) = everything(case.family)(
         spread_params(case, params, dtype), spread(x, (D,)), where, spread(v, (D,)), spread(c, ())
