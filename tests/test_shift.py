@@ -38,8 +38,7 @@ def test_shift(case, c):
 def test_shift_in_float32(case, c=1e6):
     x = np.round(cases.scores(seed=21) * 8).astype(np.float32) / np.float32(8)
     assert ((x + np.float32(c)) - np.float32(c) == x).all()
-    compiled, params = cases.forward(case.family), case.params()
-    here, there = compiled(params, x, None), compiled(params, x + np.float32(c), None)
+    here, there = cases.in_float32(case, x), cases.in_float32(case, x + np.float32(c))
     size, tol = max(1, np.abs(here[0]).max()), FUNCTION32 if case.plain else 1e-6  # float32 rounds by 6e-8
     np.testing.assert_allclose(there[0], here[0], rtol=0, atol=tol * size)
     expected = np.asarray(here[1], float) + c * case.sums(np.ones(x.shape, bool))
