@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._arrays import eps, varying_like
+from .._arrays import eps, greatest, varying_like
 
 
 class Scores(NamedTuple):
@@ -34,8 +34,7 @@ def centred(x: jax.Array, *parameters: jax.Array) -> Scores:
     """Scores `(*batch, d)` less the largest of their slice; hyper-parameters are `()` or `(*batch or ones, 1)`."""
     shape = jnp.broadcast_shapes(x.shape, *(p.shape for p in parameters if p.ndim))
     x = varying_like(jnp.broadcast_to(x, shape), *parameters)
-    # NaN counts as +inf: since jaxlib 0.10 XLA's CPU code for a maximum forgets NaN in arrays of 4,096 numbers or more.
-    top = jnp.max(jnp.where(x < jnp.inf, x, jnp.inf), axis=-1, keepdims=True)
+    top = greatest(x)
     bad = top == jnp.inf
     for parameter in parameters:
         bad |= ~jnp.isfinite(parameter)

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from ..._arrays import greatest
 from ._tiles import flag, loop_over
 
 # In place of -inf: outside of every support, and safe to compute with.
@@ -159,8 +160,7 @@ def forward(plan: Plan, head: Head, q_ref, k_ref, v_ref, o_ref, kept_ref, blocks
         return block_scores(plan, head, _product(k_ref[keys(j), :], q, 1, 1), i, j)
 
     def tops(j, top):
-        z = scores(j)
-        here = jnp.max(jnp.where(z < jnp.inf, z, jnp.inf), axis=0, keepdims=True)  # not every maximum passes NaN on
+        here = greatest(scores(j), 0)
         tops_ref[j] = here
         return jnp.maximum(top, here)
 
