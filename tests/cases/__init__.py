@@ -27,6 +27,7 @@ from ._list import (
 )
 from ._parts import BASES, DOMAINS, HYPER, PENALTIES, coupled, cubic, cubic_rise, edges, owl
 from ._run import (
+    OPTIMISED,
     ROWS,
     WIDE,
     B,
@@ -53,6 +54,7 @@ __all__ = [
     "FAMILIES",
     "HYPER",
     "NAMED",
+    "OPTIMISED",
     "PENALTIES",
     "REPRESENTATIVES",
     "ROWS",

@@ -13,8 +13,10 @@ from ._list import REPRESENTATIVES, Case, Family
 B, D = 48, 8  # the shape in which laws about small slices share their compilations
 WIDE = 3001  # and the width of wide ones
 
-# Compiled as users compile, `run` repeats its slices until there are so many that XLA makes the code of large arrays.
-ROWS = B if "xla_backend_optimization_level=0" in os.environ["XLA_FLAGS"] else 640
+# Whether programs are compiled as users compile: conftest.py tells XLA not to optimise, unless told otherwise.
+OPTIMISED = "xla_backend_optimization_level=0" not in os.environ.get("XLA_FLAGS", "")
+# Then `run` repeats its slices until there are so many that XLA makes the code of large arrays.
+ROWS = 640 if OPTIMISED else B
 
 
 @functools.cache
