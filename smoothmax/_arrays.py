@@ -15,7 +15,7 @@ def total(v: jax.Array) -> jax.Array:
     return jnp.sum(v, axis=-1, keepdims=True)
 
 
-def greatest(x: jax.Array, axis: int | tuple[int, ...] = -1) -> jax.Array:
+def greatest(x: jax.Array, axis: int = -1) -> jax.Array:
     """The largest number along an axis, which stays with size 1; +inf where there is a NaN.
 
     Since jaxlib 0.10, XLA's CPU code for a maximum forgets NaN in arrays of 4,096 numbers or more.

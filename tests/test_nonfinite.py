@@ -43,7 +43,7 @@ def test_a_batch_of_nothing_but_nan_ends(case):
 @pytest.mark.parametrize("d, dtype", [(D, np.float32), (cases.WIDE, np.float64)])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_in_float32_and_in_wide_slices(case, bad, d, dtype):
-    """Compilers make other code for large arrays, of which some forgets NaN: see `centred`."""
+    """Compilers make other code for large arrays, of which some forgets NaN: see `greatest` in `_arrays`."""
     x = cases.scores(4, d, dtype=dtype)
     for columns in ([0], [d // 3], [d - 1], range(d)):
         spoiled = x.copy()
