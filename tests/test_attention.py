@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import normal
 
 import smoothmax as sm
 from smoothmax._attention import dot_product_attention
@@ -16,17 +17,13 @@ B, T, S, N, K, H = 2, 7, 9, 4, 2, 8
 f32 = jnp.float32
 
 
-def draw(seed, *shape, dtype=f32):
-    return jax.random.normal(jax.random.key(seed), shape, dtype)
-
-
 @pytest.fixture(scope="module")
 def qkv():
-    return draw(0, B, T, N, H), draw(1, B, S, K, H), draw(2, B, S, K, H)
+    return normal(0, B, T, N, H), normal(1, B, S, K, H), normal(2, B, S, K, H)
 
 
 OPTIONS = {
-    "bias": draw(3, 1, N, T, S),
+    "bias": normal(3, 1, N, T, S),
     "mask": jax.random.bernoulli(jax.random.key(4), 0.7, (B, 1, T, S)).at[:, :, 2].set(False),
     "scale": 0.3,
     "is_causal": True,
@@ -81,7 +78,7 @@ def test_softmax_is_jax_nn_on_each_option_and_pair(qkv, names):
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 def test_key_heads_serve_consecutive_query_heads(key_heads):
-    q, k, v = draw(0, B, T, N, H), draw(1, B, S, key_heads, H), draw(2, B, S, key_heads, H)
+    q, k, v = normal(0, B, T, N, H), normal(1, B, S, key_heads, H), normal(2, B, S, key_heads, H)
     repeated = [jnp.repeat(a, N // key_heads, axis=2) for a in (k, v)]
     np.testing.assert_allclose(dot_product_attention(q, k, v), dot_product_attention(q, *repeated), atol=1e-6)
 
@@ -106,7 +103,7 @@ def test_mask_and_bias_broadcast_from_any_shape(qkv, shape):
     np.testing.assert_allclose(
         dot_product_attention(*qkv, mask=mask), dot_product_attention(*qkv, mask=full), atol=1e-6
     )
-    bias = draw(6, *shape)
+    bias = normal(6, *shape)
     full = jnp.broadcast_to(bias.reshape((1,) * (4 - bias.ndim) + bias.shape), (B, N, T, S))
     np.testing.assert_allclose(
         dot_product_attention(*qkv, bias=bias), dot_product_attention(*qkv, bias=full), atol=1e-6
@@ -201,7 +198,7 @@ def test_hyper_parameters_for_each_head_have_gradients(qkv):
         mapping = partial(sm.entmax, alpha=alpha[:, None, None])
         return jnp.sum(dot_product_attention(*qkv, mapping=mapping, is_causal=True) ** 2)
 
-    alpha, direction = jnp.linspace(1.2, 1.8, N), draw(8, N, dtype=jnp.float64)
+    alpha, direction = jnp.linspace(1.2, 1.8, N), normal(8, N, dtype=jnp.float64)
     grad = jax.jit(jax.grad(loss))(alpha)
     assert jnp.abs(grad).min() > 1e-3
     difference = (loss(alpha + 1e-5 * direction) - loss(alpha - 1e-5 * direction)) / 2e-5
@@ -232,7 +229,7 @@ def test_with_symbolic_lengths(block_size):
             jax.export.export(attend)(q, k, v)
         q = jax.ShapeDtypeStruct((1, T, N, H), f32)
     exported = jax.export.export(attend)(q, k, v)
-    arrays = draw(0, 1, T, N, H), draw(1, 1, S, N, H), draw(2, 1, S, N, H)
+    arrays = normal(0, 1, T, N, H), normal(1, 1, S, N, H), normal(2, 1, S, N, H)
     np.testing.assert_allclose(exported.call(*arrays), dot_product_attention(*arrays, mapping=sm.sparsemax), atol=1e-6)
 
 

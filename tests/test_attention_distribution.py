@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import normal
 from jax.sharding import NamedSharding, PartitionSpec
 
 import smoothmax as sm
@@ -21,10 +22,6 @@ STRUCTURED = {"fusedmax": sm.fusedmax, "oscarmax": sm.oscarmax}
 COLLECTIVES = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
 FLAG = {"all-reduce": {"pred[]"}}  # whether some device still iterates
-
-
-def draw(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape, f32)
 
 
 def place(mesh, array, axis):
@@ -47,7 +44,7 @@ def same(a, b, atol=2e-6):
 
 
 def weights_and_gradient(mapping):
-    factor = draw(9, B, N, S)
+    factor = normal(9, B, N, S)
 
     def function(x):
         y, vjp = jax.vjp(mapping, x)
@@ -62,7 +59,7 @@ def test_mappings(mesh, name):
     all-reduces. A kernel takes whole slices, which the compiler brings together for it."""
     mapping = (THRESHOLD | STRUCTURED)[name]
     function = weights_and_gradient(mapping)
-    scores = draw(0, B, N, S)
+    scores = normal(0, B, N, S)
     expected = jax.jit(function)(scores)
     for axis in (0, 1):
         result, sent = run(function, place(mesh, scores, axis))
@@ -83,7 +80,7 @@ SHARDED_AXES = {"batch": (0, 0, 0), "heads": (2, 2, 2), "keys": (None, 1, 1)}
 @pytest.mark.parametrize("name", ["softmax", "sparsemax"])
 def test_attention(mesh, name, over):
     mapping = THRESHOLD[name]
-    arrays = draw(1, B, T, N, H), draw(2, B, S, N, H), draw(3, B, S, N, H)
+    arrays = normal(1, B, T, N, H), normal(2, B, S, N, H), normal(3, B, S, N, H)
 
     def function(q, k, v):
         implementation = "xla" if over == "keys" else None  # a kernel would have the scores brought together
@@ -108,7 +105,7 @@ def test_attention(mesh, name, over):
 
 @pytest.mark.parametrize("over", ["batch", "heads"])
 def test_attention_in_blocks(mesh, over):
-    arrays = [draw(i, B, 6, N, H) for i in range(3)]
+    arrays = [normal(i, B, 6, N, H) for i in range(3)]
     attend = partial(dot_product_attention, mapping=sm.sparsemax, is_causal=True, block_size=2)
     result, sent = run(attend, *(place(mesh, a, SHARDED_AXES[over][0]) for a in arrays))
     same(result, attend(*arrays, block_size=None))
@@ -116,7 +113,7 @@ def test_attention_in_blocks(mesh, over):
 
 
 def test_shard_map_over_the_batch(mesh):
-    scores = draw(0, B, N, S)
+    scores = normal(0, B, N, S)
     spec = PartitionSpec(mesh.axis_names[0])
     mapped = jax.jit(jax.shard_map(sm.sparsemax, mesh=mesh, in_specs=spec, out_specs=spec))
     same(mapped(place(mesh, scores, 0)), sm.sparsemax(scores))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import normal
 from jax.sharding import PartitionSpec
 
 import smoothmax as sm
@@ -15,7 +16,7 @@ from smoothmax._attention import _zeros
 B, T, S, N, K, H = 2, 10, 11, 4, 2, 3  # neither length is a multiple of a tile's, so the last tile overlaps
 f64 = jnp.float64
 # Scores far apart, so that most tiles are empty.
-QKV = tuple(6 * jax.random.normal(jax.random.key(i), s, f64) for i, s in enumerate([(B, T, N, H), *2 * [(B, S, K, H)]]))
+QKV = tuple(6 * normal(i, *s, dtype=f64) for i, s in enumerate([(B, T, N, H), *2 * [(B, S, K, H)]]))
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +106,7 @@ def test_half_precision_and_nan():
 
 
 def test_sharded_by_shard_map(mesh):
-    arrays = [6 * jax.random.normal(jax.random.key(i), (8, 6, 1, 4), f64) for i in range(3)]
+    arrays = [6 * normal(i, 8, 6, 1, 4, dtype=f64) for i in range(3)]
     grad = jax.grad(partial(loss, mapping=sm.sparsemax, skip_zeros=True), (0, 1, 2))
     spec = PartitionSpec(mesh.axis_names[0])
     mapped = jax.shard_map(grad, mesh=mesh, in_specs=spec, out_specs=spec)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import normal
 
 import smoothmax as sm
 
@@ -27,15 +28,11 @@ def traces():
     chex.clear_trace_counter()
 
 
-def draw(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape, f32)
-
-
 @pytest.mark.parametrize("name", MAPPINGS)
 @pytest.mark.parametrize("beyond", [0.0, jnp.nan], ids=["zeros", "nan"])
 def test_the_weights_of_the_parallel_form(name, beyond):
     """Each batch element has its own length, and the cache may hold anything beyond it."""
-    q, k, v = draw(0, B, T, N, H), draw(1, B, T, K, H), draw(2, B, T, K, H)
+    q, k, v = normal(0, B, T, N, H), normal(1, B, T, K, H), normal(2, B, T, K, H)
     attend = partial(sm.dot_product_attention, mapping=MAPPINGS[name], return_weights=True)
     output, weights = attend(q, k, v, is_causal=True)
 
@@ -56,7 +53,7 @@ def test_the_weights_of_the_parallel_form(name, beyond):
 
 
 def test_gradients_do_not_see_what_lies_beyond():
-    q, k, v = draw(0, B, 1, N, H), draw(1, B, T, K, H), draw(2, B, T, K, H)
+    q, k, v = normal(0, B, 1, N, H), normal(1, B, T, K, H), normal(2, B, T, K, H)
     lengths = jnp.array([2, 5])
     beyond = (jnp.arange(T)[None, :] >= lengths[:, None])[:, :, None, None]
 
@@ -87,7 +84,7 @@ def test_linen_compiles_once_for_all_lengths(as_users_run_it, name):
     nn = pytest.importorskip("flax.linen")
     from smoothmax.interop.flax import attention_fn
 
-    x = draw(3, B, T, H)
+    x = normal(3, B, T, H)
     layer = partial(nn.MultiHeadDotProductAttention, num_heads=N, attention_fn=attention_fn(MAPPINGS[name]))
     params = layer().init(jax.random.key(0), x)
     decoder = layer(decode=True)
@@ -112,7 +109,7 @@ def test_nnx_compiles_once_for_all_lengths(as_users_run_it, name):
     nnx = pytest.importorskip("flax.nnx")
     from smoothmax.interop.flax import attention_fn
 
-    x = draw(3, B, T, H)
+    x = normal(3, B, T, H)
     f = attention_fn(MAPPINGS[name])
     layer = nnx.MultiHeadAttention(N, H, num_kv_heads=K, decode=False, attention_fn=f, rngs=nnx.Rngs(0))
     parallel = layer(x, is_causal=True)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import normal
 
 import smoothmax as sm
 from smoothmax._parametrize import bounded
@@ -36,11 +37,7 @@ def promotion_as_users_run_it():
         yield
 
 
-def draw(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape, f32)
-
-
-X, Y = draw(0, B, T, D), draw(1, B, S, D)
+X, Y = normal(0, B, T, D), normal(1, B, S, D)
 MASK = jax.random.bernoulli(jax.random.key(2), 0.7, (B, 1, T, S)).at[..., 0].set(True)
 
 
@@ -93,7 +90,7 @@ def test_linen(layer, call):
 
 
 def test_linen_without_and_with_several_batch_axes():
-    x = draw(5, 2, 3, T, D)
+    x = normal(5, 2, 3, T, D)
     mask = nn.make_causal_mask(x[..., 0])
     for inputs, m in [(x, mask), (x[0, 0], mask[0, 0])]:
         close(*(linen(f).apply(LINEN_PARAMS, inputs, mask=m) for f in (attention_fn(sm.softmax), None)))
@@ -375,7 +372,7 @@ def test_the_library_imports_no_framework():
 
 def test_bad_input():
     f = attention_fn(sm.softmax)
-    q, k = draw(0, B, T, N, D), draw(1, B, S, N, D)
+    q, k = normal(0, B, T, N, D), normal(1, B, S, N, D)
     cases = [
         ((q, k, k[:, 1:]), {}, r"value must have the shape of key, \(2, 6, 4, 8\), .* got \(2, 5, 4, 8\)"),
         ((q, k[:1], k[:1]), {}, r"key must have the batch axes of query, of shape \(2, 5, 4, 8\), got shape \(1, 6"),

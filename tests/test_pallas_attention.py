@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import normal
 from jax.sharding import PartitionSpec
 
 import smoothmax as sm
@@ -32,7 +33,7 @@ def interpreted(monkeypatch):
 
 def draw(seed, *shape):
     # Of a size that makes weights of a few keys, so that some blocks have none.
-    return 1.5 * jax.random.normal(jax.random.key(seed), shape, f32)
+    return 1.5 * normal(seed, *shape)
 
 
 def seen(seed, *shape):

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from cases import normal
 from cases.tolerances import DIFFERENCE, PULLED, STEP, SUMS, ULPS
 
 import smoothmax as sm
 
 f64 = jnp.float64
-X = jax.random.normal(jax.random.key(0), (2, 3, 7), f64)
+X = normal(0, 2, 3, 7, dtype=f64)
 WHERE = (
     jax.random.bernoulli(jax.random.key(1), 0.6, X.shape).at[0, 0].set(False).at[0, 1].set(False).at[0, 1, 3].set(True)
 )
@@ -116,14 +117,14 @@ def test_gradients_by_finite_differences(name):
 
     grads = jax.jit(jax.grad(loss))(theta)
     for name, value in theta.items():
-        direction = jax.random.normal(jax.random.key(7), value.shape, f64)
+        direction = normal(7, *value.shape, dtype=f64)
         ahead, behind = (loss(theta | {name: value + sign * STEP * direction}) for sign in (1, -1))
         assert jnp.abs(grads[name]).max() > 1e-3
         np.testing.assert_allclose(jnp.vdot(grads[name], direction), (ahead - behind) / (2 * STEP), atol=DIFFERENCE)
 
 
 def test_one_factor_a_head_in_attention_whole_and_in_blocks():
-    q, k, v = (jax.random.normal(jax.random.key(i), (2, 6, 3, 4), f64) for i in range(3))
+    q, k, v = (normal(i, 2, 6, 3, 4, dtype=f64) for i in range(3))
     numbers = {"base": jnp.array([0.8, 1.0, 1.2], f64).reshape(3, 1, 1), "slope": 0.5, "power": 1.5}
     attend = partial(sm.dot_product_attention, q, k, v, is_causal=True, key_value_seq_lengths=jnp.array([4, 6]))
 

@@ -114,6 +114,11 @@ def scores(n=B, d=D, seed=0, dtype=float) -> np.ndarray:
     return (rng.normal(size=(n, d)) * np.geomspace(1e-4, 6, n)[:, None]).astype(dtype)
 
 
+def normal(seed, *shape, dtype=np.float32) -> jax.Array:
+    """Normal numbers, drawn by NumPy: JAX compiles several programs for each shape."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))
+
+
 def holes(n=B, d=D, seed=0, least=1) -> np.ndarray:
     """Random masks with holes inside; every row keeps at least `least` positions, and row 0 keeps exactly as many."""
     rng = np.random.default_rng(seed + 1000)

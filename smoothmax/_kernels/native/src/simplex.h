@@ -48,8 +48,8 @@ void threshold(const Threshold<T>& problem, int64_t begin, int64_t end) {
       continue;
     }
     const Kept<T> kept = keep_above<T>(-1, x, d, seen.top, b / gamma, s, at, w);
-    const bool arrived = b == 1        ? whole_power_weights<1>(kept)
-                         : b == T(0.5) ? whole_power_weights<2>(kept)
+    const bool arrived = b == 1        ? whole_power_weights<1, false>(kept)
+                         : b == T(0.5) ? whole_power_weights<2, false>(kept)
                          : b < 1       ? any_power_weights<TsallisEquation>(kept, b)
                                        : concave_weights(kept, b);
     arrived ? give_back(kept, false, y, d) : fill(y, d, kNaN<T>);
@@ -68,7 +68,9 @@ void p_norm(const Threshold<T>& problem, int64_t begin, int64_t end) {
     const Seen<T> seen = look(x, d);
     if (nothing_to_solve(seen, gamma > 0 && gamma < kInf<T> && b > 0 && b <= 1, y, d)) continue;
     const Kept<T> kept = keep_above<T>(-1, x, d, seen.top, 1 / gamma, s, at, w);
-    const bool arrived = b == 1 ? whole_power_weights<1>(kept) : any_power_weights<PNormEquation>(kept, b);
+    const bool arrived = b == 1        ? whole_power_weights<1, false>(kept)
+                         : b == T(0.5) ? whole_power_weights<2, true>(kept)
+                                       : any_power_weights<PNormEquation>(kept, b);
     arrived ? give_back(kept, b != 1, y, d) : fill(y, d, kNaN<T>);
   }
 }
@@ -107,6 +109,24 @@ T steep_rates(const T* y, const T* v, int64_t d, T exponent, T* s) {
   return v[at];
 }
 
+// Calls `run` with the function that maps weights w to w^exponent, for 0 <= exponent <= 1, and NaN to NaN.
+template <class T, class Run>
+SMOOTHMAX_INLINE void with_rate(T exponent, Run&& run) {
+  if (exponent == 0) {
+    run([](Vec<T> w) { return w == w ? all<T>(1) : w; });
+  } else if (exponent == 1) {
+    run([](Vec<T> w) { return w; });
+  } else if (exponent == T(0.5)) {
+    run([](Vec<T> w) {
+      for (int64_t i = 0; i < kWidth<T>; ++i) w[i] = std::sqrt(w[i]);
+      return w;
+    });
+  } else {
+    // Computing with NaN: the power itself would not hand it on.
+    run([exponent](Vec<T> w) { return power<T>(w, exponent) + (w - w) * exponent; });
+  }
+}
+
 template <class T>
 void threshold_product(const ThresholdProduct<T>& problem, int64_t begin, int64_t end) {
   const int64_t d = problem.d;
@@ -118,24 +138,39 @@ void threshold_product(const ThresholdProduct<T>& problem, int64_t begin, int64_
     if (exponent < 0) {
       const T origin = steep_rates<T>(y, v, d, exponent, s);
       product_row<T>(s, v, d, scale, s, out, origin, [](Vec<T> w) { return w; });
-    } else if (exponent == 0) {
-      product_row<T>(y, v, d, scale, s, out, 0, [](Vec<T> w) { return w == w ? all<T>(1) : w; });
-    } else if (exponent == 1) {
-      product_row<T>(y, v, d, scale, s, out, 0, [](Vec<T> w) { return w; });
-    } else if (exponent == T(0.5)) {
-      product_row<T>(y, v, d, scale, s, out, 0, [](Vec<T> w) {
-        for (int64_t i = 0; i < kWidth<T>; ++i) w[i] = std::sqrt(w[i]);
-        return w;
-      });
     } else {
-      // Computing with NaN: the power itself would not hand it on.
-      product_row<T>(y, v, d, scale, s, out, 0,
-                     [exponent](Vec<T> w) { return power<T>(w, exponent) + (w - w) * exponent; });
+      with_rate(exponent, [&](auto rate) { product_row<T>(y, v, d, scale, s, out, 0, rate); });
     }
   }
 }
 
-// The same for p-norms, whose Hessian has a rank-one part: see smoothmax/_solvers/_products.py.
+// The same for a p-norm, whose Hessian has a rank-one part: see smoothmax/_solvers/_products.py.
+template <class T, class Rate>
+SMOOTHMAX_INLINE void p_norm_product_row(const T* y, const T* v, int64_t d, T scale, T p, T* s, T* out, Rate&& rate) {
+  Vec<T> rates = {}, weighted = {}, mass = {}, along = {}, powers = {};
+  each(y, d, T{0}, [&](int64_t i, Vec<T> w) {
+    const Mask<T> on = w != Vec<T>{};  // NaN too
+    const Vec<T> value = load_within(v, i, d, T{0}), r = on ? rate(w) : Vec<T>{};
+    store<T>(s + i, r);
+    rates += r;
+    weighted += on ? r * value : Vec<T>{};
+    mass += w;
+    along += on ? w * value : Vec<T>{};
+    powers += on ? w * w / r : Vec<T>{};  // y^p
+  });
+  const double norm = sum<T>(powers) == 0 ? 1 : std::pow(sum<T>(powers), 1.0 / p);
+  const double diagonal = std::pow(norm, p - 2.0), rank_one = (2.0 - p) / (norm * norm);
+  const double k_v = diagonal * sum<T>(weighted) - rank_one * sum<T>(mass) * sum<T>(along);
+  const double k_1 = diagonal * sum<T>(rates) - rank_one * sum<T>(mass) * sum<T>(mass);
+  const double ratio = k_1 == 0 ? 0 : k_v / k_1, strength = scale / (p - 1.0);
+  const T mean = static_cast<T>(ratio), slope = static_cast<T>(strength * diagonal);
+  const T rest = static_cast<T>(strength * rank_one * (sum<T>(along) - sum<T>(mass) * ratio));
+  map(v, d, T{0}, out, [&](int64_t i, Vec<T> value) {
+    const Vec<T> r = load(s + i), w = load_within(y, i, d, T{0});
+    return r != Vec<T>{} ? slope * r * (value - mean) - rest * w : Vec<T>{};
+  });
+}
+
 template <class T>
 void p_norm_product(const ThresholdProduct<T>& problem, int64_t begin, int64_t end) {
   const int64_t d = problem.d;
@@ -143,30 +178,8 @@ void p_norm_product(const ThresholdProduct<T>& problem, int64_t begin, int64_t e
   for (int64_t row = begin; row < end; ++row) {
     const T *y = problem.y + row * d, *v = problem.v + row * d;
     T* out = problem.out + row * d;
-    const T p = problem.alpha[row];
-    Vec<T> rates = {}, weighted = {}, mass = {}, along = {}, powers = {};
-    each(y, d, T{0}, [&](int64_t i, Vec<T> w) {
-      const Mask<T> on = w != Vec<T>{};  // NaN too
-      const Vec<T> value = load_within(v, i, d, T{0});
-      const Vec<T> rate = on ? (p == 2 ? all<T>(1) : power<T>(w, 2 - p)) + (w - w) : Vec<T>{};
-      store<T>(s + i, rate);
-      rates += rate;
-      weighted += on ? rate * value : Vec<T>{};
-      mass += w;
-      along += on ? w * value : Vec<T>{};
-      powers += on ? w * w / rate : Vec<T>{};  // y^p
-    });
-    const double norm = sum<T>(powers) == 0 ? 1 : std::pow(sum<T>(powers), 1.0 / p);
-    const double diagonal = std::pow(norm, p - 2.0), rank_one = (2.0 - p) / (norm * norm);
-    const double k_v = diagonal * sum<T>(weighted) - rank_one * sum<T>(mass) * sum<T>(along);
-    const double k_1 = diagonal * sum<T>(rates) - rank_one * sum<T>(mass) * sum<T>(mass);
-    const double ratio = k_1 == 0 ? 0 : k_v / k_1, scale = problem.scale[row] / (p - 1.0);
-    const T mean = static_cast<T>(ratio), slope = static_cast<T>(scale * diagonal);
-    const T rest = static_cast<T>(scale * rank_one * (sum<T>(along) - sum<T>(mass) * ratio));
-    map(v, d, T{0}, out, [&](int64_t i, Vec<T> value) {
-      const Vec<T> rate = load(s + i), w = load_within(y, i, d, T{0});
-      return rate != Vec<T>{} ? slope * rate * (value - mean) - rest * w : Vec<T>{};
-    });
+    const T scale = problem.scale[row], p = problem.alpha[row];
+    with_rate(2 - p, [&](auto rate) { p_norm_product_row<T>(y, v, d, scale, p, s, out, rate); });
   }
 }
 

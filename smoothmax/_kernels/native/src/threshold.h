@@ -12,15 +12,38 @@ namespace smoothmax::SMOOTHMAX_TARGET {
 
 constexpr int kMaxPasses = 64;  // three to six are the rule
 
-// y = u^R / sum u^R for u = max(s - tau, 0), R = 1 (sparsemax) or 2 (1.5-entmax).
-template <int R, class T>
+struct Sums {
+  double low, mid, high;  // of u^(r-1), u^r, u^(r+1)
+};
+
+// A residual this small, relative to 1, is nothing but the rounding of the sums.
+template <class T>
+double noise(int64_t n) {
+  return kEps<T> * (16 + static_cast<double>(n) / 64);
+}
+
+// Newton's method for u^1 and u^2: what is left of the equation, relative to 1, and the step.
+struct Newton {
+  double residual, step;
+};
+
+template <int R, bool kOfNorm>
+Newton newton(const Sums& f) {
+  if (R == 1) return {f.mid - 1, (f.mid - 1) / f.low};  // the equations of entropies and p-norms are one
+  const double inverse = kOfNorm ? std::cbrt(f.high) / f.mid : 1 / std::sqrt(f.mid);
+  const double slope = kOfNorm ? 2 * f.low / f.mid - f.mid / f.high : f.low / f.mid;
+  return {1 - inverse, (1 - inverse) / slope};
+}
+
+// y = u^R / sum u^R for u = max(s - tau, 0), R = 1 (alpha or p = 2) or 2 (alpha or p = 1.5).
+template <int R, bool kOfNorm, class T>
 bool whole_power_weights(const Kept<T>& kept) {
   // The last step leaves an error of second order, and none on an unchanged support where R is 1.
   const double enough = R == 1 ? 4 * kEps<T> : 2 * std::sqrt(kEps<T>);
-  double tau = -1, step = 0;
+  double tau = -1, last = 0;
   bool arrived = false;
   for (int pass = 0; pass < kMaxPasses && !arrived; ++pass) {
-    Vec<T> low = {}, mid = {};
+    Vec<T> low = {}, mid = {}, high = {};
     const Vec<T> t = all<T>(static_cast<T>(tau));
     for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
       Vec<T> u = load(kept.s + i) - t;
@@ -32,13 +55,16 @@ bool whole_power_weights(const Kept<T>& kept) {
         u = in ? u : Vec<T>{};
         low += u;
         mid += u * u;
+        if constexpr (kOfNorm) high += u * u * u;
       }
     }
-    const double f = sum<T>(mid);
-    step = (f - (R == 1 ? 1 : std::sqrt(f))) / sum<T>(low);
-    // Rounding alone lets Newton's method step back here.
-    arrived = std::abs(R * step) <= enough * -tau || (pass > 0 && step <= 0);
+    const auto [residual, step] = newton<R, kOfNorm>({sum<T>(low), sum<T>(mid), sum<T>(high)});
+    // For an entropy rounding alone lets Newton's method step back here. The equation of a p-norm is not convex.
+    const bool stalled =
+        kOfNorm ? std::abs(residual) < noise<T>(kept.n) && 2 * std::abs(step) > std::abs(last) : pass > 0 && step <= 0;
+    arrived = std::abs(R * step) <= enough * -tau || stalled;
     tau = std::min(static_cast<double>(static_cast<T>(tau)) + step, 0.0);
+    last = step;
   }
   const Vec<T> t = all<T>(static_cast<T>(tau));
   for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
@@ -47,10 +73,6 @@ bool whole_power_weights(const Kept<T>& kept) {
   }
   return arrived;
 }
-
-struct Sums {
-  double low, mid, high;  // of u^(r-1), u^r, u^(r+1)
-};
 
 // A threshold, and what rounding it left over: for small b, r multiplies both.
 template <class T>
@@ -115,7 +137,6 @@ bool any_power_weights(const Kept<T>& kept, double b) {
   constexpr double kFar = 0.2;  // log F down to which the exponent k is estimated from the sums
   const double r = 1 / b, equal = Of::equal(b, static_cast<double>(kept.n));
   const double enough = 4 * std::pow(static_cast<double>(kEps<T>), std::max(b, 0.5));
-  const double noise = kEps<T> * (16 + static_cast<double>(kept.n) / 64);
   RoundedThreshold<T> at = {-1, 0};
   double step = 0;
   bool far = true, arrived = false;
@@ -126,7 +147,7 @@ bool any_power_weights(const Kept<T>& kept, double b) {
     far = far && e.log_f > kFar;
     const double last = step;
     step = phi(e.log_f, far ? e.inverse_k : e.inverse_norm) / e.slope;
-    const bool stalled = std::abs(e.log_f) < noise && 2 * std::abs(step) > std::abs(last);
+    const bool stalled = std::abs(e.log_f) < noise<T>(kept.n) && 2 * std::abs(step) > std::abs(last);
     arrived = r * std::abs(step) <= enough * -at.tau || stalled;
   }
   // The last step, to first order in the power that was kept.
