@@ -257,11 +257,16 @@ def _convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equ
       wanted: bool `(*batch, 1)`: the slices to solve; the others arrive nowhere.
       b: 0 < b <= 1, `()` or `(*batch or ones, 1)`.
     """
-    x, r = equation.scale(b) * z, 1 / b
+    # The maximum changes nothing, but keeps product and subtraction from becoming one operation: that would round in
+    # another way than the loop has, which reads x from memory.
+    x, r = jnp.maximum(equation.scale(b) * z, -LOWEST[z.dtype.name]), 1 / b
     equal = -jnp.exp(-equation.equal(b) * jnp.log(jnp.asarray(z.shape[-1], z.dtype)))
     newton = equation.newton(b)
-    # A step leaves a relative error of second order in the weights, of order r in weights close to 0: see the end.
+    # A step leaves an error of second order in the weights, of order r in weights close to 0: see the end.
     enough = 4 * eps(z) ** jnp.maximum(b, 0.5)
+    # The next residual is about this one times the square of the ratio of the last two steps, where r is above 1. On an
+    # unchanged support a step of r = 1 leaves nothing.
+    rounding = 8 * eps(z)
     # The sums are rounded: a residual this small whose step does not shrink any more is nothing but noise.
     noise = sum_noise(z)
 
@@ -279,7 +284,9 @@ def _convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equ
         stalled = (jnp.abs(log_f) < noise) & (2 * jnp.abs(step) > jnp.abs(s.step))
         # Next to alpha = 1 no float is near the root, and none needs to be: see the end.
         stuck = jnp.abs(step) <= -2 * eps(z) * tau
-        arrives = (r * jnp.abs(step) <= -enough * tau) | stalled | stuck
+        ratio = jnp.minimum(jnp.abs(step) / jnp.where(s.step == 0, jnp.inf, jnp.abs(s.step)), 1)
+        leaves = jnp.abs(log_f) * jnp.where(s.step == 0, 1, ratio) ** 2
+        arrives = (r * jnp.abs(step) <= -enough * tau) & (leaves <= rounding) | stalled | stuck
         return _State(s.passes + 1, tau, step, s.active & ~arrives, far, summands.low if powers.dear else None)
 
     wanted = varying_like(wanted, z, b)
@@ -287,9 +294,10 @@ def _convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equ
     low_power = varying_like(jnp.zeros_like(x), x) if powers.dear else None
     s = _State(jnp.int32(0), start, jnp.zeros_like(start), wanted, wanted, low_power)
     s = lax.while_loop(lambda s: (s.passes < MAX_PASSES) & jnp.any(s.active), one_pass, s)
-    # The last step: exactly where powers are cheap, to first order in the stored power where they are not.
+    # The last step: exactly where powers are cheap, to first order in the stored power where they are not. It is not
+    # added to tau: the rounding of that would count as often as there are weights.
     if s.low_power is None:
-        y = powers.summands(x, forward(s.tau, s.step), r).mid
+        y = powers.summands(x - s.tau, jnp.clip(s.step, -1 - s.tau, equal - s.tau), r).mid
     else:
         y = s.low_power * positive(positive(x - s.tau) - r * s.step)
     size = total(y)

@@ -12,15 +12,14 @@ namespace smoothmax::SMOOTHMAX_TARGET {
 // The sum of the powers r of the scores above c, each e higher, and the sum of the powers r - 1, which is kept.
 template <class T>
 Sums sums_above(const Kept<T>& kept, T c, T e, T r) {
-  Vec<T> low = {}, mid = {};
-  for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
+  const auto [low, mid] = sums<T, 2>(kept.n, [&](int64_t i, Vec<T>* part) {
     Vec<T> s = load(kept.s + i), u = s - c + e;
     Vec<T> p = s > all<T>(c) ? power<T>(u, r - 1) : Vec<T>{};
     store<T>(kept.y + i, p * u);
-    low += p;
-    mid += p * u;
-  }
-  return {sum<T>(low), sum<T>(mid), 0};
+    part[0] += p;
+    part[1] += p * u;
+  });
+  return {low, mid, 0};
 }
 
 // The lowest score that gets weight: the powers above it sum to less than 1. Every question is asked at a score.

@@ -81,9 +81,7 @@ SMOOTHMAX_INLINE Kept<T> keep_above(T lowest, const T* x, int64_t d, T top, T sc
 template <class T>
 SMOOTHMAX_INLINE void give_back(const Kept<T>& kept, bool in_proportion, T* out, int64_t d) {
   constexpr double kNearly = 0.1;
-  Vec<T> partial = {};
-  for (int64_t i = 0; i < kept.n; i += kWidth<T>) partial += load(kept.y + i);
-  double total = sum<T>(partial);
+  const auto [total] = sums<T, 1>(kept.n, [&](int64_t i, Vec<T>* part) { part[0] += load(kept.y + i); });
   if (!(in_proportion ? total > 0 : std::abs(total - 1) < kNearly)) return fill(out, d, kNaN<T>);
   T factor = static_cast<T>(1 / total);
   if (kept.n == d) return map(kept.y, d, T{0}, out, [&](int64_t, Vec<T> y) { return y * factor; });

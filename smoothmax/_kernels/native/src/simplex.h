@@ -10,13 +10,12 @@ namespace smoothmax::SMOOTHMAX_TARGET {
 template <class T>
 void softmax_row(const T* x, int64_t d, T top, T gamma, T* y) {
   const T scale = static_cast<T>(kLog2E / gamma);
-  Vec<T> total = {};
-  map(x, d, -kInf<T>, y, [&](int64_t, Vec<T> v) {
-    v = exp2<T>((v - top) * scale);
-    total += v;
-    return v;
+  const auto [total] = sums<T, 1>(d, [&](int64_t i, Vec<T>* part) {
+    const Vec<T> v = exp2<T>((load_within(x, i, d, -kInf<T>) - top) * scale);
+    store_first<T>(y + i, std::min(kWidth<T>, d - i), v);
+    part[0] += v;
   });
-  const T factor = static_cast<T>(1 / sum<T>(total));
+  const T factor = static_cast<T>(1 / total);
   map(y, d, T{0}, y, [&](int64_t, Vec<T> v) { return v * factor; });
 }
 

@@ -12,67 +12,87 @@ namespace smoothmax::SMOOTHMAX_TARGET {
 
 constexpr int kMaxPasses = 64;  // three to six are the rule
 
-struct Sums {
-  double low, mid, high;  // of u^(r-1), u^r, u^(r+1)
-};
-
 // A residual this small, relative to 1, is nothing but the rounding of the sums.
 template <class T>
 double noise(int64_t n) {
   return kEps<T> * (16 + static_cast<double>(n) / 64);
 }
 
+// Whether a search for tau, whose last two steps these are, has arrived: the residual is relative to 1.
+struct Steps {
+  double last = 0, now = 0;
+
+  // Newton's method leaves an error of second order, so the next residual is about this one times (now / last)^2.
+  template <class T>
+  bool leave_rounding(double residual) const {
+    const double before = last == 0 ? now : std::max(std::abs(last), std::abs(now));
+    return std::abs(residual) * now * now <= 8 * kEps<T> * before * before;
+  }
+  template <class T>
+  bool stall(double residual, int64_t n) const {
+    return std::abs(residual) < noise<T>(n) && 2 * std::abs(now) > std::abs(last);
+  }
+};
+
 // Newton's method for u^1 and u^2: what is left of the equation, relative to 1, and the step.
 struct Newton {
   double residual, step;
 };
 
+// From the sums of u^(R-1), u^R and, for a p-norm, u^(R+1).
 template <int R, bool kOfNorm>
-Newton newton(const Sums& f) {
-  if (R == 1) return {f.mid - 1, (f.mid - 1) / f.low};  // the equations of entropies and p-norms are one
-  const double inverse = kOfNorm ? std::cbrt(f.high) / f.mid : 1 / std::sqrt(f.mid);
-  const double slope = kOfNorm ? 2 * f.low / f.mid - f.mid / f.high : f.low / f.mid;
-  return {1 - inverse, (1 - inverse) / slope};
+Newton newton(const std::array<double, kOfNorm ? 3 : 2>& f) {
+  const double low = f[0], mid = f[1];
+  if (R == 1) return {mid - 1, (mid - 1) / low};  // the equations of entropies and p-norms are one
+  if (!kOfNorm) return {mid - 1, (mid - std::sqrt(mid)) / low};
+  const double high = f[kOfNorm ? 2 : 0], residual = 1 - std::cbrt(high) / mid;
+  return {residual, residual / (2 * low / mid - mid / high)};
 }
 
 // y = u^R / sum u^R for u = max(s - tau, 0), R = 1 (alpha or p = 2) or 2 (alpha or p = 1.5).
 template <int R, bool kOfNorm, class T>
 bool whole_power_weights(const Kept<T>& kept) {
-  // The last step leaves an error of second order, and none on an unchanged support where R is 1.
+  // Where R is 1, a step on an unchanged support leaves no error.
   const double enough = R == 1 ? 4 * kEps<T> : 2 * std::sqrt(kEps<T>);
-  double tau = -1, last = 0;
+  double tau = -1, support = 0;
+  Steps steps;
   bool arrived = false;
   for (int pass = 0; pass < kMaxPasses && !arrived; ++pass) {
-    Vec<T> low = {}, mid = {}, high = {};
     const Vec<T> t = all<T>(static_cast<T>(tau));
-    for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
+    const auto f = sums<T, kOfNorm ? 3 : 2>(kept.n, [&](int64_t i, Vec<T>* part) {
       Vec<T> u = load(kept.s + i) - t;
       Mask<T> in = u > Vec<T>{};
+      u = in ? u : Vec<T>{};
       if constexpr (R == 1) {
-        low -= __builtin_convertvector(in, Vec<T>);  // a mask that holds is -1
-        mid += in ? u : Vec<T>{};
+        part[0] -= __builtin_convertvector(in, Vec<T>);  // a mask that holds is -1
+        part[1] += u;
       } else {
-        u = in ? u : Vec<T>{};
-        low += u;
-        mid += u * u;
-        if constexpr (kOfNorm) high += u * u * u;
+        part[0] += u;
+        part[1] += u * u;
+        if constexpr (kOfNorm) part[2] += u * u * u;
       }
-    }
-    const auto [residual, step] = newton<R, kOfNorm>({sum<T>(low), sum<T>(mid), sum<T>(high)});
+    });
+    const auto [residual, step] = newton<R, kOfNorm>(f);
+    steps = {steps.now, step};
     // For an entropy rounding alone lets Newton's method step back here. The equation of a p-norm is not convex.
-    const bool stalled =
-        kOfNorm ? std::abs(residual) < noise<T>(kept.n) && 2 * std::abs(step) > std::abs(last) : pass > 0 && step <= 0;
-    arrived = std::abs(R * step) <= enough * -tau || stalled;
+    const bool stalled = kOfNorm ? steps.stall<T>(residual, kept.n) : pass > 0 && step <= 0;
+    const bool there = R == 1 ? step == 0 || f[0] == support : steps.leave_rounding<T>(residual);
+    arrived = (std::abs(R * step) <= enough * -tau && there) || stalled;
     tau = std::min(static_cast<double>(static_cast<T>(tau)) + step, 0.0);
-    last = step;
+    support = f[0];
   }
-  const Vec<T> t = all<T>(static_cast<T>(tau));
+  // What rounding tau left over counts as often as there are weights.
+  const T t = static_cast<T>(tau), rest = static_cast<T>(tau - t);
   for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
-    Vec<T> u = positive<T>(load(kept.s + i) - t);
+    Vec<T> u = positive<T>((load(kept.s + i) - t) - rest);
     store<T>(kept.y + i, R == 1 ? u : u * u);
   }
   return arrived;
 }
+
+struct Sums {
+  double low, mid, high;  // of u^(r-1), u^r, u^(r+1)
+};
 
 // A threshold, and what rounding it left over: for small b, r multiplies both.
 template <class T>
@@ -90,19 +110,18 @@ struct RoundedThreshold {
 // The sums at a threshold; u^(r-1) is kept in place of the weights.
 template <class T>
 Sums power_sums(const Kept<T>& kept, RoundedThreshold<T> at, T r) {
-  Vec<T> low = {}, mid = {}, high = {};
   const Vec<T> t = all<T>(at.tau), half = t * T(-0.5);
-  for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
+  const auto [low, mid, high] = sums<T, 3>(kept.n, [&](int64_t i, Vec<T>* part) {
     Vec<T> s = load(kept.s + i), u = s - t;
     // For small b, u is close to 1 and r multiplies the error of rounding it; the power gets that error back.
     Vec<T> error = (s - (u + t)) - at.rest;
     Vec<T> p = power<T>(u, r - 1, error / greater(u, half));
     store<T>(kept.y + i, p);
-    low += p;
-    mid += p * u;
-    high += p * u * u;
-  }
-  return {sum<T>(low), sum<T>(mid), sum<T>(high)};
+    part[0] += p;
+    part[1] += p * u;
+    part[2] += p * u * u;
+  });
+  return {low, mid, high};
 }
 
 // (1 - exp(-c x)) / c, continuous at c = 0.
@@ -138,21 +157,20 @@ bool any_power_weights(const Kept<T>& kept, double b) {
   const double r = 1 / b, equal = Of::equal(b, static_cast<double>(kept.n));
   const double enough = 4 * std::pow(static_cast<double>(kEps<T>), std::max(b, 0.5));
   RoundedThreshold<T> at = {-1, 0};
-  double step = 0;
+  Steps steps;
   bool far = true, arrived = false;
   for (int pass = 0; pass < kMaxPasses && !arrived; ++pass) {
-    at.move(step, -1, equal);
+    at.move(steps.now, -1, equal);
     const Sums f = power_sums(kept, at, static_cast<T>(r));
     const Equation e = Of::at(b, f);
     far = far && e.log_f > kFar;
-    const double last = step;
-    step = phi(e.log_f, far ? e.inverse_k : e.inverse_norm) / e.slope;
-    const bool stalled = std::abs(e.log_f) < noise<T>(kept.n) && 2 * std::abs(step) > std::abs(last);
-    arrived = r * std::abs(step) <= enough * -at.tau || stalled;
+    steps = {steps.now, phi(e.log_f, far ? e.inverse_k : e.inverse_norm) / e.slope};
+    const bool there = steps.leave_rounding<T>(e.log_f);
+    arrived = (r * std::abs(steps.now) <= enough * -at.tau && there) || steps.stall<T>(e.log_f, kept.n);
   }
   // The last step, to first order in the power that was kept.
   const Vec<T> t = all<T>(at.tau);
-  const T rest = static_cast<T>(r * step);
+  const T rest = static_cast<T>(r * steps.now);
   for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
     Vec<T> u = positive<T>(load(kept.s + i) - t);
     store<T>(kept.y + i, load(kept.y + i) * positive<T>(u - rest));

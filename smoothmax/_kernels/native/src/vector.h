@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -96,6 +97,7 @@ SMOOTHMAX_INLINE void store(T* to, Vec<T> v) {
 
 template <class T>
 SMOOTHMAX_INLINE void store_first(T* to, int64_t n, Vec<T> v) {
+  if (n == kWidth<T>) return store<T>(to, v);
   for (int64_t i = 0; i < n; ++i) to[i] = v[i];
 }
 
@@ -145,6 +147,21 @@ SMOOTHMAX_INLINE double sum(Vec<T> v) {
     for (int64_t i = 0; i < half; ++i) part[i] += part[i + half];
   }
   return part[0];
+}
+
+// N sums over the vectors of n values: add(i, part) adds what is at i to the vectors part[0], ..., part[N - 1]. Blocks
+// are added up in double, since many terms that are alike round in one direction.
+template <class T, int64_t N, class F>
+SMOOTHMAX_INLINE std::array<double, N> sums(int64_t n, F&& add) {
+  constexpr int64_t kBlock = 64 * kWidth<T>;
+  std::array<double, N> result = {};
+  int64_t i = 0;
+  do {
+    Vec<T> part[N] = {};
+    for (const int64_t end = std::min(n, i + kBlock); i < end; i += kWidth<T>) add(i, part);
+    for (int64_t k = 0; k < N; ++k) result[k] += sum<T>(part[k]);
+  } while (i < n);
+  return result;
 }
 
 // A mask as an integer: bit i for lane i.
