@@ -159,10 +159,9 @@ void write_weights(const Scores<T>& scores, const Psi& psi, const Root& root, do
     });
     return;
   }
-  if (!(std::abs(lack) <= kNearly * total)) return fill(y, scores.d, kNaN<T>);
   const T share = static_cast<T>(root.at.slope > 0 ? lack / root.at.slope : 0), tau = static_cast<T>(root.tau);
-  map(scores.z, scores.d, -kInf<T>, y, [&](int64_t i, Vec<T> z) {
-    Vec<T> w, rate, u = scores.bound(i);
+  const auto [sum] = sums<T, 1>(scores.d, [&](int64_t i, Vec<T>* part) {
+    Vec<T> w, rate, z = load(scores.z + i), u = scores.bound(i);
     psi(z - tau, w, rate);
     if constexpr (Psi::kBends) {  // at a kink, rounding is no weight: a vertex has none that are free
       w = w < all<T>(2 * kEps<T>) ? Vec<T>{} : w;
@@ -170,8 +169,11 @@ void write_weights(const Scores<T>& scores, const Psi& psi, const Root& root, do
     }
     Vec<T> free = positive<T>(smaller(w + share * rate, u));
     w = ((w > Vec<T>{}) & (w < u)) ? free : smaller(w, u);
-    return z == all<T>(-kInf<T>) ? Vec<T>{} : w;
+    w = z == all<T>(-kInf<T>) ? Vec<T>{} : w;
+    store_first<T>(y + i, std::min(kWidth<T>, scores.d - i), w);
+    part[0] += w;
   });
+  if (!(std::abs(sum - total) <= kNearly * total)) fill(y, scores.d, kNaN<T>);
 }
 
 // The score next to the threshold, which must be that of a position with a bound above 0.
