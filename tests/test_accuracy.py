@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, FAMILIES, REPRESENTATIVES, B, D
-from cases.tolerances import FUNCTION32, PROMISE32, PROMISE64, PULLED, SUMS
+from cases.tolerances import FUNCTION32, OBJECTIVE, PROMISE32, PROMISE64, PULLED, SUMS
 
 
 def float32_tolerance(case, y=1.0):
@@ -81,6 +81,28 @@ def test_narrow_and_wide_slices(case, d):
         assert_sums(case, got, 0, params)
     elif case.shifts:
         assert (np.asarray(got) > 0).all(-1).any() or (y < 0).any(), "no dense support was tested"
+
+
+@cases.each(c for c in CASES if c.family.domain in ("simplex", "capped") and not c.family.penalties and not c.plain)
+def test_many_small_weights_beside_a_large_one(case, d=2000):
+    """Next to the border of the support, where what rounding a threshold or a sum leaves over counts d times."""
+    rng = np.random.default_rng(8)
+    x = np.tile(-np.geomspace(0.05, 4, 48)[:, None], d)
+    x[24:] *= 1 + 1e-5 * rng.normal(size=(24, d))
+    x[:, 0] = 0
+    x = rng.permuted(x, axis=1).astype(np.float32)
+    params = {k: np.float32(p) for k, p in case.params(d).items()}
+    y, value = case.expected(x.astype(float), params={k: p.astype(float) for k, p in params.items()})
+    got = np.asarray(cases.forward(case.family)(params, x, None)[0], float)
+    np.testing.assert_allclose(got.sum(-1), y.sum(-1), rtol=0, atol=PROMISE32 * y.sum(-1).max())
+    if case.alpha > 2:  # infinitely steep there
+        attained = [
+            case.attained(row, weights, weights == weights, params) for row, weights in zip(x, got, strict=True)
+        ]
+        np.testing.assert_array_less(value - attained, OBJECTIVE[np.float32])
+    else:
+        np.testing.assert_allclose(got, y, rtol=0, atol=float32_tolerance(case, y))
+        assert ((y > 0) & (y < 1e-2)).sum(-1).max() > d / 2, "there were no small weights"
 
 
 @pytest.mark.parametrize("id", ["l2+tv", "l2+oscar", "pnorm+edges"])

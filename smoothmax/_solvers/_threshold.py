@@ -20,8 +20,9 @@ threshold of d equal scores.
 ``slope = -d log F / d tau`` the root would be exactly ``tau + phi(log F, 1 / k) / slope``, where
 ``phi(x, c) = (1 - exp(-c x)) / c``. Two choices of k matter:
 
-* k = r (p-norm: k = 1) is Newton's method on a norm of u: a convex, nearly linear function of tau, so the step never
-  overshoots and converges quadratically; on an unchanged support it is exact for sparsemax.
+* k = r is Newton's method on a norm of u: a convex, nearly linear function of tau, so the step never overshoots and
+  converges quadratically; on an unchanged support it is exact for sparsemax. A p-norm's F is of first degree in u and
+  nearly linear, too, but not convex: k = 1.
 * Far from the root, positions leave the support on the way and F falls as a higher power. ``high`` is (up to a factor)
   the integral of ``mid`` over all larger thresholds, and ``low`` its derivative; the three together reveal k. This
   saves up to half of the passes over the data. As b falls to 0, k grows without bound and one step is the logsumexp.
@@ -264,8 +265,7 @@ def _convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equ
     newton = equation.newton(b)
     # A step leaves an error of second order in the weights, of order r in weights close to 0: see the end.
     enough = 4 * eps(z) ** jnp.maximum(b, 0.5)
-    # The next residual is about this one times the square of the ratio of the last two steps, where r is above 1. On an
-    # unchanged support a step of r = 1 leaves nothing.
+    # The next residual is about this one times the square of the ratio of the last two steps, if both are Newton's.
     rounding = 8 * eps(z)
     # The sums are rounded: a residual this small whose step does not shrink any more is nothing but noise.
     noise = sum_noise(z)
@@ -284,8 +284,8 @@ def _convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equ
         stalled = (jnp.abs(log_f) < noise) & (2 * jnp.abs(step) > jnp.abs(s.step))
         # Next to alpha = 1 no float is near the root, and none needs to be: see the end.
         stuck = jnp.abs(step) <= -2 * eps(z) * tau
-        ratio = jnp.minimum(jnp.abs(step) / jnp.where(s.step == 0, jnp.inf, jnp.abs(s.step)), 1)
-        leaves = jnp.abs(log_f) * jnp.where(s.step == 0, 1, ratio) ** 2
+        ratio = jnp.minimum(jnp.abs(step) / jnp.maximum(jnp.abs(s.step), tiny(z)), 1)
+        leaves = jnp.abs(log_f) * jnp.where(s.far, 1, ratio) ** 2
         arrives = (r * jnp.abs(step) <= -enough * tau) & (leaves <= rounding) | stalled | stuck
         return _State(s.passes + 1, tau, step, s.active & ~arrives, far, summands.low if powers.dear else None)
 

@@ -52,8 +52,8 @@ def squared_pnorm(x, p, gamma=1.0):
         return m * ((r / m) ** (q - 1)).sum() * ((r / m) ** q).sum() ** ((2 - q) / q)
 
     tau = bisect(lambda t: total(t) - 1, -1, -(LD(len(z)) ** (-2 / q)) / 2)
-    # q - 1 is up to 1000, and raising to it magnifies the last bit as often
-    assert abs(total(tau) - 1) <= 10 * q * EPS, total(tau)
+    # q - 1 is up to 1000, and raising to it magnifies the last bit as often; that of tau is in each weight
+    assert abs(total(tau) - 1) <= (10 * q + len(z)) * EPS, total(tau)
     r = np.maximum(z - tau, 0)
     r = (r / r.max()) ** (q - 1)
     return checked(r / r.sum(), 1)

@@ -95,6 +95,12 @@ class _Newton(NamedTuple):
     going: jax.Array  # the sum of `active`, a scalar
 
 
+def _arrived(y: jax.Array, rest: jax.Array) -> jax.Array:
+    """The weights after the last step, which is taken in them, to first order: what rounding the unknown leaves over
+    counts as often as there are weights. NaN if that step is no small one."""
+    return jnp.where(jnp.abs(rest) <= _SMALL_STEP, jnp.maximum(y, 0.0), jnp.nan)
+
+
 def _newton(
     start: jax.Array,
     step: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
@@ -134,17 +140,21 @@ def _powers(z: jax.Array, b: jax.Array, log_m: jax.Array, machine: Machine) -> t
 
 
 def _convex(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine) -> jax.Array:
-    def step(log_m):
+    def newton(log_m):
+        """The weights, their derivative by log m, and Newton's step."""
         v, y = _powers(z, b, log_m, machine)
         sum_y = machine.total(y)
-        low = machine.total(jnp.where(v > 0, y / jnp.where(v > 0, v, 1.0), 0.0))
+        low = jnp.where(v > 0, y / jnp.where(v > 0, v, 1.0), 0.0)
         # e' / e - 1, where the tangent of the norm meets 1.
-        change = expm1(-b * jnp.log(sum_y)) * sum_y / low
-        change = machine.log1p(jnp.maximum(change, -0.999)) / b
+        change = expm1(-b * jnp.log(sum_y)) * sum_y / machine.total(low)
+        return y, low, machine.log1p(jnp.maximum(change, -0.999)) / b
+
+    def step(log_m):
+        _, _, change = newton(log_m)
         return log_m + change, jnp.abs(change) <= _SMALL_STEP
 
-    _, y = _powers(z, b, _newton(jnp.zeros_like(b), step, wanted, _MAX_PASSES, machine), machine)
-    return y
+    y, low, rest = newton(_newton(jnp.zeros_like(b), step, wanted, _MAX_PASSES, machine))
+    return _arrived(y + rest * low, rest)
 
 
 def _concave(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine) -> jax.Array:
@@ -192,24 +202,27 @@ def p_norm(z: jax.Array, b: jax.Array, machine: Machine) -> jax.Array:
     """y with sum 1, up to rounding."""
     r = 1 / b
 
-    def powers(log_e):
+    def newton(log_e):
+        """u^(1/b), its derivative by log e, and Newton's step."""
         w = z * jnp.exp(jnp.minimum(-log_e, _LARGEST_LOG))
         on = w > -1
         w = jnp.where(on, w, 0.0)
-        return jnp.where(on, 1 + w, 0.0), jnp.where(on, jnp.exp(machine.log1p(w) * r), 0.0)
-
-    def step(log_e):
-        v, mid = powers(log_e)
-        low = machine.total(jnp.where(v > 0, mid / jnp.where(v > 0, v, 1.0), 0.0))
-        high, mid = machine.total(mid * v), machine.total(mid)
+        v, y = jnp.where(on, 1 + w, 0.0), jnp.where(on, jnp.exp(machine.log1p(w) * r), 0.0)
+        low = jnp.where(v > 0, y / jnp.where(v > 0, v, 1.0), 0.0)
+        derivative = r * low * (1 - v)
+        low, mid, high = machine.total(low), machine.total(y), machine.total(y * v)
         exponent = (1 - r) / (1 + r)
         log_f = log_e + jnp.log(mid) + exponent * jnp.log(high)
         slope = 1 + r * (low / mid - 1) + exponent * (1 + r) * (mid / high - 1)
         change = expm1(-log_f) / slope
-        change = machine.log1p(jnp.maximum(change, -0.999))
+        return y, derivative, machine.log1p(jnp.maximum(change, -0.999))
+
+    def step(log_e):
+        _, _, change = newton(log_e)
         return log_e + change, jnp.abs(change) <= _SMALL_STEP * jnp.minimum(b, 1.0)
 
-    _, y = powers(_newton(jnp.zeros_like(b), step, b > 0, _MAX_PASSES, machine))
+    y, derivative, rest = newton(_newton(jnp.zeros_like(b), step, b > 0, _MAX_PASSES, machine))
+    y = _arrived(y + rest * derivative, rest)
     return y / machine.total(y)
 
 

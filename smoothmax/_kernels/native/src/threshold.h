@@ -22,10 +22,11 @@ double noise(int64_t n) {
 struct Steps {
   double last = 0, now = 0;
 
-  // Newton's method leaves an error of second order, so the next residual is about this one times (now / last)^2.
+  // Newton's method leaves an error of second order, so the next residual is about this one times (now / last)^2, if
+  // both are steps of that method.
   template <class T>
-  bool leave_rounding(double residual) const {
-    const double before = last == 0 ? now : std::max(std::abs(last), std::abs(now));
+  bool leave_rounding(double residual, bool both) const {
+    const double before = both ? std::max(std::abs(last), std::abs(now)) : now;
     return std::abs(residual) * now * now <= 8 * kEps<T> * before * before;
   }
   template <class T>
@@ -76,7 +77,7 @@ bool whole_power_weights(const Kept<T>& kept) {
     steps = {steps.now, step};
     // For an entropy rounding alone lets Newton's method step back here. The equation of a p-norm is not convex.
     const bool stalled = kOfNorm ? steps.stall<T>(residual, kept.n) : pass > 0 && step <= 0;
-    const bool there = R == 1 ? step == 0 || f[0] == support : steps.leave_rounding<T>(residual);
+    const bool there = R == 1 ? step == 0 || f[0] == support : steps.leave_rounding<T>(residual, pass > 0);
     arrived = (std::abs(R * step) <= enough * -tau && there) || stalled;
     tau = std::min(static_cast<double>(static_cast<T>(tau)) + step, 0.0);
     support = f[0];
@@ -163,9 +164,10 @@ bool any_power_weights(const Kept<T>& kept, double b) {
     at.move(steps.now, -1, equal);
     const Sums f = power_sums(kept, at, static_cast<T>(r));
     const Equation e = Of::at(b, f);
+    const bool was_far = far;
     far = far && e.log_f > kFar;
     steps = {steps.now, phi(e.log_f, far ? e.inverse_k : e.inverse_norm) / e.slope};
-    const bool there = steps.leave_rounding<T>(e.log_f);
+    const bool there = steps.leave_rounding<T>(e.log_f, !was_far);
     arrived = (r * std::abs(steps.now) <= enough * -at.tau && there) || steps.stall<T>(e.log_f, kept.n);
   }
   // The last step, to first order in the power that was kept.
