@@ -6,20 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_attention import MAPPINGS, OPTIONS, B, H, K, N, S, T, draw
+from cases import normal
+from test_attention import MAPPINGS, OPTIONS, B, H, K, N, S, T
 
 import smoothmax as sm
 from smoothmax._attention import dot_product_attention
 
 f32 = jnp.float32
-QKV = draw(0, B, T, N, H), draw(1, B, S, K, H), draw(2, B, S, K, H)
+QKV = normal(0, B, T, N, H), normal(1, B, S, K, H), normal(2, B, S, K, H)
 
 
 def value_and_grads(block_size, options, mapping=sm.softmax):
     """Output and gradients in everything that has one, of a loss that weighs all outputs differently."""
     traced = {k: v for k, v in options.items() if isinstance(v, jax.Array)}
     static = {k: v for k, v in options.items() if k not in traced}
-    factor = draw(7, B, T, N, H)
+    factor = normal(7, B, T, N, H)
 
     @jax.jit
     def run(qkv, traced):
@@ -56,7 +57,7 @@ def test_each_mapping_in_blocks(name):
 
     def loss(query, block_size):
         output = dot_product_attention(query, *QKV[1:], mask=mask, mapping=MAPPINGS[name], block_size=block_size)
-        return jnp.sum(draw(7, *output.shape) * output)
+        return jnp.sum(normal(7, *output.shape) * output)
 
     query = QKV[0][:, :6]
     whole, blocked = (jax.jit(jax.grad(partial(loss, block_size=size)))(query) for size in (None, 3))
@@ -87,7 +88,7 @@ def test_hyper_parameters_of_a_conjugate_built_inside():
 def test_no_row_of_scores_outlives_its_block():
     """Neither pass holds an array of T times S, and what grows with T alone stays below it."""
     length, block_size = 1024, 32
-    q = draw(0, 1, length, 1, 16)
+    q = normal(0, 1, length, 1, 16)
 
     def compiled(block_size):
         def loss(q, k, v):
@@ -103,19 +104,19 @@ def test_no_row_of_scores_outlives_its_block():
 
 
 def test_the_forward_pass_stores_only_its_arguments():
-    q = draw(0, 1, 256, 1, 16)
+    q = normal(0, 1, 256, 1, 16)
     attend = partial(dot_product_attention, mapping=sm.sparsemax, is_causal=True, block_size=32)
     stored = jax.eval_shape(lambda q: jax.vjp(attend, q, q, q)[1], q)
     assert sum(leaf.size for leaf in jax.tree.leaves(stored)) <= 3 * q.size + 64
 
 
 def test_second_derivatives_in_blocks():
-    q = draw(0, 1, 6, 1, 4, dtype=jnp.float64)
+    q = normal(0, 1, 6, 1, 4, dtype=jnp.float64)
 
     def loss(q, block_size):
         return jnp.sum(dot_product_attention(q, q, q, mapping=sm.sparsemax, block_size=block_size) ** 3)
 
-    direction = draw(1, *q.shape, dtype=jnp.float64)
+    direction = normal(1, *q.shape, dtype=jnp.float64)
     second = [
         jax.jit(jax.grad(lambda q, size=size: jnp.vdot(jax.grad(loss)(q, size), direction)))(q) for size in (None, 3)
     ]

@@ -167,7 +167,8 @@ bool any_power_weights(const Kept<T>& kept, double b) {
     const bool was_far = far;
     far = far && e.log_f > kFar;
     steps = {steps.now, phi(e.log_f, far ? e.inverse_k : e.inverse_norm) / e.slope};
-    const bool there = steps.leave_rounding<T>(e.log_f, !was_far);
+    // Dividing by the sum repairs what is left over, but for a share of about b.
+    const bool there = steps.leave_rounding<T>(b * e.log_f, !was_far);
     arrived = (r * std::abs(steps.now) <= enough * -at.tau && there) || steps.stall<T>(e.log_f, kept.n);
   }
   // The last step, to first order in the power that was kept.
