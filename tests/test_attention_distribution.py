@@ -16,7 +16,6 @@ import smoothmax as sm
 from smoothmax._attention import dot_product_attention
 
 B, T, S, N, H = 8, 2, 16, 8, 4
-f32 = jnp.float32
 THRESHOLD = {"softmax": sm.softmax, "sparsemax": sm.sparsemax, "entmax": sm.entmax, "pnormmax": sm.pnormmax}
 STRUCTURED = {"fusedmax": sm.fusedmax, "oscarmax": sm.oscarmax}
 COLLECTIVES = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")

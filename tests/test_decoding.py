@@ -12,7 +12,6 @@ from cases import normal
 import smoothmax as sm
 
 B, T, N, K, H = 2, 6, 4, 2, 8
-f32 = jnp.float32
 LAYER32 = 5e-6  # float32 rounds by 6e-8: scores and outputs are sums in another order, and a layer projects both
 MAPPINGS = {
     "softmax": sm.softmax,

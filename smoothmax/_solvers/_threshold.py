@@ -270,12 +270,9 @@ def _convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equ
     # The sums are rounded: a residual this small whose step does not shrink any more is nothing but noise.
     noise = sum_noise(z)
 
-    def forward(tau: jax.Array, step: jax.Array) -> jax.Array:
-        return jnp.clip(tau + step, -1, equal)
-
     def one_pass(s: _State) -> _State:
         # A finished slice stays where it is: its weights must not depend on the other slices.
-        tau = jnp.where(s.active, forward(s.tau, s.step), s.tau)
+        tau = jnp.where(s.active, jnp.clip(s.tau + s.step, -1, equal), s.tau)
         summands = powers.summands(x, tau, r)
         log_f, slope, inverse_exponent = equation.residual(b, Sums(*(total(v) for v in summands)))
         # Once F has been close to 1 or below it, Newton's method alone: it cannot be thrown to and fro.

@@ -160,7 +160,7 @@ void write_weights(const Scores<T>& scores, const Psi& psi, const Root& root, do
     return;
   }
   const T share = static_cast<T>(root.at.slope > 0 ? lack / root.at.slope : 0), tau = static_cast<T>(root.tau);
-  const auto [sum] = sums<T, 1>(scores.d, [&](int64_t i, Vec<T>* part) {
+  const auto [written] = sums<T, 1>(scores.d, [&](int64_t i, Vec<T>* part) {
     Vec<T> w, rate, z = load(scores.z + i), u = scores.bound(i);
     psi(z - tau, w, rate);
     if constexpr (Psi::kBends) {  // at a kink, rounding is no weight: a vertex has none that are free
@@ -170,10 +170,10 @@ void write_weights(const Scores<T>& scores, const Psi& psi, const Root& root, do
     Vec<T> free = positive<T>(smaller(w + share * rate, u));
     w = ((w > Vec<T>{}) & (w < u)) ? free : smaller(w, u);
     w = z == all<T>(-kInf<T>) ? Vec<T>{} : w;
-    store_first<T>(y + i, std::min(kWidth<T>, scores.d - i), w);
+    store_within<T>(y, i, scores.d, w);
     part[0] += w;
   });
-  if (!(std::abs(sum - total) <= kNearly * total)) fill(y, scores.d, kNaN<T>);
+  if (!(std::abs(written - total) <= kNearly * total)) fill(y, scores.d, kNaN<T>);
 }
 
 // The score next to the threshold, which must be that of a position with a bound above 0.

@@ -12,7 +12,7 @@ void softmax_row(const T* x, int64_t d, T top, T gamma, T* y) {
   const T scale = static_cast<T>(kLog2E / gamma);
   const auto [total] = sums<T, 1>(d, [&](int64_t i, Vec<T>* part) {
     const Vec<T> v = exp2<T>((load_within(x, i, d, -kInf<T>) - top) * scale);
-    store_first<T>(y + i, std::min(kWidth<T>, d - i), v);
+    store_within<T>(y, i, d, v);
     part[0] += v;
   });
   const T factor = static_cast<T>(1 / total);

@@ -44,10 +44,14 @@ struct Newton {
 template <int R, bool kOfNorm>
 Newton newton(const std::array<double, kOfNorm ? 3 : 2>& f) {
   const double low = f[0], mid = f[1];
-  if (R == 1) return {mid - 1, (mid - 1) / low};  // the equations of entropies and p-norms are one
-  if (!kOfNorm) return {mid - 1, (mid - std::sqrt(mid)) / low};
-  const double high = f[kOfNorm ? 2 : 0], residual = 1 - std::cbrt(high) / mid;
-  return {residual, residual / (2 * low / mid - mid / high)};
+  if constexpr (R == 1) {
+    return {mid - 1, (mid - 1) / low};  // the equations of entropies and p-norms are one
+  } else if constexpr (kOfNorm) {
+    const double high = f[2], residual = 1 - std::cbrt(high) / mid;
+    return {residual, residual / (2 * low / mid - mid / high)};
+  } else {
+    return {mid - 1, (mid - std::sqrt(mid)) / low};
+  }
 }
 
 // y = u^R / sum u^R for u = max(s - tau, 0), R = 1 (alpha or p = 2) or 2 (alpha or p = 1.5).

@@ -97,8 +97,13 @@ SMOOTHMAX_INLINE void store(T* to, Vec<T> v) {
 
 template <class T>
 SMOOTHMAX_INLINE void store_first(T* to, int64_t n, Vec<T> v) {
-  if (n == kWidth<T>) return store<T>(to, v);
   for (int64_t i = 0; i < n; ++i) to[i] = v[i];
+}
+
+// What of the vector at i lies within n values.
+template <class T>
+SMOOTHMAX_INLINE void store_within(T* to, int64_t i, int64_t n, Vec<T> v) {
+  i + kWidth<T> <= n ? store<T>(to + i, v) : store_first<T>(to + i, n - i, v);
 }
 
 // Calls f(i, v) for the vectors v of x at i = 0, kWidth, ...; the last is filled up.
