@@ -96,7 +96,7 @@ def concave_weights(z: jax.Array, wanted: jax.Array, b: jax.Array) -> Solved:
 
 
 def _rough_bracket(z: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two thresholds `(*batch, 1)` that enclose the root, the lower one as close as a rough power tells."""
+    """Two thresholds `(*batch, 1)` that enclose the root, as close as a rough power tells."""
     r = 1 / b
     log_d = jnp.log(jnp.asarray(z.shape[-1], z.dtype))
 
@@ -104,14 +104,16 @@ def _rough_bracket(z: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
         """From -r at 0 to the threshold of d equal scores at 1."""
         return -r * jnp.exp(-b * log_d * digits)
 
-    def halve(k: jax.Array, digits: jax.Array) -> jax.Array:
-        more = digits + 2.0 ** -(k + 1)
+    def halve(k: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bracket
+        more = low + 2.0 ** -(k + 1)
         u = b * (z - threshold(more))
         rough_mid = total(jnp.where(u > 0, rough_power(u, r), jnp.zeros_like(u)))
-        return jnp.where(rough_mid > 1 + ROUGH, more, digits)
+        return jnp.where(rough_mid > 1 + ROUGH, more, low), jnp.where(rough_mid < 1 - ROUGH, more, high)
 
     start = varying_like(jnp.zeros_like(z[..., :1]), z, b)
-    return threshold(lax.fori_loop(0, ROUGH_HALVINGS, halve, start)), threshold(start + 1)
+    low, high = lax.fori_loop(0, ROUGH_HALVINGS, halve, (start, start + 1))
+    return threshold(low), threshold(high)
 
 
 def _one_pass(z: jax.Array, b: jax.Array, s: _State) -> _State:
@@ -135,24 +137,30 @@ def _one_pass(z: jax.Array, b: jax.Array, s: _State) -> _State:
     e = jnp.where(leaves, -b * jump, positive(w) ** b)
 
     # Both can lead to a place with other positions in the support, and back. Then, and where it is slow, the middle of
-    # what is possible.
+    # what is possible; or its lower end, since where scores are a rounding apart, no threshold lies between them. At
+    # that end Newton's method says by itself whether c stays.
     middle = between(floor, above)
     target = s.c - r * e
+    odd = s.passes % 2 == 1
     strays = ((excess < 0) & (target < middle)) | ((excess > 0) & (target >= above))
-    slow = (s.passes > PATIENCE) & (s.passes % 2 == 0) & (2 * jnp.abs(excess) > jnp.abs(s.last))
+    slow = (s.passes > PATIENCE) & ~odd & (2 * jnp.abs(excess) > jnp.abs(s.last))
     halve = ((strays & (jnp.abs(excess) > CLOSE)) | slow) & (floor < middle) & (middle < above)
+    halve &= leaves | (s.c > s.floor)
+    lowest = halve & odd & (excess < 0)
+    middle = jnp.where(lowest, floor, middle)
     e = jnp.where(halve, b * (s.c - middle), e)
     stays = ~leaves & ~halve
     # Scores above the threshold; and c if it stays, though its power may be too small for a float.
     least, floor = stored((jnp.where(stays & (e == 0), 0, jnp.nextafter(-e, jnp.ones_like(e))), floor))
-    c = _smallest(z, (b * (z - s.c) >= least) & (z >= floor))
-    w = jnp.where(stays & (c == s.c), w, _root(e + b * (c - s.c), b))
+    c = _smallest(z, ((b * (z - s.c) >= least) | lowest) & (z >= floor))
+    w = jnp.where(stays & (c == s.c), w, _root(jnp.where(halve, b * (c - middle), e + b * (c - s.c)), b))
 
     stalled = (jnp.abs(excess) < sum_noise(z)) & (2 * jnp.abs(excess) > jnp.abs(s.last))
     there = (jnp.abs(excess) <= 4 * eps(z)) | stalled
-    # What Newton's step leaves over, for the second derivative in w is at most (b - 1) slope / w.
+    # What Newton's step leaves over, for the second derivative in w is at most (b - 1) slope / w. It must be so short,
+    # too, that scores which rounding could not tell from c remain so.
     left_over = (b - 1) * slope * (s.w - w) ** 2 / (2 * w)
-    arrives = stays & (excess > 0) & (left_over <= 4 * eps(z))
+    arrives = stays & (excess > 0) & (left_over <= 4 * eps(z)) & (b * (s.w - w) <= w)
     move = s.active & ~there
     c, w = jnp.where(move, c, s.c), jnp.where(move, w, s.w)
     return _State(s.passes + 1, c, w, floor, above, excess, move & ~arrives)

@@ -222,11 +222,11 @@ class Powers(NamedTuple):
     """How the powers of u are computed.
 
     Attributes:
-      summands: from x, tau and r, with u = x - tau, to the three powers.
+      summands: from x, tau, the rest of it and r, with u = x - tau - rest, to the three powers.
       dear: whether a power costs so much that the last one is kept, and the last step taken to first order in it.
     """
 
-    summands: Callable[[jax.Array, jax.Array, jax.Array], Sums]
+    summands: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], Sums]
     dear: bool
 
 
@@ -236,6 +236,7 @@ class _State(NamedTuple):
     Attributes:
       passes: int32 `()`: how many there were.
       tau: the threshold of the last pass.
+      rest: what rounding left over of it.
       step: what the last pass wants it moved by.
       active: the slices that have not arrived.
       far: the slices whose steps still use the exponent that the sums reveal.
@@ -244,6 +245,7 @@ class _State(NamedTuple):
 
     passes: jax.Array
     tau: jax.Array
+    rest: jax.Array
     step: jax.Array
     active: jax.Array
     far: jax.Array
@@ -263,40 +265,53 @@ def _convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equ
     x, r = jnp.maximum(equation.scale(b) * z, -LOWEST[z.dtype.name]), 1 / b
     equal = -jnp.exp(-equation.equal(b) * jnp.log(jnp.asarray(z.shape[-1], z.dtype)))
     newton = equation.newton(b)
-    # A step leaves an error of second order in the weights, of order r in weights close to 0: see the end.
-    enough = 4 * eps(z) ** jnp.maximum(b, 0.5)
+    # A step leaves an error of second order in the weights, of order r in weights close to 0; and what up to d scores
+    # that leave the support in it would have had. (A convex equation of smooth powers is slowed down by those before.)
+    slows_down = equation.sums_to_one & (b <= 0.5)
+    enough, few = 4 * eps(z) ** 0.5, jnp.where(slows_down, 1, (8 * eps(z) / z.shape[-1]) ** b)
     # The next residual is about this one times the square of the ratio of the last two steps, if both are Newton's.
     rounding = 8 * eps(z)
     # The sums are rounded: a residual this small whose step does not shrink any more is nothing but noise.
     noise = sum_noise(z)
 
+    def moved(s: _State) -> tuple[jax.Array, jax.Array]:
+        """The next threshold in two parts: what rounding leaves over counts as often as there are weights next to it.
+
+        A finished slice stays where it is: its weights must not depend on the other slices.
+        """
+        tau = jnp.clip(s.tau + (s.rest + s.step), -1, equal)
+        rest = jnp.where((tau > -1) & (tau < equal), (s.tau - tau) + (s.rest + s.step), 0)
+        return jnp.where(s.active, tau, s.tau), jnp.where(s.active, rest, s.rest)
+
     def one_pass(s: _State) -> _State:
-        # A finished slice stays where it is: its weights must not depend on the other slices.
-        tau = jnp.where(s.active, jnp.clip(s.tau + s.step, -1, equal), s.tau)
-        summands = powers.summands(x, tau, r)
+        tau, rest = moved(s)
+        summands = powers.summands(x, tau, rest, r)
         log_f, slope, inverse_exponent = equation.residual(b, Sums(*(total(v) for v in summands)))
         # Once F has been close to 1 or below it, Newton's method alone: it cannot be thrown to and fro.
         far = s.far & (log_f > FAR)
         step = phi(log_f, jnp.where(far, inverse_exponent, newton)) / slope
-        stalled = (jnp.abs(log_f) < noise) & (2 * jnp.abs(step) > jnp.abs(s.step))
-        # Next to alpha = 1 no float is near the root, and none needs to be: see the end.
-        stuck = jnp.abs(step) <= -2 * eps(z) * tau
+        # Dividing by the sum repairs what is left over, but for a share of about b.
+        residual = b * jnp.abs(log_f)
+        stalled = (residual < noise) & (2 * jnp.abs(step) > jnp.abs(s.step))
+        solved = residual <= rounding / 2
         ratio = jnp.minimum(jnp.abs(step) / jnp.maximum(jnp.abs(s.step), tiny(z)), 1)
-        leaves = jnp.abs(log_f) * jnp.where(s.far, 1, ratio) ** 2
-        arrives = (r * jnp.abs(step) <= -enough * tau) & (leaves <= rounding) | stalled | stuck
-        return _State(s.passes + 1, tau, step, s.active & ~arrives, far, summands.low if powers.dear else None)
+        leaves = residual * jnp.where(s.far, 1, ratio) ** 2
+        foreseen = (r * jnp.abs(step) <= -enough * tau) & (jnp.abs(step) <= few) & (leaves <= rounding)
+        arrives = foreseen | solved | stalled
+        low_power = summands.low if powers.dear else None
+        return _State(s.passes + 1, tau, rest, step, s.active & ~arrives, far, low_power)
 
     wanted = varying_like(wanted, z, b)
     start = varying_like(jnp.full_like(z[..., :1], -1), wanted)
+    nothing = jnp.zeros_like(start)
     low_power = varying_like(jnp.zeros_like(x), x) if powers.dear else None
-    s = _State(jnp.int32(0), start, jnp.zeros_like(start), wanted, wanted, low_power)
+    s = _State(jnp.int32(0), start, nothing, nothing, wanted, wanted, low_power)
     s = lax.while_loop(lambda s: (s.passes < MAX_PASSES) & jnp.any(s.active), one_pass, s)
-    # The last step: exactly where powers are cheap, to first order in the stored power where they are not. It is not
-    # added to tau: the rounding of that would count as often as there are weights.
+    # The last step: exactly where powers are cheap, to first order in the stored power where they are not.
     if s.low_power is None:
-        y = powers.summands(x - s.tau, jnp.clip(s.step, -1 - s.tau, equal - s.tau), r).mid
+        y = powers.summands(x, *moved(s._replace(active=wanted)), r).mid
     else:
-        y = s.low_power * positive(positive(x - s.tau) - r * s.step)
+        y = s.low_power * positive(positive((x - s.tau) - s.rest) - r * s.step)
     size = total(y)
     # Dividing by the sum is a move of the threshold by b log size, which for small b is nothing, however coarse the
     # sum.
@@ -342,22 +357,22 @@ P_NORM = Equation(
 # The powers of u.
 
 
-def _first_powers(x: jax.Array, tau: jax.Array, r: jax.Array) -> Sums:
-    u = stored(positive(x - tau))
+def _first_powers(x: jax.Array, tau: jax.Array, rest: jax.Array, r: jax.Array) -> Sums:
+    u = stored(positive((x - tau) - rest))
     return Sums(jnp.sign(u), u, u * u)
 
 
-def _second_powers(x: jax.Array, tau: jax.Array, r: jax.Array) -> Sums:
-    u = positive(x - tau)
+def _second_powers(x: jax.Array, tau: jax.Array, rest: jax.Array, r: jax.Array) -> Sums:
+    u = positive((x - tau) - rest)
     u, again = stored((u, u))
     return Sums(u, u * u, again * again * again)
 
 
-def _any_powers(x: jax.Array, tau: jax.Array, r: jax.Array) -> Sums:
-    u = x - tau
+def _any_powers(x: jax.Array, tau: jax.Array, rest: jax.Array, r: jax.Array) -> Sums:
+    u = (x - tau) - rest
     # For small b, u is close to 1 and r multiplies the error of rounding it; the power gets that error back.
     # (Where u is less than half of the largest u, the subtraction was exact.)
-    error = x - (u + tau)
+    error = (x - (u + tau)) - rest
     low = jnp.sign(positive(u)) * power(jnp.maximum(u, tiny(u)), r - 1, error / jnp.maximum(u, -tau / 2))
     low, u = stored((low, positive(u)))
     return Sums(low, low * u, low * u * u)

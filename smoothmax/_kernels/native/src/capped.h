@@ -12,14 +12,16 @@
 
 namespace smoothmax::SMOOTHMAX_TARGET {
 
-// psi and its derivative, as functions of w = z - tau; psi(0) = 1 (sigmoid: 1/2). It is steep if its slope has no
-// bound, and bends where it reaches 0 if that slope is not 0 there.
-struct NotSteep {
+// psi and its derivative, as functions of w = z - tau. Powers that reach 0 fast count tau from there, so that the many
+// small weights next to it are resolved; the others from where psi is 1 (sigmoid: 1/2), which lies `one` higher. They
+// are steep if the slope has no bound, and bend if it is not 0 where psi reaches 0.
+struct FromOne {
   static constexpr bool kBends = false;
   bool steep() const { return false; }
+  double one() const { return 0; }
 };
 template <class T>
-struct Sigmoid : NotSteep {
+struct Sigmoid : FromOne {
   SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
     // exp(-|w|) cannot overflow.
     Vec<T> e = exp2<T>(smaller(w, -w) * T(kLog2E)), half = T{1} / (T{1} + e);
@@ -28,34 +30,51 @@ struct Sigmoid : NotSteep {
   }
 };
 template <class T>
-struct Exponential : NotSteep {
+struct Exponential : FromOne {
   SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const { y = slope = exp2<T>(w * T(kLog2E)); }
 };
 template <class T>
-struct Linear : NotSteep {
-  static constexpr bool kBends = true;
-  SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
-    y = positive<T>(T{1} + w);
-    slope = y > Vec<T>{} ? all<T>(1) : Vec<T>{};
-  }
-};
-template <class T>
-struct Square : NotSteep {
-  SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
-    slope = positive<T>(T{1} + w * T(0.5));
-    y = slope * slope;
-  }
-};
-template <class T>
-struct AnyPower {
-  static constexpr bool kBends = false;
+struct HighPower : FromOne {  // b < 1/2
   T b, r;
-  bool steep() const { return b > 1; }
+  HighPower(T b) : b(b), r(1 / b) {}
   SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
     Vec<T> s = b * smaller(w, all<T>(T(1e30))), u = T{1} + s;
     Vec<T> safe = greater(u, all<T>(std::numeric_limits<T>::min()));
     slope = power<T>(u, r - 1, (s - (u - T{1})) / safe);
     y = slope * positive<T>(u);
+  }
+};
+template <class T>
+struct Linear {
+  static constexpr bool kBends = true;
+  bool steep() const { return false; }
+  double one() const { return 1; }
+  SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
+    y = positive<T>(w);
+    slope = y > Vec<T>{} ? all<T>(1) : Vec<T>{};
+  }
+};
+template <class T>
+struct Square {
+  static constexpr bool kBends = false;
+  bool steep() const { return false; }
+  double one() const { return 2; }
+  SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
+    slope = positive<T>(w * T(0.5));
+    y = slope * slope;
+  }
+};
+template <class T>
+struct LowPower {  // b > 1/2
+  static constexpr bool kBends = false;
+  T b, r;
+  LowPower(T b) : b(b), r(1 / b) {}
+  bool steep() const { return b > 1; }
+  double one() const { return r; }
+  SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
+    Vec<T> u = positive<T>(b * smaller(w, all<T>(T(1e30))));
+    slope = power<T>(u, r - 1);
+    y = slope * u;
   }
 };
 
@@ -84,18 +103,14 @@ struct Filled {
 
 template <class T, class Psi>
 Filled filled(const Scores<T>& scores, const Psi& psi, T tau) {
-  Vec<T> total = {}, lost = {}, slope = {};  // the sum of many ones rounds: what is lost is summed too
-  for (int64_t i = 0; i < scores.d; i += kWidth<T>) {
+  const auto [sum, slope] = sums<T, 2>(scores.d, [&](int64_t i, Vec<T>* part) {
     Vec<T> y, rate, bound = scores.bound(i), z = load(scores.z + i);
     Mask<T> there = z > all<T>(-kInf<T>);
     psi(z - tau, y, rate);
-    slope += (y < bound) & there ? rate : Vec<T>{};
-    y = there ? smaller(y, bound) : Vec<T>{};
-    Vec<T> more = total + y;
-    lost += y - (more - total);
-    total = more;
-  }
-  return {sum<T>(total) + sum<T>(lost), sum<T>(slope)};
+    part[0] += there ? smaller(y, bound) : Vec<T>{};
+    part[1] += (y < bound) & there ? rate : Vec<T>{};
+  });
+  return {sum, slope};
 }
 
 // Where the sum is `total`: between low and high, nearest to tau.
@@ -118,7 +133,8 @@ Root find_root(const Scores<T>& scores, const Psi& psi, double total, double tau
     root.tau = static_cast<T>(tau);
     root.at = filled(scores, psi, static_cast<T>(tau));
     const double excess = root.at.sum - total, step = excess / root.at.slope;
-    const double resolution = kEps<T> * std::max(std::abs(root.tau), 1.0);
+    // Between neighbouring thresholds steep powers are mixed; the others may have many weights there.
+    const double resolution = kEps<T> * std::max(std::abs(root.tau), psi.steep() ? 1.0 : 0.0);
     (excess >= 0 ? root.low : root.high) = root.tau;
     root.arrived =
         std::abs(excess) <= kEps<T> * total || std::abs(step) <= std::max(enough, psi.steep() ? 0 : resolution);
@@ -160,11 +176,12 @@ void write_weights(const Scores<T>& scores, const Psi& psi, const Root& root, do
     return;
   }
   const T share = static_cast<T>(root.at.slope > 0 ? lack / root.at.slope : 0), tau = static_cast<T>(root.tau);
+  const T least = static_cast<T>(2 * kEps<T> * total / std::max(root.at.slope, 1.0));
   const auto [written] = sums<T, 1>(scores.d, [&](int64_t i, Vec<T>* part) {
     Vec<T> w, rate, z = load(scores.z + i), u = scores.bound(i);
     psi(z - tau, w, rate);
     if constexpr (Psi::kBends) {  // at a kink, rounding is no weight: a vertex has none that are free
-      w = w < all<T>(2 * kEps<T>) ? Vec<T>{} : w;
+      w = w < all<T>(least) ? Vec<T>{} : w;
       w = u - w < 2 * kEps<T> * u ? u : w;
     }
     Vec<T> free = positive<T>(smaller(w + share * rate, u));
@@ -193,6 +210,7 @@ template <class T, class Psi>
 void capped_row(Scores<T>& scores, const T* x, T top, T gamma, double total, double start, T* y, const Psi& psi) {
   constexpr double kRough = 1e-2;  // near enough for a centre
   scores.centre(x, top, gamma);
+  start -= psi.one();
   Root root = find_root(scores, psi, total, start, std::max(1.0, std::abs(start) / 8), kRough);
   // So far from the top that its rounding is no centre: a score is one.
   const bool far = kEps<T> * std::abs(root.tau) > kRough;
@@ -205,7 +223,7 @@ void capped_row(Scores<T>& scores, const T* x, T top, T gamma, double total, dou
 template <class T>
 struct Budget {
   double room;   // the sum of the bounds
-  double start;  // a first guess of the threshold, about the top, in units of gamma
+  double start;  // a first guess of where psi is 1, about the top, in units of gamma
   bool broken;   // a bound is NaN or negative
 };
 
@@ -265,8 +283,10 @@ void capped(const Capped<T>& problem, int64_t begin, int64_t end) {
         solve(Linear<T>{});
       } else if (b == T(0.5)) {
         solve(Square<T>{});
+      } else if (b < T(0.5)) {
+        solve(HighPower<T>(b));
       } else {
-        solve(AnyPower<T>{b, 1 / b});
+        solve(LowPower<T>(b));
       }
     }
   }

@@ -48,25 +48,25 @@ T lowest_of_support(const Kept<T>& kept, T r) {
   }
 }
 
+// Writes the weights and returns their sum, NaN if it does not arrive.
 template <class T>
-bool concave_weights(const Kept<T>& kept, double b) {
+double concave_weights(const Kept<T>& kept, double b) {
   const T r = static_cast<T>(1 / b), c = lowest_of_support(kept, r);
   double ties = 0;
   for (int64_t i = 0; i < kept.n; ++i) ties += kept.s[i] == c;
   // Newton's method on a convex function of w, from the right.
   double w = (1 - sums_above(kept, c, T{0}, r).mid) / ties;
-  bool arrived = false;
-  for (int pass = 0; pass < kMaxPasses && !arrived; ++pass) {
+  for (int pass = 0; pass < kMaxPasses; ++pass) {
     const Sums f = sums_above(kept, c, static_cast<T>(std::pow(w, b)), r);
     const double excess = f.mid + ties * w - 1;
     const double step = excess / (ties + f.low * std::pow(w, b - 1));
-    arrived = excess <= 4 * kEps<T> || step <= kEps<T> * w;
-    if (!arrived) w = std::max(w - step, 0.0);
+    if (excess <= 4 * kEps<T> || step <= kEps<T> * w) {
+      for (int64_t i = 0; i < kept.n; ++i) kept.y[i] = kept.s[i] == c ? static_cast<T>(w) : kept.y[i];
+      return f.mid + ties * w;
+    }
+    w = std::max(w - step, 0.0);
   }
-  for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
-    store<T>(kept.y + i, load(kept.s + i) == all<T>(c) ? all<T>(static_cast<T>(w)) : load(kept.y + i));
-  }
-  return arrived;
+  return kNaN<double>;
 }
 
 }  // namespace smoothmax::SMOOTHMAX_TARGET

@@ -76,12 +76,11 @@ SMOOTHMAX_INLINE Kept<T> keep_above(T lowest, const T* x, int64_t d, T top, T sc
   return {s, at, y, n};
 }
 
-// Writes the weights of the kept scores, divided by their sum, and zeros elsewhere. They should sum to 1 before, but
-// for rounding, unless they are only in proportion; NaN where they do not: what did not arrive is no answer.
+// Writes the weights of the kept scores, divided by their sum `total`, and zeros elsewhere. It should be 1, but for
+// rounding, unless they are only in proportion; NaN where it is not: what did not arrive is no answer.
 template <class T>
-SMOOTHMAX_INLINE void give_back(const Kept<T>& kept, bool in_proportion, T* out, int64_t d) {
+SMOOTHMAX_INLINE void give_back(const Kept<T>& kept, double total, bool in_proportion, T* out, int64_t d) {
   constexpr double kNearly = 0.1;
-  const auto [total] = sums<T, 1>(kept.n, [&](int64_t i, Vec<T>* part) { part[0] += load(kept.y + i); });
   if (!(in_proportion ? total > 0 : std::abs(total - 1) < kNearly)) return fill(out, d, kNaN<T>);
   T factor = static_cast<T>(1 / total);
   if (kept.n == d) return map(kept.y, d, T{0}, out, [&](int64_t, Vec<T> y) { return y * factor; });

@@ -47,11 +47,11 @@ void threshold(const Threshold<T>& problem, int64_t begin, int64_t end) {
       continue;
     }
     const Kept<T> kept = keep_above<T>(-1, x, d, seen.top, b / gamma, s, at, w);
-    const bool arrived = b == 1        ? whole_power_weights<1, false>(kept)
+    const double total = b == 1        ? whole_power_weights<1, false>(kept)
                          : b == T(0.5) ? whole_power_weights<2, false>(kept)
                          : b < 1       ? any_power_weights<TsallisEquation>(kept, b)
                                        : concave_weights(kept, b);
-    arrived ? give_back(kept, false, y, d) : fill(y, d, kNaN<T>);
+    give_back(kept, total, false, y, d);
   }
 }
 
@@ -67,10 +67,10 @@ void p_norm(const Threshold<T>& problem, int64_t begin, int64_t end) {
     const Seen<T> seen = look(x, d);
     if (nothing_to_solve(seen, gamma > 0 && gamma < kInf<T> && b > 0 && b <= 1, y, d)) continue;
     const Kept<T> kept = keep_above<T>(-1, x, d, seen.top, 1 / gamma, s, at, w);
-    const bool arrived = b == 1        ? whole_power_weights<1, false>(kept)
+    const double total = b == 1        ? whole_power_weights<1, false>(kept)
                          : b == T(0.5) ? whole_power_weights<2, true>(kept)
                                        : any_power_weights<PNormEquation>(kept, b);
-    arrived ? give_back(kept, b != 1, y, d) : fill(y, d, kNaN<T>);
+    give_back(kept, total, b != 1, y, d);
   }
 }
 
@@ -78,18 +78,16 @@ void p_norm(const Threshold<T>& problem, int64_t begin, int64_t end) {
 // `origin`.
 template <class T, class Rate>
 SMOOTHMAX_INLINE void product_row(const T* y, const T* v, int64_t d, T scale, T* s, T* out, T origin, Rate&& rate) {
-  Vec<T> rates = {}, weighted = {};
-  each(y, d, T{0}, [&](int64_t i, Vec<T> w) {
+  const auto [total, moment] = sums<T, 2>(d, [&](int64_t i, Vec<T>* part) {
+    Vec<T> w = load_within(y, i, d, T{0});
     Mask<T> on = w != Vec<T>{};  // NaN too
     if (!any<T>(on)) return store<T>(s + i, Vec<T>{});
     w = on ? rate(w) : Vec<T>{};
     store<T>(s + i, w);
-    Vec<T> value = load_within(v, i, d, T{0});
-    rates += w;
-    weighted += on ? w * (value - origin) : Vec<T>{};
+    part[0] += w;
+    part[1] += on ? w * (load_within(v, i, d, T{0}) - origin) : Vec<T>{};
   });
-  const double total = sum<T>(rates);
-  const T mean = static_cast<T>(total == 0 ? 0 : sum<T>(weighted) / total);
+  const T mean = static_cast<T>(total == 0 ? 0 : moment / total);
   map(v, d, T{0}, out, [&](int64_t i, Vec<T> value) {
     Vec<T> w = load(s + i);
     return w != Vec<T>{} ? scale * w * (value - origin - mean) : Vec<T>{};
@@ -146,24 +144,24 @@ void threshold_product(const ThresholdProduct<T>& problem, int64_t begin, int64_
 // The same for a p-norm, whose Hessian has a rank-one part: see smoothmax/_solvers/_products.py.
 template <class T, class Rate>
 SMOOTHMAX_INLINE void p_norm_product_row(const T* y, const T* v, int64_t d, T scale, T p, T* s, T* out, Rate&& rate) {
-  Vec<T> rates = {}, weighted = {}, mass = {}, along = {}, powers = {};
-  each(y, d, T{0}, [&](int64_t i, Vec<T> w) {
+  const auto [rates, weighted, mass, along, powers] = sums<T, 5>(d, [&](int64_t i, Vec<T>* part) {
+    const Vec<T> w = load_within(y, i, d, T{0}), value = load_within(v, i, d, T{0});
     const Mask<T> on = w != Vec<T>{};  // NaN too
-    const Vec<T> value = load_within(v, i, d, T{0}), r = on ? rate(w) : Vec<T>{};
+    const Vec<T> r = on ? rate(w) : Vec<T>{};
     store<T>(s + i, r);
-    rates += r;
-    weighted += on ? r * value : Vec<T>{};
-    mass += w;
-    along += on ? w * value : Vec<T>{};
-    powers += on ? w * w / r : Vec<T>{};  // y^p
+    part[0] += r;
+    part[1] += on ? r * value : Vec<T>{};
+    part[2] += w;
+    part[3] += on ? w * value : Vec<T>{};
+    part[4] += on ? w * w / r : Vec<T>{};  // y^p
   });
-  const double norm = sum<T>(powers) == 0 ? 1 : std::pow(sum<T>(powers), 1.0 / p);
+  const double norm = powers == 0 ? 1 : std::pow(powers, 1.0 / p);
   const double diagonal = std::pow(norm, p - 2.0), rank_one = (2.0 - p) / (norm * norm);
-  const double k_v = diagonal * sum<T>(weighted) - rank_one * sum<T>(mass) * sum<T>(along);
-  const double k_1 = diagonal * sum<T>(rates) - rank_one * sum<T>(mass) * sum<T>(mass);
+  const double k_v = diagonal * weighted - rank_one * mass * along;
+  const double k_1 = diagonal * rates - rank_one * mass * mass;
   const double ratio = k_1 == 0 ? 0 : k_v / k_1, strength = scale / (p - 1.0);
   const T mean = static_cast<T>(ratio), slope = static_cast<T>(strength * diagonal);
-  const T rest = static_cast<T>(strength * rank_one * (sum<T>(along) - sum<T>(mass) * ratio));
+  const T rest = static_cast<T>(strength * rank_one * (along - mass * ratio));
   map(v, d, T{0}, out, [&](int64_t i, Vec<T> value) {
     const Vec<T> r = load(s + i), w = load_within(y, i, d, T{0});
     return r != Vec<T>{} ? slope * r * (value - mean) - rest * w : Vec<T>{};

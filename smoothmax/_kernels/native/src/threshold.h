@@ -12,10 +12,10 @@ namespace smoothmax::SMOOTHMAX_TARGET {
 
 constexpr int kMaxPasses = 64;  // three to six are the rule
 
-// A residual this small, relative to 1, is nothing but the rounding of the sums.
+// A residual this small, relative to 1, is nothing but the rounding of powers and of their sums.
 template <class T>
 double noise(int64_t n) {
-  return kEps<T> * (16 + static_cast<double>(n) / 64);
+  return 16 * kEps<T> + kEps<double> * static_cast<double>(n) / 64;
 }
 
 // Whether a search for tau, whose last two steps these are, has arrived: the residual is relative to 1.
@@ -54,16 +54,23 @@ Newton newton(const std::array<double, kOfNorm ? 3 : 2>& f) {
   }
 }
 
-// y = u^R / sum u^R for u = max(s - tau, 0), R = 1 (alpha or p = 2) or 2 (alpha or p = 1.5).
+// The greatest number that is not above t + step: rounded up, a threshold would lose the scores that it then equals.
+template <class T>
+T rounded_down(T t, double step) {
+  const T sum = static_cast<T>(t + step);
+  return (static_cast<double>(t) - sum) + step < 0 ? std::nextafter(sum, -kInf<T>) : sum;
+}
+
+// Finds the weights y = u^R / sum u^R for u = max(s - tau, 0), R = 1 (alpha or p = 2) or 2 (alpha or p = 1.5): writes
+// u^R and returns their sum, NaN if it does not arrive.
 template <int R, bool kOfNorm, class T>
-bool whole_power_weights(const Kept<T>& kept) {
-  // Where R is 1, a step on an unchanged support leaves no error.
-  const double enough = R == 1 ? 4 * kEps<T> : 2 * std::sqrt(kEps<T>);
-  double tau = -1, support = 0;
+double whole_power_weights(const Kept<T>& kept) {
+  const double enough = 2 * std::sqrt(kEps<T>);
+  T t = -1;
+  double support = 0;
   Steps steps;
-  bool arrived = false;
-  for (int pass = 0; pass < kMaxPasses && !arrived; ++pass) {
-    const Vec<T> t = all<T>(static_cast<T>(tau));
+  for (int pass = 0; pass < kMaxPasses; ++pass) {
+    t = rounded_down(t, steps.now);
     const auto f = sums<T, kOfNorm ? 3 : 2>(kept.n, [&](int64_t i, Vec<T>* part) {
       Vec<T> u = load(kept.s + i) - t;
       Mask<T> in = u > Vec<T>{};
@@ -80,26 +87,33 @@ bool whole_power_weights(const Kept<T>& kept) {
     const auto [residual, step] = newton<R, kOfNorm>(f);
     steps = {steps.now, step};
     // For an entropy rounding alone lets Newton's method step back here. The equation of a p-norm is not convex.
-    const bool stalled = kOfNorm ? steps.stall<T>(residual, kept.n) : pass > 0 && step <= 0;
-    const bool there = R == 1 ? step == 0 || f[0] == support : steps.leave_rounding<T>(residual, pass > 0);
-    arrived = (std::abs(R * step) <= enough * -tau && there) || stalled;
-    tau = std::min(static_cast<double>(static_cast<T>(tau)) + step, 0.0);
+    const bool stalled =
+        kOfNorm ? steps.stall<T>(residual, kept.n) : pass > 0 && step <= 0 && residual > -noise<T>(kept.n);
+    const bool there = R == 1 ? step >= 0 && (f[0] == support || rounded_down(t, step) == t)
+                              : std::abs(R * step) <= enough * -t && steps.leave_rounding<T>(residual, pass > 0);
     support = f[0];
+    if (!there && !stalled) continue;
+    // The last step, by which t could not be moved, counts as often as there are weights. Where R is 1, it leaves no
+    // error on an unchanged support, and a step back is rounding, which would bring in the scores next to t.
+    const T rest = static_cast<T>(R == 1 ? std::max(step, 0.0) : step);
+    const auto g = sums<T, 2>(kept.n, [&](int64_t i, Vec<T>* part) {
+      Vec<T> u = positive<T>((load(kept.s + i) - t) - rest), y = R == 1 ? u : u * u;
+      store<T>(kept.y + i, y);
+      part[0] += y;
+      if constexpr (kOfNorm) part[1] += y * u;
+    });
+    // Scores that leave the support in the last step can spoil it.
+    const double left_over = kOfNorm ? 1 - std::cbrt(g[1]) / g[0] : g[0] - 1;
+    if (R == 1 || stalled || std::abs(left_over) <= noise<T>(kept.n)) return g[0];
   }
-  // What rounding tau left over counts as often as there are weights.
-  const T t = static_cast<T>(tau), rest = static_cast<T>(tau - t);
-  for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
-    Vec<T> u = positive<T>((load(kept.s + i) - t) - rest);
-    store<T>(kept.y + i, R == 1 ? u : u * u);
-  }
-  return arrived;
+  return kNaN<double>;
 }
 
 struct Sums {
   double low, mid, high;  // of u^(r-1), u^r, u^(r+1)
 };
 
-// A threshold, and what rounding it left over: for small b, r multiplies both.
+// A threshold, and what rounding it left over, which counts as often as there are weights next to it.
 template <class T>
 struct RoundedThreshold {
   T tau, rest;
@@ -110,16 +124,17 @@ struct RoundedThreshold {
     rest = target > low && target < high ? static_cast<T>((static_cast<double>(tau) - next) + rest + step) : T{0};
     tau = next;
   }
+  SMOOTHMAX_INLINE Vec<T> below(Vec<T> s) const { return (s - tau) - rest; }
 };
 
 // The sums at a threshold; u^(r-1) is kept in place of the weights.
 template <class T>
 Sums power_sums(const Kept<T>& kept, RoundedThreshold<T> at, T r) {
-  const Vec<T> t = all<T>(at.tau), half = t * T(-0.5);
+  const Vec<T> half = all<T>(at.tau * T(-0.5));
   const auto [low, mid, high] = sums<T, 3>(kept.n, [&](int64_t i, Vec<T>* part) {
-    Vec<T> s = load(kept.s + i), u = s - t;
+    Vec<T> s = load(kept.s + i), u = at.below(s);
     // For small b, u is close to 1 and r multiplies the error of rounding it; the power gets that error back.
-    Vec<T> error = (s - (u + t)) - at.rest;
+    Vec<T> error = (s - (u + at.tau)) - at.rest;
     Vec<T> p = power<T>(u, r - 1, error / greater(u, half));
     store<T>(kept.y + i, p);
     part[0] += p;
@@ -155,34 +170,38 @@ struct PNormEquation {
   }
 };
 
-// y = u^r / sum u^r for r = 1 / b >= 1, any power.
+// The same for y = u^r / sum u^r, r = 1 / b >= 1, any power.
 template <class Of, class T>
-bool any_power_weights(const Kept<T>& kept, double b) {
+double any_power_weights(const Kept<T>& kept, double b) {
   constexpr double kFar = 0.2;  // log F down to which the exponent k is estimated from the sums
   const double r = 1 / b, equal = Of::equal(b, static_cast<double>(kept.n));
   const double enough = 4 * std::pow(static_cast<double>(kEps<T>), std::max(b, 0.5));
   RoundedThreshold<T> at = {-1, 0};
   Steps steps;
-  bool far = true, arrived = false;
-  for (int pass = 0; pass < kMaxPasses && !arrived; ++pass) {
+  bool far = true;
+  for (int pass = 0; pass < kMaxPasses; ++pass) {
     at.move(steps.now, -1, equal);
-    const Sums f = power_sums(kept, at, static_cast<T>(r));
+    Sums f = power_sums(kept, at, static_cast<T>(r));
     const Equation e = Of::at(b, f);
     const bool was_far = far;
     far = far && e.log_f > kFar;
     steps = {steps.now, phi(e.log_f, far ? e.inverse_k : e.inverse_norm) / e.slope};
     // Dividing by the sum repairs what is left over, but for a share of about b.
-    const bool there = steps.leave_rounding<T>(b * e.log_f, !was_far);
-    arrived = (r * std::abs(steps.now) <= enough * -at.tau && there) || steps.stall<T>(e.log_f, kept.n);
+    const bool there = r * std::abs(steps.now) <= enough * -at.tau && steps.leave_rounding<T>(b * e.log_f, !was_far);
+    const bool stalled = steps.stall<T>(e.log_f, kept.n);
+    if (!there && !stalled) continue;
+    // The last step, to first order in the power that was kept.
+    const T rest = static_cast<T>(r * steps.now);
+    const auto [mid, high] = sums<T, 2>(kept.n, [&](int64_t i, Vec<T>* part) {
+      Vec<T> u = positive<T>(at.below(load(kept.s + i))), y = load(kept.y + i) * positive<T>(u - rest);
+      store<T>(kept.y + i, y);
+      part[0] += y;
+      part[1] += y * u;
+    });
+    // Scores that leave the support in the last step can spoil it.
+    if (stalled || std::abs(b * Of::at(b, {f.low, mid, high}).log_f) <= noise<T>(kept.n)) return mid;
   }
-  // The last step, to first order in the power that was kept.
-  const Vec<T> t = all<T>(at.tau);
-  const T rest = static_cast<T>(r * steps.now);
-  for (int64_t i = 0; i < kept.n; i += kWidth<T>) {
-    Vec<T> u = positive<T>(load(kept.s + i) - t);
-    store<T>(kept.y + i, load(kept.y + i) * positive<T>(u - rest));
-  }
-  return arrived;
+  return kNaN<double>;
 }
 
 }  // namespace smoothmax::SMOOTHMAX_TARGET

@@ -143,29 +143,32 @@ SMOOTHMAX_INLINE T largest(Vec<T> v) {
   return result;
 }
 
-// In double, pair by pair.
+// As many doubles as a vector has lanes.
 template <class T>
-SMOOTHMAX_INLINE double sum(Vec<T> v) {
-  double part[kWidth<T>];
-  for (int64_t i = 0; i < kWidth<T>; ++i) part[i] = v[i];
-  for (int64_t half = kWidth<T> / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) part[i] += part[i + half];
-  }
-  return part[0];
-}
+struct Doubles {
+  typedef double Vector __attribute__((vector_size(kWidth<T> * sizeof(double))));
+};
 
 // N sums over the vectors of n values: add(i, part) adds what is at i to the vectors part[0], ..., part[N - 1]. Blocks
 // are added up in double, since many terms that are alike round in one direction.
 template <class T, int64_t N, class F>
 SMOOTHMAX_INLINE std::array<double, N> sums(int64_t n, F&& add) {
-  constexpr int64_t kBlock = 64 * kWidth<T>;
-  std::array<double, N> result = {};
+  using Wide = typename Doubles<T>::Vector;
+  constexpr int64_t kBlock = 16 * kWidth<T>;
+  Wide total[N] = {};
   int64_t i = 0;
   do {
     Vec<T> part[N] = {};
     for (const int64_t end = std::min(n, i + kBlock); i < end; i += kWidth<T>) add(i, part);
-    for (int64_t k = 0; k < N; ++k) result[k] += sum<T>(part[k]);
+    for (int64_t k = 0; k < N; ++k) total[k] += __builtin_convertvector(part[k], Wide);
   } while (i < n);
+  std::array<double, N> result = {};
+  for (int64_t k = 0; k < N; ++k) {
+    for (int64_t half = kWidth<T> / 2; half > 0; half /= 2) {
+      for (int64_t lane = 0; lane < half; ++lane) total[k][lane] += total[k][lane + half];
+    }
+    result[k] = total[k][0];
+  }
   return result;
 }
 
