@@ -229,7 +229,9 @@ def _search(entropy: Entropy, z: jax.Array, bounds: _Bounds, wanted: jax.Array, 
 
 def _one_pass(entropy: Entropy, z: jax.Array, bounds: _Bounds, s: _State) -> _State:
     y = stored(_weights(entropy, z, bounds, s.tau))
-    excess, rate = total(y) - bounds.size, total(_rates(entropy, bounds, y))
+    # Weights near their bounds are summed as what they lack: most often the sum of bounds is exact.
+    near = jnp.where(2 * y > bounds.upper, bounds.upper, 0)
+    excess, rate = total(y - near) + (total(near) - bounds.size), total(_rates(entropy, bounds, y))
     low, over = (jnp.where(excess >= 0, new, old) for new, old in ((s.tau, s.low), (excess, s.over)))
     high, under = (jnp.where(excess <= 0, new, old) for new, old in ((s.tau, s.high), (excess, s.under)))
 
@@ -238,8 +240,11 @@ def _one_pass(entropy: Entropy, z: jax.Array, bounds: _Bounds, s: _State) -> _St
     slow = 2 * jnp.abs(excess) > jnp.abs(s.excess)
     tau = jnp.where((newton > low) & (newton < high) & ~slow, newton, middle)
 
-    # A sum that is right to rounding, or to noise that does not shrink any more, has its threshold.
-    found = jnp.abs(excess) <= jnp.where(slow, sum_noise(z), 4 * eps(z)) * bounds.size
+    # A sum that is right to rounding, or to noise that does not shrink any more, has its threshold; if few weights are
+    # free, what is left over must be little to each, as far as floats resolve the threshold.
+    resolved = jnp.maximum(rate * jnp.maximum(jnp.abs(s.tau) / 4, 1), 1)
+    few = jnp.maximum(jnp.max(bounds.upper, axis=-1, keepdims=True), 1) * resolved
+    found = jnp.abs(excess) <= jnp.where(slow, 8, 4) * eps(z) * jnp.minimum(bounds.size, few)
     tau = jnp.where(found, s.tau, tau)
     neighbours = ~((low < middle) & (middle < high))
     active = ~found & ~neighbours

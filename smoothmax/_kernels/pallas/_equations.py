@@ -14,6 +14,9 @@ that a small b needs.
 nearly linear function of e, so Newton's method from e = 1 descends to the root of `sum y = 1` without overshooting. It
 is written for log m: as b falls to 0, e is 1 to rounding, and a step becomes a logsumexp.
 
+**b > 1/2.** There v falls to 0 so fast that thousands of small weights may lie within the rounding of v: what is
+computed instead is u = s b z + e itself, with e in two parts, so that u is exact next to 0; and y = u^(1/b).
+
 **Tsallis, alpha > 2.** v^(1/b) has infinite slope at v = 0, and a threshold cannot be stored precisely enough to say
 what a position next to it weighs. What can be: the least score c of the support and the weight w there. Halving log m
 leaves a handful of candidates for c; from the lowest up, the first one at which the others do not sum to more than 1 is
@@ -25,7 +28,7 @@ c; and `sum (w^b + b (z - c))^(1/b) = 1` is convex in w, for Newton's method fro
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +38,10 @@ from ._tiles import flag, loop
 
 # Newton's passes; five to ten are the rule.
 _MAX_PASSES = 64
+# From here on the powers of u are low, and u is computed rather than v.
+_LOW_POWER = 0.5
+# What is left of an equation when it is solved, and what may be nothing but the rounding of sums.
+_SOLVED, _NOISE = 5e-7, 3e-6
 # A step of log m below which the next one, of second order, is rounding.
 _SMALL_STEP = 1e-4
 # The least b: y differs from its limit b -> 0 by less than b z^2 y / 2, a third of float32's rounding here.
@@ -90,7 +97,7 @@ class _Newton(NamedTuple):
     """The state of a Newton iteration; columns, one number a slice."""
 
     passes: jax.Array  # a scalar
-    at: jax.Array  # the unknown
+    at: Any  # the unknown, a column or several
     active: jax.Array  # 1 where it still moves, else 0: a finished slice must not depend on the others
     going: jax.Array  # the sum of `active`, a scalar
 
@@ -102,33 +109,97 @@ def _arrived(y: jax.Array, rest: jax.Array) -> jax.Array:
 
 
 def _newton(
-    start: jax.Array,
-    step: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    start: Any,
+    step: Callable[[Any], tuple[Any, jax.Array]],
     wanted: jax.Array,
     most: int,
     machine: Machine,
-) -> jax.Array:
+) -> Any:
     """Iterates `step`, from the unknown to its next value and whether that is the last, where wanted."""
 
     def one_pass(state):
         at, last = step(state.at)
+        at = jax.tree.map(lambda new, old: jnp.where(state.active > 0, new, old), at, state.at)
         active = jnp.where(last, 0.0, state.active)
-        return _Newton(state.passes + 1, jnp.where(state.active > 0, at, state.at), active, machine.over_slices(active))
+        return _Newton(state.passes + 1, at, active, machine.over_slices(active))
 
-    active = jnp.where(wanted, jnp.ones_like(start), 0.0)
+    active = jnp.where(wanted, jnp.ones_like(jax.tree.leaves(start)[0]), 0.0)
     state = _Newton(jnp.int32(0), start, active, machine.over_slices(active))
     return lax.while_loop(lambda s: (s.going > 0) & (s.passes < most), one_pass, state).at
 
 
 def tsallis(z: jax.Array, b: jax.Array, machine: Machine) -> jax.Array:
     """y with sum 1, up to rounding."""
-    concave = b > 1
-    convex = _convex(z, jnp.minimum(b, 1.0), ~concave, machine)
 
-    def both():
-        return jnp.where(concave, _concave(z, jnp.where(concave, b, 2.0), concave, machine), convex)
+    def equation(b, low, mid, _):
+        log_f = jnp.log(mid)
+        return log_f, -expm1(-b * log_f) * mid / low
 
-    return lax.cond(machine.over_slices(flag(concave)) > 0, both, lambda: convex)
+    convex, concave = b <= _LOW_POWER, b > 1
+    return _chosen(
+        z,
+        machine,
+        (convex, lambda: _convex(z, jnp.minimum(b, 1.0), convex, machine)),
+        (~convex & ~concave, lambda: _low_powers(b * z, b, ~convex & ~concave, equation, machine)),
+        (concave, lambda: _concave(z, jnp.where(concave, b, 2.0), concave, machine)),
+    )
+
+
+def _chosen(z: jax.Array, machine: Machine, *cases: tuple[jax.Array, Callable[[], jax.Array]]) -> jax.Array:
+    """Each slice by the solver whose condition holds for it; a solver that no slice asks for does not run."""
+    y = jnp.zeros_like(z)
+    for wanted, solve in cases:
+
+        def chosen(y=y, wanted=wanted, solve=solve):
+            return jnp.where(wanted, solve(), y)
+
+        y = lax.cond(machine.over_slices(flag(wanted)) > 0, chosen, lambda y=y: y)
+    return y
+
+
+# --- b > 1/2 -----------------------------------------------------------------------------------------------
+
+
+class _Threshold(NamedTuple):
+    """The distance e from the largest score to the threshold, and the last step of it; columns.
+
+    Attributes:
+      whole, rest: their sum is e; what rounding leaves over counts as often as there are weights next to it.
+      step: by which e was diminished.
+    """
+
+    whole: jax.Array
+    rest: jax.Array
+    step: jax.Array
+
+
+def _low_powers(
+    z: jax.Array, b: jax.Array, wanted: jax.Array, equation: Callable[..., tuple[jax.Array, jax.Array]], machine: Machine
+) -> jax.Array:
+    """u^(1/b) for u = z + e, where e solves an equation: from b and the sums of u^(r-1), u^r, u^(r+1) to log F and the
+    step of Newton's method."""
+    r = 1 / b
+
+    def newton(at):
+        u = (z + at.whole) + at.rest
+        on = u > 0
+        u = jnp.where(on, u, 1.0)
+        y = jnp.where(on, jnp.where(b == 1, u, jnp.exp(r * jnp.log(u))), 0.0)
+        low = y / u
+        log_f, step = equation(b, *(machine.total(v) for v in (low, y, y * u)))
+        # Dividing by the sum repairs what is left over, but for a share of about b.
+        return y, low, b * jnp.abs(log_f), step
+
+    def move(at):
+        _, _, residual, step = newton(at)
+        change = at.rest - jnp.minimum(step, 0.999 * at.whole)
+        whole = at.whole + change
+        rounding = (residual < _NOISE) & (2 * jnp.abs(step) > jnp.abs(at.step))
+        return _Threshold(whole, (at.whole - whole) + change, step), (residual <= _SOLVED) | rounding
+
+    start = _Threshold(jnp.ones_like(b), jnp.zeros_like(b), jnp.zeros_like(b))
+    y, low, residual, step = newton(_newton(start, move, wanted, _MAX_PASSES, machine))
+    return _arrived(y - r * step * low, residual)
 
 
 def _powers(z: jax.Array, b: jax.Array, log_m: jax.Array, machine: Machine) -> tuple[jax.Array, jax.Array]:
@@ -200,6 +271,23 @@ def _concave(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine) ->
 
 def p_norm(z: jax.Array, b: jax.Array, machine: Machine) -> jax.Array:
     """y with sum 1, up to rounding."""
+
+    def equation(b, low, mid, high):
+        r = 1 / b
+        log_f = jnp.log(mid) + (1 - r) / (1 + r) * jnp.log(high)
+        return log_f, -expm1(-log_f) / (r * low / mid + (1 - r) * mid / high)
+
+    convex = b <= _LOW_POWER
+    y = _chosen(
+        z,
+        machine,
+        (convex, lambda: _high_powers(z, b, convex, machine)),
+        (~convex, lambda: _low_powers(z, b, ~convex, equation, machine)),
+    )
+    return y / machine.total(y)
+
+
+def _high_powers(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine) -> jax.Array:
     r = 1 / b
 
     def newton(log_e):
@@ -219,11 +307,10 @@ def p_norm(z: jax.Array, b: jax.Array, machine: Machine) -> jax.Array:
 
     def step(log_e):
         _, _, change = newton(log_e)
-        return log_e + change, jnp.abs(change) <= _SMALL_STEP * jnp.minimum(b, 1.0)
+        return log_e + change, jnp.abs(change) <= _SMALL_STEP * b
 
-    y, derivative, rest = newton(_newton(jnp.zeros_like(b), step, b > 0, _MAX_PASSES, machine))
-    y = _arrived(y + rest * derivative, rest)
-    return y / machine.total(y)
+    y, derivative, rest = newton(_newton(jnp.zeros_like(b), step, wanted, _MAX_PASSES, machine))
+    return _arrived(y + rest * derivative, rest)
 
 
 # --- Pieces ------------------------------------------------------------------------------------------------

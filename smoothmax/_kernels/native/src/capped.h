@@ -103,8 +103,8 @@ struct Filled {
 
 template <class T, class Psi>
 Filled filled(const Scores<T>& scores, const Psi& psi, T tau) {
-  const auto [sum, slope] = sums<T, 2>(scores.d, [&](int64_t i, Vec<T>* part) {
-    Vec<T> y, rate, bound = scores.bound(i), z = load(scores.z + i);
+  const auto [sum, slope] = sums<T, 2>(scores.z, scores.d, -kInf<T>, [&](int64_t i, Vec<T> z, Vec<T>* part) {
+    Vec<T> y, rate, bound = scores.bound(i);
     Mask<T> there = z > all<T>(-kInf<T>);
     psi(z - tau, y, rate);
     part[0] += there ? smaller(y, bound) : Vec<T>{};
@@ -177,8 +177,8 @@ void write_weights(const Scores<T>& scores, const Psi& psi, const Root& root, do
   }
   const T share = static_cast<T>(root.at.slope > 0 ? lack / root.at.slope : 0), tau = static_cast<T>(root.tau);
   const T least = static_cast<T>(2 * kEps<T> * total / std::max(root.at.slope, 1.0));
-  const auto [written] = sums<T, 1>(scores.d, [&](int64_t i, Vec<T>* part) {
-    Vec<T> w, rate, z = load(scores.z + i), u = scores.bound(i);
+  const auto [written] = sums<T, 1>(scores.z, scores.d, -kInf<T>, [&](int64_t i, Vec<T> z, Vec<T>* part) {
+    Vec<T> w, rate, u = scores.bound(i);
     psi(z - tau, w, rate);
     if constexpr (Psi::kBends) {  // at a kink, rounding is no weight: a vertex has none that are free
       w = w < all<T>(least) ? Vec<T>{} : w;

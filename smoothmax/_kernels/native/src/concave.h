@@ -12,8 +12,8 @@ namespace smoothmax::SMOOTHMAX_TARGET {
 // The sum of the powers r of the scores above c, each e higher, and the sum of the powers r - 1, which is kept.
 template <class T>
 Sums sums_above(const Kept<T>& kept, T c, T e, T r) {
-  const auto [low, mid] = sums<T, 2>(kept.n, [&](int64_t i, Vec<T>* part) {
-    Vec<T> s = load(kept.s + i), u = s - c + e;
+  const auto [low, mid] = sums<T, 2>(kept.s, kept.n, [&](int64_t i, Vec<T> s, Vec<T>* part) {
+    Vec<T> u = s - c + e;
     Vec<T> p = s > all<T>(c) ? power<T>(u, r - 1) : Vec<T>{};
     store<T>(kept.y + i, p * u);
     part[0] += p;

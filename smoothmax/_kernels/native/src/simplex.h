@@ -10,8 +10,8 @@ namespace smoothmax::SMOOTHMAX_TARGET {
 template <class T>
 void softmax_row(const T* x, int64_t d, T top, T gamma, T* y) {
   const T scale = static_cast<T>(kLog2E / gamma);
-  const auto [total] = sums<T, 1>(d, [&](int64_t i, Vec<T>* part) {
-    const Vec<T> v = exp2<T>((load_within(x, i, d, -kInf<T>) - top) * scale);
+  const auto [total] = sums<T, 1>(x, d, -kInf<T>, [&](int64_t i, Vec<T> v, Vec<T>* part) {
+    v = exp2<T>((v - top) * scale);
     store_within<T>(y, i, d, v);
     part[0] += v;
   });
@@ -78,8 +78,7 @@ void p_norm(const Threshold<T>& problem, int64_t begin, int64_t end) {
 // `origin`.
 template <class T, class Rate>
 SMOOTHMAX_INLINE void product_row(const T* y, const T* v, int64_t d, T scale, T* s, T* out, T origin, Rate&& rate) {
-  const auto [total, moment] = sums<T, 2>(d, [&](int64_t i, Vec<T>* part) {
-    Vec<T> w = load_within(y, i, d, T{0});
+  const auto [total, moment] = sums<T, 2>(y, d, T{0}, [&](int64_t i, Vec<T> w, Vec<T>* part) {
     Mask<T> on = w != Vec<T>{};  // NaN too
     if (!any<T>(on)) return store<T>(s + i, Vec<T>{});
     w = on ? rate(w) : Vec<T>{};
@@ -144,8 +143,8 @@ void threshold_product(const ThresholdProduct<T>& problem, int64_t begin, int64_
 // The same for a p-norm, whose Hessian has a rank-one part: see smoothmax/_solvers/_products.py.
 template <class T, class Rate>
 SMOOTHMAX_INLINE void p_norm_product_row(const T* y, const T* v, int64_t d, T scale, T p, T* s, T* out, Rate&& rate) {
-  const auto [rates, weighted, mass, along, powers] = sums<T, 5>(d, [&](int64_t i, Vec<T>* part) {
-    const Vec<T> w = load_within(y, i, d, T{0}), value = load_within(v, i, d, T{0});
+  const auto [rates, weighted, mass, along, powers] = sums<T, 5>(y, d, T{0}, [&](int64_t i, Vec<T> w, Vec<T>* part) {
+    const Vec<T> value = load_within(v, i, d, T{0});
     const Mask<T> on = w != Vec<T>{};  // NaN too
     const Vec<T> r = on ? rate(w) : Vec<T>{};
     store<T>(s + i, r);

@@ -35,6 +35,12 @@ struct Steps {
   }
 };
 
+// Whether the last step took from the sum what it should: less where scores left the support in it.
+template <class T>
+bool stays_linear(double before, double after, double taken, int64_t n) {
+  return std::abs(after - (before - taken)) <= noise<T>(n) * after;
+}
+
 // Newton's method for u^1 and u^2: what is left of the equation, relative to 1, and the step.
 struct Newton {
   double residual, step;
@@ -54,11 +60,12 @@ Newton newton(const std::array<double, kOfNorm ? 3 : 2>& f) {
   }
 }
 
-// The greatest number that is not above t + step: rounded up, a threshold would lose the scores that it then equals.
+// The greatest number that is not above t + step, both negative: rounded up, a threshold would lose the scores that it
+// then equals.
 template <class T>
 T rounded_down(T t, double step) {
   const T sum = static_cast<T>(t + step);
-  return (static_cast<double>(t) - sum) + step < 0 ? std::nextafter(sum, -kInf<T>) : sum;
+  return (static_cast<double>(t) - sum) + step < 0 ? sum + T(0.75) * kEps<T> * sum : sum;  // the next number below
 }
 
 // Finds the weights y = u^R / sum u^R for u = max(s - tau, 0), R = 1 (alpha or p = 2) or 2 (alpha or p = 1.5): writes
@@ -70,9 +77,8 @@ double whole_power_weights(const Kept<T>& kept) {
   double support = 0;
   Steps steps;
   for (int pass = 0; pass < kMaxPasses; ++pass) {
-    t = rounded_down(t, steps.now);
-    const auto f = sums<T, kOfNorm ? 3 : 2>(kept.n, [&](int64_t i, Vec<T>* part) {
-      Vec<T> u = load(kept.s + i) - t;
+    const auto f = sums<T, kOfNorm ? 3 : 2>(kept.s, kept.n, [&](int64_t, Vec<T> s, Vec<T>* part) {
+      Vec<T> u = s - t;
       Mask<T> in = u > Vec<T>{};
       u = in ? u : Vec<T>{};
       if constexpr (R == 1) {
@@ -89,22 +95,24 @@ double whole_power_weights(const Kept<T>& kept) {
     // For an entropy rounding alone lets Newton's method step back here. The equation of a p-norm is not convex.
     const bool stalled =
         kOfNorm ? steps.stall<T>(residual, kept.n) : pass > 0 && step <= 0 && residual > -noise<T>(kept.n);
-    const bool there = R == 1 ? step >= 0 && (f[0] == support || rounded_down(t, step) == t)
+    const T next = R == 1 ? rounded_down(t, step) : static_cast<T>(t + step);
+    const bool there = R == 1 ? step >= 0 && (f[0] == support || next == t)
                               : std::abs(R * step) <= enough * -t && steps.leave_rounding<T>(residual, pass > 0);
     support = f[0];
-    if (!there && !stalled) continue;
+    if (!there && !stalled) {
+      t = next;
+      continue;
+    }
     // The last step, by which t could not be moved, counts as often as there are weights. Where R is 1, it leaves no
     // error on an unchanged support, and a step back is rounding, which would bring in the scores next to t.
     const T rest = static_cast<T>(R == 1 ? std::max(step, 0.0) : step);
-    const auto g = sums<T, 2>(kept.n, [&](int64_t i, Vec<T>* part) {
-      Vec<T> u = positive<T>((load(kept.s + i) - t) - rest), y = R == 1 ? u : u * u;
+    const auto [total] = sums<T, 1>(kept.s, kept.n, [&](int64_t i, Vec<T> s, Vec<T>* part) {
+      Vec<T> u = positive<T>((s - t) - rest), y = R == 1 ? u : u * u;
       store<T>(kept.y + i, y);
       part[0] += y;
-      if constexpr (kOfNorm) part[1] += y * u;
     });
-    // Scores that leave the support in the last step can spoil it.
-    const double left_over = kOfNorm ? 1 - std::cbrt(g[1]) / g[0] : g[0] - 1;
-    if (R == 1 || stalled || std::abs(left_over) <= noise<T>(kept.n)) return g[0];
+    if (R == 1 || stalled || stays_linear<T>(f[1], total, R * rest * f[0], kept.n)) return total;
+    t = next;
   }
   return kNaN<double>;
 }
@@ -131,8 +139,8 @@ struct RoundedThreshold {
 template <class T>
 Sums power_sums(const Kept<T>& kept, RoundedThreshold<T> at, T r) {
   const Vec<T> half = all<T>(at.tau * T(-0.5));
-  const auto [low, mid, high] = sums<T, 3>(kept.n, [&](int64_t i, Vec<T>* part) {
-    Vec<T> s = load(kept.s + i), u = at.below(s);
+  const auto [low, mid, high] = sums<T, 3>(kept.s, kept.n, [&](int64_t i, Vec<T> s, Vec<T>* part) {
+    Vec<T> u = at.below(s);
     // For small b, u is close to 1 and r multiplies the error of rounding it; the power gets that error back.
     Vec<T> error = (s - (u + at.tau)) - at.rest;
     Vec<T> p = power<T>(u, r - 1, error / greater(u, half));
@@ -181,7 +189,7 @@ double any_power_weights(const Kept<T>& kept, double b) {
   bool far = true;
   for (int pass = 0; pass < kMaxPasses; ++pass) {
     at.move(steps.now, -1, equal);
-    Sums f = power_sums(kept, at, static_cast<T>(r));
+    const Sums f = power_sums(kept, at, static_cast<T>(r));
     const Equation e = Of::at(b, f);
     const bool was_far = far;
     far = far && e.log_f > kFar;
@@ -192,14 +200,12 @@ double any_power_weights(const Kept<T>& kept, double b) {
     if (!there && !stalled) continue;
     // The last step, to first order in the power that was kept.
     const T rest = static_cast<T>(r * steps.now);
-    const auto [mid, high] = sums<T, 2>(kept.n, [&](int64_t i, Vec<T>* part) {
-      Vec<T> u = positive<T>(at.below(load(kept.s + i))), y = load(kept.y + i) * positive<T>(u - rest);
+    const auto [total] = sums<T, 1>(kept.s, kept.n, [&](int64_t i, Vec<T> s, Vec<T>* part) {
+      Vec<T> u = positive<T>(at.below(s)), y = load(kept.y + i) * positive<T>(u - rest);
       store<T>(kept.y + i, y);
       part[0] += y;
-      part[1] += y * u;
     });
-    // Scores that leave the support in the last step can spoil it.
-    if (stalled || std::abs(b * Of::at(b, {f.low, mid, high}).log_f) <= noise<T>(kept.n)) return mid;
+    if (stalled || stays_linear<T>(f.mid, total, rest * f.low, kept.n)) return total;
   }
   return kNaN<double>;
 }

@@ -143,33 +143,36 @@ SMOOTHMAX_INLINE T largest(Vec<T> v) {
   return result;
 }
 
-// As many doubles as a vector has lanes.
+// In double, pair by pair.
 template <class T>
-struct Doubles {
-  typedef double Vector __attribute__((vector_size(kWidth<T> * sizeof(double))));
-};
+SMOOTHMAX_INLINE double sum(Vec<T> v) {
+  double part[kWidth<T>];
+  for (int64_t i = 0; i < kWidth<T>; ++i) part[i] = v[i];
+  for (int64_t half = kWidth<T> / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) part[i] += part[i + half];
+  }
+  return part[0];
+}
 
-// N sums over the vectors of n values: add(i, part) adds what is at i to the vectors part[0], ..., part[N - 1]. Blocks
+// N sums over the vectors v of x: add(i, v, part) adds what is at i to the vectors part[0], ..., part[N - 1]. Blocks
 // are added up in double, since many terms that are alike round in one direction.
 template <class T, int64_t N, class F>
-SMOOTHMAX_INLINE std::array<double, N> sums(int64_t n, F&& add) {
-  using Wide = typename Doubles<T>::Vector;
+SMOOTHMAX_INLINE std::array<double, N> sums(const T* x, int64_t n, T fill, F&& add) {
   constexpr int64_t kBlock = 16 * kWidth<T>;
-  Wide total[N] = {};
-  int64_t i = 0;
-  do {
-    Vec<T> part[N] = {};
-    for (const int64_t end = std::min(n, i + kBlock); i < end; i += kWidth<T>) add(i, part);
-    for (int64_t k = 0; k < N; ++k) total[k] += __builtin_convertvector(part[k], Wide);
-  } while (i < n);
   std::array<double, N> result = {};
-  for (int64_t k = 0; k < N; ++k) {
-    for (int64_t half = kWidth<T> / 2; half > 0; half /= 2) {
-      for (int64_t lane = 0; lane < half; ++lane) total[k][lane] += total[k][lane + half];
-    }
-    result[k] = total[k][0];
+  for (int64_t start = 0; start < n; start += kBlock) {
+    Vec<T> part[N] = {};
+    each(x + start, std::min(kBlock, n - start), fill, [&](int64_t i, Vec<T> v) { add(start + i, v, part); });
+    for (int64_t k = 0; k < N; ++k) result[k] += sum<T>(part[k]);
   }
   return result;
+}
+
+// The same for an array that is filled up to a whole vector.
+template <class T, int64_t N, class F>
+SMOOTHMAX_INLINE std::array<double, N> sums(const T* x, int64_t n, F&& add) {
+  const int64_t whole = (n + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
+  return sums<T, N>(x, whole, T{0}, add);
 }
 
 // A mask as an integer: bit i for lane i.
