@@ -37,6 +37,8 @@ _LEAST_WEIGHT = 1e-37
 _LEAST_TOTAL, _EXPONENT = 1e-30, 0x7F800000
 # The largest number below 1, where Fermi-Dirac's slope ends.
 _BELOW_ONE = 1 - 2.0**-24
+# How far rounding may lift the share above 1.
+_ROUNDING = 1e-5
 # A sum further from what it should be, relative to it, is a solution that was not reached.
 _REPAIRABLE = 1e-4
 
@@ -91,7 +93,7 @@ def capped(
     wanted = flag(~(bad | empty | spoiled) & (problem.share > 0) & (problem.share < 1))
     y, arrived = _solved(problem, x, top, gamma, wanted, machine)
     y = jnp.where(wanted > 0, y, jnp.where(problem.share >= 1, problem.upper, 0.0))
-    full = problem.share <= 1 + 4 * _noise(x)
+    full = problem.share <= 1 + _ROUNDING
     y = jnp.where(~spoiled & full & ((arrived > 0) | ~(wanted > 0)), y, jnp.nan)
     return jnp.where(bad, jnp.nan, jnp.where(empty, 0.0, y))
 
@@ -186,7 +188,9 @@ def _search(problem: _Problem, start: jax.Array | None, wanted: jax.Array, machi
 
 def _one_pass(problem: _Problem, s: _Search, machine: Machine) -> _Search:
     y, rate = _weights(problem, s.tau, machine)
-    excess = machine.total(y) - problem.total
+    # Weights near their bounds are summed as what they lack: most often the sum of bounds is exact.
+    near = jnp.where(2 * y > problem.upper, problem.upper, 0.0)
+    excess = machine.total(y - near) + (machine.total(near) - problem.total)
     low, over = (jnp.where(excess >= 0, new, old) for new, old in ((s.tau, s.low), (excess, s.over)))
     high, under = (jnp.where(excess <= 0, new, old) for new, old in ((s.tau, s.high), (excess, s.under)))
 
@@ -196,8 +200,11 @@ def _one_pass(problem: _Problem, s: _Search, machine: Machine) -> _Search:
     slow = 2 * jnp.abs(excess) > jnp.abs(s.excess)
     tau = jnp.where((newton > low) & (newton < high) & ~slow, newton, middle)
 
-    # A sum that is right to rounding, or to noise that does not shrink any more, has its threshold.
-    found = jnp.abs(excess) <= jnp.where(slow, _noise(problem.z), 4 * eps(y)) * problem.total
+    # A sum that is right to rounding, or to noise that does not shrink any more, has its threshold; if few weights are
+    # free, what is left over must be little to each, as far as floats resolve the threshold.
+    resolved = jnp.maximum(rate * jnp.maximum(jnp.abs(s.tau) / 4, 1.0), 1.0)
+    few = jnp.maximum(machine.most(problem.upper), 1.0) * resolved
+    found = jnp.abs(excess) <= jnp.where(slow, 8.0, 4.0) * eps(y) * jnp.minimum(problem.total, few)
     tau = jnp.where(found, s.tau, tau)
     active = flag(~found & (low < middle) & (middle < high))
     new = _Search(s.passes + 1, tau, low, over, high, under, excess, active, flag(found), s.going)
@@ -220,11 +227,6 @@ def _chosen(wanted: jax.Array, new: _Search, old: _Search) -> _Search:
     """The new columns for the slices that are wanted, the old ones for the others; the new scalars."""
     columns = {name: jnp.where(wanted > 0, getattr(new, name), getattr(old, name)) for name in _COLUMNS}
     return new._replace(**columns)
-
-
-def _noise(v: jax.Array) -> float:
-    """The rounding of a sum along the slice of `v`, relative to one, with a margin."""
-    return eps(v) * (16 + v.shape[-1] / 64)
 
 
 def _weights(problem: _Problem, tau: jax.Array, machine: Machine) -> tuple[jax.Array, jax.Array]:
