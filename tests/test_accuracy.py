@@ -83,24 +83,26 @@ def test_narrow_and_wide_slices(case, d):
         assert (np.asarray(got) > 0).all(-1).any() or (y < 0).any(), "no dense support was tested"
 
 
-@cases.each(c for c in CASES if c.family.domain in ("simplex", "capped") and not c.family.penalties and not c.plain)
-def test_many_small_weights_beside_a_large_one(case, d=2000):
+@cases.each(
+    c
+    for c in CASES
+    if c.family.domain in ("simplex", "capped") and not c.family.penalties and not c.plain and c.id != "cubic/capped"
+)
+def test_many_small_weights_beside_large_ones(case, d=2000):
     """Next to the border of the support, where what rounding a threshold or a sum leaves over counts d times."""
-    rng = np.random.default_rng(8)
-    x = np.tile(-np.geomspace(0.05, 4, 48)[:, None], d)
-    x[24:] *= 1 + 1e-5 * rng.normal(size=(24, d))
-    x[:, 0] = 0
-    x = rng.permuted(x, axis=1).astype(np.float32)
     params = {k: np.float32(p) for k, p in case.params(d).items()}
-    y, value = case.expected(x.astype(float), params={k: p.astype(float) for k, p in params.items()})
-    got = np.asarray(cases.forward(case.family)(params, x, None)[0], float)
+    exact = {k: p.astype(float) for k, p in params.items()}
+    x = cases.next_to_the_border(case, exact, d)
+    y, value = case.expected(x.astype(float), params=exact)
+    got, got_value = (np.asarray(v, float) for v in cases.forward(case.family)(params, x, None))
     np.testing.assert_allclose(got.sum(-1), y.sum(-1), rtol=0, atol=PROMISE32 * y.sum(-1).max())
+    np.testing.assert_allclose(got_value, value, rtol=0, atol=PROMISE32 * max(1, np.abs(value).max()))
     if case.alpha > 2:  # infinitely steep there
-        attained = [case.attained(row, weights, np.ones(d, bool), params) for row, weights in zip(x, got, strict=True)]
+        attained = [case.attained(row, weights, np.ones(d, bool), exact) for row, weights in zip(x, got, strict=True)]
         np.testing.assert_array_less(value - attained, OBJECTIVE[np.float32])
     else:
         np.testing.assert_allclose(got, y, rtol=0, atol=float32_tolerance(case, y))
-        assert ((y > 0) & (y < 1e-2)).sum(-1).max() > d / 2, "there were no small weights"
+    assert ((y > 0) & (y < 1e-3)).sum(-1).max() > d / 2, "there were no small weights"
 
 
 @pytest.mark.parametrize("id", ["l2+tv", "l2+oscar", "pnorm+edges"])

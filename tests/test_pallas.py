@@ -60,6 +60,20 @@ def test_thresholds_with_one_power_a_slice(problem, name, values):
         np.testing.assert_allclose(y.sum(-1), 1, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("problem", "id", "values"),
+    [("threshold", "entmax1.5", (1.05, 1.5, 1.9, 2.0)), ("p_norm", "pnormmax1.5", (1.2, 1.5, 1.9, 2.0))],
+)
+def test_many_small_weights_beside_a_large_one(problem, id, values, d=500):
+    case, n = cases.BY_ID[id], 12
+    [name] = set(case.family.names) - {"gamma"}
+    powers = np.repeat(np.asarray(values, np.float32), n)[:, None]
+    of_values = [cases.next_to_the_border(case, {name: float(v), "gamma": 1.0}, d, n) for v in np.float32(values)]
+    x = np.concatenate(of_values)
+    y = solve(problem, x, 1.0, powers)
+    np.testing.assert_allclose(y, expected(x, 1.0, name, powers), rtol=0, atol=3e-6)
+
+
 def test_thresholds_far_above_two():
     """There a weight near 0 cannot be stored better than its power, but the value is as good as the best one."""
     alphas = (8.0, 25.0, 60.0)

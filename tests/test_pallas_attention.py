@@ -6,6 +6,7 @@ Blocks are small here, so that there are several; on a TPU they have the sizes t
 import dataclasses
 import functools
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +107,25 @@ def test_output_and_gradients_are_those_of_the_plain_form(case):
     bar = draw(9, B, T, N, V)
     # 2e-5 for numbers of size 1; sums over queries are larger, and so is their rounding.
     assert_close(pulled(by_kernels, bar)(*args), pulled(plain, bar)(*args), 2e-5)
+
+
+def test_many_small_weights_beside_a_large_one(monkeypatch):
+    """Next to the border of the support, where a threshold's rounding counts as often as there are keys."""
+    monkeypatch.setattr(_attention_layout, "COLUMNS", 256)
+    alphas, keys = np.float32([1.2, 1.5, 1.9, 2.0]), 2000
+    problems = [{"alpha": float(alpha), "gamma": 1.0} for alpha in alphas]
+    bias = jnp.stack([cases.next_to_the_border(cases.BY_ID["entmax1.5"], problem, keys, T) for problem in problems])
+
+    def attend(implementation):
+        def of_values(v):
+            q, k = jnp.zeros((1, T, N, H)), jnp.zeros((1, keys, K, H))
+            mapping = functools.partial(sm.entmax, alpha=per_head(*alphas))
+            return sm.dot_product_attention(q, k, v, bias[None], mapping=mapping, implementation=implementation)
+
+        # Gradients for the scores go with powers of weights: there they are worth nothing, by any form.
+        return pulled(of_values, normal(1, 1, T, N, V))(normal(2, 1, keys, K, V))
+
+    assert_close(attend("pallas"), attend("xla"), 2e-5)
 
 
 def test_heads_too_large_to_be_held_twice(monkeypatch):

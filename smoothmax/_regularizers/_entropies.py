@@ -183,8 +183,7 @@ class FermiDirac(Entropy):
     kernel_alpha = 0.0  # the number by which kernels know it
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
-        rest = 1 - y
-        return total(y * jnp.log(on_support(y)) + rest * jnp.log(on_support(rest)))
+        return total(y * jnp.log(on_support(y)) + (1 - y) * jnp.log1p(-jnp.where(y < 1, y, 0)))
 
     def inverse(self, u: jax.Array) -> jax.Array:
         return jax.nn.sigmoid(u)

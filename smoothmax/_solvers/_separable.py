@@ -45,6 +45,8 @@ _ROUNDING, _GRID_ROUNDING = 4, 64
 # A step below this part of sqrt(eps) of every weight is the last: the error that it leaves is about its square, over
 # the distance to where the slope may be infinite.
 _LAST_STEP = 0.25
+# How often the weights are made to add up in the end.
+_REPAIRS = 3
 # What the sum of the weights may be off in the end, as a power of eps: far above rounding, far below an error.
 _SLACK = 0.75
 
@@ -288,11 +290,12 @@ def _finish(p: _Problem, end: _State) -> tuple[jax.Array, jax.Array]:
     """The weights with 0 and u at their ends, and whether they are a solution."""
     y = jnp.where(end.y >= p.most, p.upper, end.y)
     y = jnp.where(p.allowed & (end.y > p.least), y, 0)
-    # Where the last step led beyond an end, the other weights take up the difference.
     free = (y > 0) & (y < p.upper)
     _, curvature = p.slopes(jnp.where(free, jnp.minimum(y, p.most), p.most))
-    rate = jnp.where(free, 1 / curvature, 0)
-    y = jnp.clip(y - rate * ((total(y) - p.size) / _or_one(total(rate))), 0, p.upper)
+    # Where the last step led beyond an end, the other weights take up the difference, which may lead more there.
+    for _ in range(_REPAIRS):
+        rate = jnp.where((y > 0) & (y < p.upper), 1 / curvature, 0)
+        y = jnp.clip(y - rate * ((total(y) - p.size) / _or_one(total(rate))), 0, p.upper)
     convex = jnp.all(~free | (curvature > 0), -1, keepdims=True)
     return y, convex & (jnp.abs(total(y) - p.size) <= eps(y) ** _SLACK * p.size)
 

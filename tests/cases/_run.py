@@ -7,6 +7,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 
 from ._list import REPRESENTATIVES, Case, Family
 
@@ -112,6 +113,29 @@ def scores(n=B, d=D, seed=0, dtype=float) -> np.ndarray:
     """Rows of growing spread, 1e-4 to 6: dense supports first (at alpha = 4 only the very first), then sparse ones."""
     rng = np.random.default_rng(seed)
     return (rng.normal(size=(n, d)) * np.geomspace(1e-4, 6, n)[:, None]).astype(dtype)
+
+
+def next_to_the_border(case, params, d, n=48) -> np.ndarray:
+    """Scores whose weights are a few large ones and many small ones, with a share of 1e-6 to almost all of the sum.
+
+    With the large scores at 0 the others are the slope of Omega along their share. Rounding spreads half of the rows,
+    and in a third of them some lie just off the support.
+    """
+    rng = np.random.default_rng(8)
+    large, total = case.least, params.get("total", 1.0)
+
+    def omega(share):
+        y = np.full(d, oracles.LD(share) / (d - large))
+        y[:large] = (total - oracles.LD(share)) / large
+        return oracles.omega(y, **case.static(d) | params)
+
+    shares = np.geomspace(1e-6, 0.97, n)
+    slopes = [(omega(m * 1.0001) - omega(m * 0.9999)) / (2e-4 * m) for m in shares]
+    x = np.tile(np.array(slopes, float)[:, None], d)
+    x[::2] *= 1 + rng.choice([1e-7, 1e-6, 1e-5, 1e-3], (n // 2, 1)) * rng.normal(size=(n // 2, d))
+    x[::3] -= rng.choice([0, 1], x[::3].shape, p=[0.8, 0.2]) * 10 ** rng.uniform(-8, -2, x[::3].shape)
+    x[:, :large] = 0
+    return x[:, rng.permutation(d)].astype(np.float32)
 
 
 def normal(seed, *shape, dtype=np.float32) -> jax.Array:

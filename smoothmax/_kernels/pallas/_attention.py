@@ -14,7 +14,8 @@ from jax.experimental.pallas import tpu as pltpu
 from . import _attention_layout as _layout
 from . import _flash, _tiles
 from ._attention_layout import Inputs, Rules
-from ._flash import ALPHA_BAR, SCALE_BAR, STATISTICS, Head, Plan
+from ._flash import ALPHA_BAR, SCALE_BAR, STATISTICS
+from ._flash_blocks import Head, Plan
 from ._tiles import LANES, result
 
 

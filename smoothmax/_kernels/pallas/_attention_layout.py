@@ -12,7 +12,8 @@ from jax.experimental import pallas as pl
 
 from ..._arrays import varying_like
 from . import _tiles
-from ._flash import STATISTICS, Plan
+from ._flash import STATISTICS
+from ._flash_blocks import Plan
 from ._tiles import LANES, SUBLANES
 
 # Queries of a block: a row of what is kept has as many numbers as a register has lanes. Keys of a block: as many as

@@ -14,7 +14,7 @@ that a small b needs.
 nearly linear function of e, so Newton's method from e = 1 descends to the root of `sum y = 1` without overshooting. It
 is written for log m: as b falls to 0, e is 1 to rounding, and a step becomes a logsumexp.
 
-**b > 1/2.** There v falls to 0 so fast that thousands of small weights may lie within the rounding of v: what is
+**b > 0.4.** There v falls to 0 so fast that thousands of small weights may lie within the rounding of v: what is
 computed instead is u = s b z + e itself, with e in two parts, so that u is exact next to 0; and y = u^(1/b).
 
 **Tsallis, alpha > 2.** v^(1/b) has infinite slope at v = 0, and a threshold cannot be stored precisely enough to say
@@ -38,8 +38,6 @@ from ._tiles import flag, loop
 
 # Newton's passes; five to ten are the rule.
 _MAX_PASSES = 64
-# From here on the powers of u are low, and u is computed rather than v.
-_LOW_POWER = 0.5
 # What is left of an equation when it is solved, and what may be nothing but the rounding of sums.
 _SOLVED, _NOISE = 5e-7, 3e-6
 # A step of log m below which the next one, of second order, is rounding.
@@ -135,7 +133,7 @@ def tsallis(z: jax.Array, b: jax.Array, machine: Machine) -> jax.Array:
         log_f = jnp.log(mid)
         return log_f, -expm1(-b * log_f) * mid / low
 
-    convex, concave = b <= _LOW_POWER, b > 1
+    convex, concave = ~low_power(b), b > 1
     return _chosen(
         z,
         machine,
@@ -147,7 +145,7 @@ def tsallis(z: jax.Array, b: jax.Array, machine: Machine) -> jax.Array:
 
 def _chosen(z: jax.Array, machine: Machine, *cases: tuple[jax.Array, Callable[[], jax.Array]]) -> jax.Array:
     """Each slice by the solver whose condition holds for it; a solver that no slice asks for does not run."""
-    y = jnp.zeros_like(z)
+    y = z - z  # zeros, laid out as the weights are: compilers for GPU kernels want that of both branches
     for wanted, solve in cases:
 
         def chosen(y=y, wanted=wanted, solve=solve):
@@ -157,7 +155,7 @@ def _chosen(z: jax.Array, machine: Machine, *cases: tuple[jax.Array, Callable[[]
     return y
 
 
-# --- b > 1/2 -----------------------------------------------------------------------------------------------
+# --- b > 0.4 -----------------------------------------------------------------------------------------------
 
 
 class _Threshold(NamedTuple):
@@ -174,16 +172,21 @@ class _Threshold(NamedTuple):
 
 
 def _low_powers(
-    z: jax.Array, b: jax.Array, wanted: jax.Array, equation: Callable[..., tuple[jax.Array, jax.Array]], machine: Machine
+    z: jax.Array,
+    b: jax.Array,
+    wanted: jax.Array,
+    equation: Callable[..., tuple[jax.Array, jax.Array]],
+    machine: Machine,
 ) -> jax.Array:
-    """u^(1/b) for u = z + e, where e solves an equation: from b and the sums of u^(r-1), u^r, u^(r+1) to log F and the
-    step of Newton's method."""
+    """u^(1/b) for u = z + e.
+
+    The equation for e leads from b and the sums of u^(r-1), u^r, u^(r+1) to log F and the step of Newton's method.
+    """
     r = 1 / b
 
     def newton(at):
         u = (z + at.whole) + at.rest
-        on = u > 0
-        u = jnp.where(on, u, 1.0)
+        on, u = u > 0, jnp.maximum(u, _LEAST_WEIGHT)
         y = jnp.where(on, jnp.where(b == 1, u, jnp.exp(r * jnp.log(u))), 0.0)
         low = y / u
         log_f, step = equation(b, *(machine.total(v) for v in (low, y, y * u)))
@@ -192,10 +195,8 @@ def _low_powers(
 
     def move(at):
         _, _, residual, step = newton(at)
-        change = at.rest - jnp.minimum(step, 0.999 * at.whole)
-        whole = at.whole + change
-        rounding = (residual < _NOISE) & (2 * jnp.abs(step) > jnp.abs(at.step))
-        return _Threshold(whole, (at.whole - whole) + change, step), (residual <= _SOLVED) | rounding
+        step = jnp.minimum(step, 0.999 * at.whole)
+        return _Threshold(*two_parts(at.whole, at.rest - step), step), solved(residual, step, at.step)
 
     start = _Threshold(jnp.ones_like(b), jnp.zeros_like(b), jnp.zeros_like(b))
     y, low, residual, step = newton(_newton(start, move, wanted, _MAX_PASSES, machine))
@@ -277,7 +278,7 @@ def p_norm(z: jax.Array, b: jax.Array, machine: Machine) -> jax.Array:
         log_f = jnp.log(mid) + (1 - r) / (1 + r) * jnp.log(high)
         return log_f, -expm1(-log_f) / (r * low / mid + (1 - r) * mid / high)
 
-    convex = b <= _LOW_POWER
+    convex = ~low_power(b)
     y = _chosen(
         z,
         machine,
@@ -314,6 +315,22 @@ def _high_powers(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine
 
 
 # --- Pieces ------------------------------------------------------------------------------------------------
+
+
+def low_power(b: Any) -> Any:
+    """Whether u is computed rather than v."""
+    return b > 0.4
+
+
+def two_parts(whole: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Their sum, and what rounding it leaves over."""
+    rounded = whole + rest
+    return rounded, (whole - rounded) + rest
+
+
+def solved(residual: jax.Array, step: jax.Array, last_step: jax.Array) -> jax.Array:
+    """Whether what is left of an equation is nothing, or nothing but the rounding of sums."""
+    return (residual <= _SOLVED) | ((residual < _NOISE) & (2 * jnp.abs(step) > jnp.abs(last_step)))
 
 
 def least_of(v: jax.Array, where: jax.Array, machine: Machine) -> jax.Array:

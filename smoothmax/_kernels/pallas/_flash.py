@@ -4,11 +4,12 @@
 
 for the scores z_ts = scale q_t k_s + bias_ts, recomputed block by block as often as they are needed.
 
-**Forward.** With b = alpha - 1, y = m v^(1/b) for v = max(1 + b (z - top) / m^b, 0), as in `_threshold.py`, where
-Newton's method for log m is explained too. It starts from the lowest threshold, top - 1/b, and only ever raises it. So
-a block of keys whose largest score is below the threshold of every query has no weight, then and for good: its keys
-are not read again. What is kept for the backward pass is top, log m and the logarithm of what the weights sum to, three
-numbers a query, and a mark for each block of queries and keys: whether there is a weight in it.
+**Forward.** With b = alpha - 1, y = m v^(1/b) for v = max(1 + b (z - top) / m^b, 0), or, where b > 0.4, u^(1/b) for
+u = max(b (z - top) + e, 0), e = m^b in two parts, as in `_equations.py`, where Newton's method is explained too. It
+starts from the lowest threshold, top - 1/b, and only ever raises it. So a block of keys whose largest score is below
+the threshold of every query has no weight, then and for good: its keys are not read again. What is kept for the
+backward pass is top, the threshold and the logarithm of what the weights sum to, four numbers a query, and a mark for
+each block of queries and keys: whether there is a weight in it.
 
 **Backward.** With s = y^(2 - alpha) on the support, and dP_ts = <dO_t, v_s>,
 
@@ -31,109 +32,60 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from ..._arrays import greatest
+from ._equations import expm1, low_power, solved, two_parts
+from ._flash_blocks import LOWEST, Head, Plan, block_scores, has_weight
 from ._tiles import flag, loop_over
 
-# In place of -inf: outside of every support, and safe to compute with.
-LOWEST = -1e30
 # As in `_threshold.py`.
 MAX_PASSES, SMALL_STEP, LARGEST_LOG = 64, 1e-4, 60.0
+# The least distance whose logarithm is taken.
+LEAST = 1e-37
 # |b log y| below which d alpha is computed by its series, since the closed form cancels.
 SMALL_LOG = 0.05
-# Rows of the array that holds what is kept of a query: its largest score, log m, and log of the sum of the weights. The
-# backward pass has delta and the shares of d alpha and d scale in an array of that form. Eight rows fill a tile.
-TOP, LOG_M, LOG_SUM = 0, 1, 2
+# Rows of the array that holds what is kept of a query: its largest score, its threshold, and log of the sum of the
+# weights. The backward pass has delta and the shares of d alpha and d scale in an array of that form. Eight rows fill a
+# tile.
+TOP, LEVEL, REST, LOG_SUM = 0, 1, 2, 3
 DELTA, ALPHA_BAR, SCALE_BAR = 0, 1, 2
 STATISTICS = 8
 
 
-class Plan(NamedTuple):
-    """What is static about a call.
+class Threshold(NamedTuple):
+    """The threshold of each query of a block, below its largest score; rows.
 
     Attributes:
-      queries, keys: how many there are, padding to whole blocks included.
-      rows, columns: how many queries and keys a block has.
-      buffers: how many blocks of whole length lie in memory at a time, 1 or 2.
-      is_causal, window: the rules of visibility.
-      has_bias, has_mask: whether there are such arrays.
+      level: log m; where b > 0.4, e.
+      rest: what rounding e left over, or 0.
     """
 
-    queries: int
-    keys: int
-    rows: int
-    columns: int
-    buffers: int
-    is_causal: bool
-    window: tuple[int, int] | None
-    has_bias: bool
-    has_mask: bool
-
-    def key_blocks(self, i: Any, length: Any) -> tuple[Any, Any]:
-        """The first of the key blocks that query block i may see, and the first after them."""
-        first, last = i * self.rows, (i + 1) * self.rows - 1
-        start, end = jnp.int32(0), _blocks(length, self.columns)
-        if self.is_causal:
-            end = jnp.minimum(end, last // self.columns + 1)
-        if self.window is not None:
-            left, right = self.window
-            start = jnp.maximum(start, jnp.maximum(first - left, 0) // self.columns)
-            end = jnp.minimum(end, jnp.maximum(last + right, -1) // self.columns + 1)
-        return start, jnp.maximum(start, end)
-
-    def query_blocks(self, j: Any) -> tuple[Any, Any]:
-        """The first of the query blocks that may see key block j, and the first after them."""
-        first, last = j * self.columns, (j + 1) * self.columns - 1
-        start, end = jnp.int32(0), jnp.int32(self.queries // self.rows)
-        if self.is_causal:
-            start = jnp.maximum(start, first // self.rows)
-        if self.window is not None:
-            left, right = self.window
-            start = jnp.maximum(start, jnp.maximum(first - right, 0) // self.rows)
-            end = jnp.minimum(end, jnp.maximum(last + left, -1) // self.rows + 1)
-        return jnp.minimum(start, end), end
+    level: jax.Array
+    rest: jax.Array
 
 
-class Head(NamedTuple):
-    """What a kernel reads beside queries, keys and values: scalars, and references to optional arrays."""
+def weights(head: Head, z: jax.Array, top: jax.Array, at: Threshold) -> jax.Array:
+    """log of the weight: LOWEST off the support."""
 
-    b: Any  # alpha - 1
-    scale: Any
-    query_length: Any
-    key_length: Any
-    bias: Any  # None, or a reference to keys x queries, or keys x 1
-    mask: Any  # None, or a reference to keys x queries, keys x 1, 1 x queries or 1 x 1
+    def of_u():
+        u = _distance(head, z, top, at)
+        return jnp.where(u > 0, jnp.log(jnp.maximum(u, LEAST)) / head.b, LOWEST)
 
+    def of_v():
+        w = head.b * (z - top) * jnp.exp(jnp.minimum(-head.b * at.level, LARGEST_LOG))
+        return jnp.where(w > -1, at.level + jnp.log1p(jnp.where(w > -1, w, 0.0)) / head.b, LOWEST)
 
-def block_scores(plan: Plan, head: Head, products: jax.Array, i: Any, j: Any) -> jax.Array:
-    """Scores of one block, keys x queries in float32, from the products; LOWEST where a query may not see the key."""
-    z = products * head.scale
-    t = i * plan.rows + lax.broadcasted_iota(jnp.int32, z.shape, 1)
-    s = j * plan.columns + lax.broadcasted_iota(jnp.int32, z.shape, 0)
-    seen = (s < head.key_length) & (t < head.query_length)
-    if plan.is_causal:
-        seen &= s <= t
-    if plan.window is not None:
-        seen &= (s >= t - plan.window[0]) & (s <= t + plan.window[1])
-    if head.mask is not None:
-        seen &= _part(head.mask, plan, i, j).astype(jnp.int32) != 0
-    if head.bias is not None:
-        z += _part(head.bias, plan, i, j).astype(jnp.float32)
-    return jnp.where(seen, z, LOWEST)
+    return lax.cond(low_power(head.b), of_u, of_v)
 
 
-def _part(ref: Any, plan: Plan, i: Any, j: Any) -> jax.Array:
-    """The block of an array that holds all keys, all queries, one block of either, or one number for all."""
-    height, width = ref.shape
-    rows = pl.ds(pl.multiple_of(j * plan.columns, plan.columns), plan.columns) if height > plan.columns else slice(None)
-    columns = pl.ds(pl.multiple_of(i * plan.rows, plan.rows), plan.rows) if width > plan.rows else slice(None)
-    return ref[rows, columns]
+def _distance(head: Head, z: jax.Array, top: jax.Array, at: Threshold) -> jax.Array:
+    """How far scores lie above the threshold, where b > 0.4."""
+    return (head.b * (z - top) + at.level) + at.rest
 
 
-def weights(head: Head, z: jax.Array, top: jax.Array, log_m: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Where the support is, log1p(v - 1), and log of the weight."""
-    w = head.b * (z - top) * jnp.exp(jnp.minimum(-head.b * log_m, LARGEST_LOG))
-    on = w > -1
-    log_v = jnp.log1p(jnp.where(on, w, 0.0))
-    return on, log_v, log_m + log_v / head.b
+def _powers(head: Head, at: Threshold, log_y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The weights, and the weights over v, or over u."""
+    on = log_y > LOWEST / 2
+    log_v = head.b * (log_y - jnp.where(low_power(head.b), 0.0, at.level))
+    return jnp.where(on, jnp.exp(log_y), 0.0), jnp.where(on, jnp.exp(log_y - log_v), 0.0)
 
 
 # --- Forward -----------------------------------------------------------------------------------------------
@@ -143,9 +95,26 @@ class _Newton(NamedTuple):
     """The state of the loop; rows of one number a query."""
 
     passes: Any  # a scalar
-    log_m: jax.Array
+    at: Threshold
+    step: jax.Array  # the last one
     active: jax.Array  # 1 where it still moves, else 0
     going: Any  # the sum of `active`, a scalar
+
+
+def _moved(head: Head, s: _Newton, total: jax.Array, low: jax.Array) -> tuple[Threshold, jax.Array, jax.Array]:
+    """The next threshold, the step to it, and 1 where that is not the last; from the sums of y and of y / v."""
+    log_sum = jnp.log(total)
+    step = jnp.maximum(expm1(-head.b * log_sum) * total / low, -0.999 * jnp.where(low_power(head.b), s.at.level, 1.0))
+
+    def of_e():
+        last = solved(head.b * jnp.abs(log_sum), step, s.step)
+        return Threshold(*two_parts(s.at.level, s.at.rest + step)), step, flag(~last)
+
+    def of_log_m():
+        change = jnp.log1p(step) / head.b
+        return Threshold(s.at.level + change, s.at.rest), change, flag(jnp.abs(change) > SMALL_STEP)
+
+    return lax.cond(low_power(head.b), of_e, of_log_m)
 
 
 def forward(plan: Plan, head: Head, q_ref, k_ref, v_ref, o_ref, kept_ref, blocks_ref, tops_ref, i: Any) -> None:
@@ -167,52 +136,51 @@ def forward(plan: Plan, head: Head, q_ref, k_ref, v_ref, o_ref, kept_ref, blocks
     top = loop_over(start, end, tops, row + LOWEST)
     empty = top <= LOWEST / 2
 
-    def above(j, log_m):
-        """Whether any query has a weight in the block, at the thresholds that belong to m."""
-        below = head.b * (tops_ref[j] - top) <= -jnp.exp(head.b * log_m)
-        return jnp.sum(flag(~(below | empty))) > 0
+    def above(j, at):
+        """Whether any query has a weight in the block, at that threshold."""
+        reach = jnp.where(low_power(head.b), at.level, jnp.exp(head.b * at.level))
+        u = _distance(head, tops_ref[j], top, Threshold(reach, at.rest))
+        return jnp.sum(flag(~((u <= 0) | empty))) > 0  # NaN too
 
-    def sums(log_m):
+    def sums(at):
         def add(j, carry):
             def some():
-                on, log_v, log_y = weights(head, scores(j), top, log_m)
-                y, low = jnp.where(on, jnp.exp(log_y), 0.0), jnp.where(on, jnp.exp(log_y - log_v), 0.0)
-                return tuple(c + jnp.sum(u, axis=0, keepdims=True) for c, u in zip(carry, (y, low), strict=True))
+                powers = _powers(head, at, weights(head, scores(j), top, at))
+                return tuple(c + jnp.sum(u, axis=0, keepdims=True) for c, u in zip(carry, powers, strict=True))
 
-            return lax.cond(above(j, log_m), some, lambda: carry)
+            return lax.cond(above(j, at), some, lambda: carry)
 
         total, low = loop_over(start, end, add, (row, row))
         return jnp.where(empty, 1.0, total), jnp.where(empty, 1.0, low)
 
-    def one_pass(state):
-        total, low = sums(state.log_m)
-        change = expm1(-head.b * jnp.log(total)) * total / low
-        change = jnp.log1p(jnp.maximum(change, -0.999)) / head.b
-        log_m = jnp.where(state.active > 0, state.log_m + change, state.log_m)
-        active = jnp.where(jnp.abs(change) > SMALL_STEP, state.active, 0.0)
-        return _Newton(state.passes + 1, log_m, active, jnp.sum(active))
+    def one_pass(s):
+        at, step, moves = _moved(head, s, *sums(s.at))
+        at = Threshold(*(jnp.where(s.active > 0, new, old) for new, old in zip(at, s.at, strict=True)))
+        active = s.active * moves
+        return _Newton(s.passes + 1, at, step, active, jnp.sum(active))
 
-    state = _Newton(jnp.int32(0), row, flag(~empty), jnp.sum(flag(~empty)))
-    log_m = lax.while_loop(lambda s: (s.going > 0) & (s.passes < MAX_PASSES), one_pass, state).log_m
-    log_sum = jnp.log(sums(log_m)[0])
+    lowest = Threshold(row + jnp.where(low_power(head.b), 1.0, 0.0), row)
+    state = _Newton(jnp.int32(0), lowest, row, flag(~empty), jnp.sum(flag(~empty)))
+    at = lax.while_loop(lambda s: (s.going > 0) & (s.passes < MAX_PASSES), one_pass, state).at
+    log_sum = jnp.log(sums(at)[0])
 
     block = lax.broadcasted_iota(jnp.int32, blocks_ref.shape, 1)
 
     def average(j, carry):
         def some():
-            on, _, log_y = weights(head, scores(j), top, log_m)
-            y = jnp.where(on & ~empty, jnp.exp(log_y - log_sum), 0.0)
+            log_y = weights(head, scores(j), top, at)
+            y = jnp.where((log_y > LOWEST / 2) & ~empty, jnp.exp(log_y - log_sum), 0.0)
             y = jnp.where(top < jnp.inf, y, jnp.nan)
             output, bits = carry
             v = v_ref[keys(j), :]
             return output + _product(y.astype(v.dtype), v, 0, 0), jnp.where(block == j, 1, bits)
 
-        return lax.cond(above(j, log_m), some, lambda: carry)
+        return lax.cond(above(j, at), some, lambda: carry)
 
     nothing = jnp.zeros(o_ref.shape, jnp.float32), jnp.zeros(blocks_ref.shape, jnp.int32)
     output, blocks_ref[...] = loop_over(start, end, average, nothing)
     o_ref[...] = output.astype(o_ref.dtype)
-    kept_ref[...] = _rows(kept_ref.shape, {TOP: top, LOG_M: log_m, LOG_SUM: log_sum})
+    kept_ref[...] = _rows(kept_ref.shape, {TOP: top, LEVEL: at.level, REST: at.rest, LOG_SUM: log_sum})
 
 
 # --- Backward ----------------------------------------------------------------------------------------------
@@ -220,9 +188,9 @@ def forward(plan: Plan, head: Head, q_ref, k_ref, v_ref, o_ref, kept_ref, blocks
 
 def _solved(head: Head, kept: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Weights of a block, s = y^(2 - alpha), and log y; 0 off the support."""
-    top, log_m, log_sum = (_row(kept, r) for r in (TOP, LOG_M, LOG_SUM))
-    on, _, log_y = weights(head, z, top, log_m)
-    on &= top > LOWEST / 2
+    top, level, rest, log_sum = (_row(kept, r) for r in (TOP, LEVEL, REST, LOG_SUM))
+    log_y = weights(head, z, top, Threshold(level, rest))
+    on = (log_y > LOWEST / 2) & (top > LOWEST / 2)
     log_y = log_y - log_sum
     y, s = (jnp.where(on, jnp.exp(power * log_y), 0.0) for power in (1.0, 1 - head.b))
     good = top < jnp.inf
@@ -309,18 +277,6 @@ def backward_keys(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, rows_ref, b
 # --- Pieces ------------------------------------------------------------------------------------------------
 
 
-def has_weight(bits: jax.Array, j: Any) -> Any:
-    """Whether key block j is marked in a row of marks."""
-    block = lax.broadcasted_iota(jnp.int32, bits.shape, 1)
-    return jnp.sum(flag((block == j) & (bits != 0))) > 0
-
-
-def expm1(x: jax.Array) -> jax.Array:
-    """exp(x) - 1, which the compiler for TPU kernels has no operation for."""
-    t = jnp.tanh(x / 2)
-    return jnp.where(x < 1, 2 * t / (1 - jnp.where(x < 1, t, 0.0)), jnp.exp(x) - 1)
-
-
 def _entropy_change(b: Any, log_y: jax.Array) -> jax.Array:
     """d/d alpha of phi'(y), but for a constant: (L e^L - e^L + 1) / b^2 with L = b log y."""
     x = b * log_y
@@ -343,7 +299,3 @@ def _rows(shape: tuple[int, ...], rows: dict[int, jax.Array]) -> jax.Array:
     for r, row in rows.items():
         array = jnp.where(index == r, row, array)
     return array
-
-
-def _blocks(n: Any, size: int) -> Any:
-    return (n + (size - 1)) // size
