@@ -110,11 +110,13 @@ class _Bounds(NamedTuple):
 
     Attributes:
       upper: `(*batch, d)`: the bounds, lowered to what is possible; 0 at deleted positions.
+      most: `(*batch, 1)`: the greatest of them, and 1 at least.
       size: `(*batch, 1)`: the sum.
       share: `(*batch, 1)`: the sum over that of the bounds.
     """
 
     upper: jax.Array
+    most: jax.Array
     size: jax.Array
     share: jax.Array
 
@@ -165,7 +167,7 @@ def _capped_weights(entropy: Entropy, x: jax.Array, gamma: jax.Array, size: jax.
 
     # One root has only the rounding of its sum to repair: by a step of Newton's, to first order.
     y = _weights(entropy, z, bounds, s.tau)
-    y = jnp.clip(y - _rates(entropy, bounds, y) * safe_ratio(s.excess, s.rate), 0, bounds.upper)
+    y = jnp.clip(y - _rates(entropy, bounds, y) * safe_ratio(_excess(bounds, y), s.rate), 0, bounds.upper)
     straddled = wanted & ~s.found
     y = lax.cond(jnp.any(straddled), lambda: jnp.where(straddled, _mixed(entropy, z, bounds, s), y), lambda: y)
     # At a share of 0 or 1 nothing is free.
@@ -182,7 +184,8 @@ def _bounds(entropy: Entropy, z: jax.Array, size: jax.Array, upper: jax.Array) -
     upper = jnp.where(z == -jnp.inf, 0, jnp.minimum(upper, jnp.minimum(size, most)))
     size = jnp.broadcast_to(size, (*z.shape[:-1], 1))
     room = total(upper)
-    return _Bounds(upper, size, jnp.where(room == 0, jnp.where(size > 0, jnp.inf, 0), safe_ratio(size, room)))
+    share = jnp.where(room == 0, jnp.where(size > 0, jnp.inf, 0), safe_ratio(size, room))
+    return _Bounds(upper, jnp.maximum(jnp.max(upper, axis=-1, keepdims=True), 1), size, share)
 
 
 def _searched_again(
@@ -229,9 +232,7 @@ def _search(entropy: Entropy, z: jax.Array, bounds: _Bounds, wanted: jax.Array, 
 
 def _one_pass(entropy: Entropy, z: jax.Array, bounds: _Bounds, s: _State) -> _State:
     y = stored(_weights(entropy, z, bounds, s.tau))
-    # Weights near their bounds are summed as what they lack: most often the sum of bounds is exact.
-    near = jnp.where(2 * y > bounds.upper, bounds.upper, 0)
-    excess, rate = total(y - near) + (total(near) - bounds.size), total(_rates(entropy, bounds, y))
+    excess, rate = total(y) - bounds.size, total(_rates(entropy, bounds, y))
     low, over = (jnp.where(excess >= 0, new, old) for new, old in ((s.tau, s.low), (excess, s.over)))
     high, under = (jnp.where(excess <= 0, new, old) for new, old in ((s.tau, s.high), (excess, s.under)))
 
@@ -240,15 +241,22 @@ def _one_pass(entropy: Entropy, z: jax.Array, bounds: _Bounds, s: _State) -> _St
     slow = 2 * jnp.abs(excess) > jnp.abs(s.excess)
     tau = jnp.where((newton > low) & (newton < high) & ~slow, newton, middle)
 
-    # A sum that is right to rounding, or to noise that does not shrink any more, has its threshold; if few weights are
+    # A sum that is right to rounding has its threshold, or to noise that does not shrink any more; if few weights are
     # free, what is left over must be little to each, as far as floats resolve the threshold.
-    resolved = jnp.maximum(rate * jnp.maximum(jnp.abs(s.tau) / 4, 1), 1)
-    few = jnp.maximum(jnp.max(bounds.upper, axis=-1, keepdims=True), 1) * resolved
-    found = jnp.abs(excess) <= jnp.where(slow, 8, 4) * eps(z) * jnp.minimum(bounds.size, few)
+    few = bounds.most * jnp.maximum(rate * jnp.maximum(jnp.abs(s.tau) / 4, 1), 1)
+    noise = jnp.maximum(2 * bounds.size, jnp.where(slow, 8, 4) * jnp.minimum(bounds.size, few))
+    found = jnp.abs(excess) <= noise * eps(z)
     tau = jnp.where(found, s.tau, tau)
     neighbours = ~((low < middle) & (middle < high))
     active = ~found & ~neighbours
     return _chosen(s.active, _State(s.passes + 1, tau, low, over, high, under, excess, rate, active, found), s)
+
+
+def _excess(bounds: _Bounds, y: jax.Array) -> jax.Array:
+    """The sum less what it should be. Weights near their bounds are summed as what they lack: the sum of many bounds is
+    exact most often, that of many weights is rounded by more than the few that are free can take."""
+    near = jnp.where(2 * y > bounds.upper, bounds.upper, 0)
+    return total(y - near) + (total(near) - bounds.size)
 
 
 def _chosen(wanted: jax.Array, new: _State, old: _State) -> _State:
