@@ -12,7 +12,7 @@ from jax import export
 
 from smoothmax import _arrays, _kernels
 from smoothmax import _solvers as solvers
-from smoothmax._solvers import _capped, _chain, _concave, _threshold
+from smoothmax._solvers import _capped, _chain, _concave, _convex
 
 LD = np.longdouble
 ONE = np.float32(1)
@@ -111,9 +111,9 @@ def test_any_offset_bad_slices_and_empty_ones(name):
 
 
 LIMITS = {
-    "sparsemax": (_threshold, "MAX_PASSES", 1),
-    "tsallis": (_threshold, "MAX_PASSES", 1),
-    "p_norm": (_threshold, "MAX_PASSES", 1),
+    "sparsemax": (_convex, "MAX_PASSES", 1),
+    "tsallis": (_convex, "MAX_PASSES", 1),
+    "p_norm": (_convex, "MAX_PASSES", 1),
     "steep": (_concave, "MAX_PASSES", 1),
     "capped": (_capped, "MAX_PASSES", 2),
     "chain": (_chain, "most_rounds", lambda d: 2),

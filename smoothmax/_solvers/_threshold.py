@@ -16,50 +16,27 @@ only the equation for the threshold differs. In the sums ``low``, ``mid``, ``hig
 F falls as tau rises. With the largest score moved to 0 the largest u is -tau, and the root lies between -1 and the
 threshold of d equal scores.
 
-**A step.** Suppose F were a power of the distance to some end point, ``F = ((end - tau) / c)^k``. With
-``slope = -d log F / d tau`` the root would be exactly ``tau + phi(log F, 1 / k) / slope``, where
-``phi(x, c) = (1 - exp(-c x)) / c``. Two choices of k matter:
-
-* k = r is Newton's method on a norm of u: a convex, nearly linear function of tau, so the step never overshoots and
-  converges quadratically; on an unchanged support it is exact for sparsemax. A p-norm's F is of first degree in u and
-  nearly linear, too, but not convex: k = 1.
-* Far from the root, positions leave the support on the way and F falls as a higher power. ``high`` is (up to a factor)
-  the integral of ``mid`` over all larger thresholds, and ``low`` its derivative; the three together reveal k. This
-  saves up to half of the passes over the data. As b falls to 0, k grows without bound and one step is the logsumexp.
-
-For alpha > 2 the powers are concave, with infinite slope where a position enters: another loop, `_concave.py`.
-
-**A pass** computes one power; the others follow by multiplication. Sparsemax (r = 1) and 1.5-entmax (r = 2) need none,
-so these are chosen at run time, when the whole of alpha has that value: alpha may be traced, one trace serves all.
+For alpha <= 2, and for every p, the powers are convex: `_convex.py`. For alpha > 2 they are concave, with infinite
+slope where a position enters: `_concave.py`.
 
 Only reductions touch the last axis, so it may be sharded. Deleted positions have u = 0 everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from .. import _kernels
-from .._arrays import eps, tiny, total, varying_like
+from .._arrays import eps, total
 from ._concave import concave_weights
-from ._power import first_true, power
-from ._scores import Scores, Solved, answered, centred, phi, positive, stored, sum_noise
+from ._convex import ANY_POWER, FIRST_POWER, LOWEST, P_NORM, SECOND_POWER, TSALLIS, Powers, convex_weights
+from ._power import first_true
+from ._scores import Scores, Solved, answered, centred
 
-# Three to six passes are the rule; no data was found that takes more than twenty.
-MAX_PASSES = 64
-# log F down to which the exponent k is estimated from the sums.
-FAR = 0.2
-# A normalisation repairs rounding: what the last step leaves over, of second order, and what summing adds.
-REPAIRABLE = 1e-3
 # b below which a mapping is softmax, in roundings: the weights differ by b w log(w)^2 / 2.
 SOFT = 16
-# In place of -inf: so low that a position stays out of every support, and safe to compute with.
-LOWEST = {"float32": 1e30, "float64": 1e100}
 
 
 def softmax_weights(x: jax.Array, gamma: jax.Array, *, implementation: str | None = None) -> jax.Array:
@@ -106,7 +83,7 @@ def _softmax(x: jax.Array, gamma: jax.Array, alpha: jax.Array) -> jax.Array:
 def _sparsemax(x: jax.Array, gamma: jax.Array, alpha: jax.Array) -> jax.Array:
     scores, z = _scaled(x, gamma, alpha)
     one = jnp.ones((), z.dtype)
-    return answered(_convex_weights(z, _solvable(scores), one, TSALLIS, FIRST_POWER), scores)
+    return answered(convex_weights(z, _solvable(scores), one, TSALLIS, FIRST_POWER), scores)
 
 
 def _tsallis(x: jax.Array, gamma: jax.Array, alpha: jax.Array) -> jax.Array:
@@ -114,7 +91,7 @@ def _tsallis(x: jax.Array, gamma: jax.Array, alpha: jax.Array) -> jax.Array:
     b = alpha - 1
 
     def solve(powers: Powers, b: jax.Array) -> Solved:
-        return _convex_weights(z, _solvable(scores) & (b <= 1), b, TSALLIS, powers)
+        return convex_weights(z, _solvable(scores) & (b <= 1), b, TSALLIS, powers)
 
     def concave() -> Solved:
         return concave_weights(z, _solvable(scores) & (b > 1), b)
@@ -149,7 +126,7 @@ def _p_norm(x: jax.Array, gamma: jax.Array, p: jax.Array) -> jax.Array:
     b = p - 1
 
     def solve(powers: Powers) -> Solved:
-        return _convex_weights(z, _solvable(scores) & (b <= 1), b, P_NORM, powers)
+        return convex_weights(z, _solvable(scores) & (b <= 1), b, P_NORM, powers)
 
     solved = first_true(
         (jnp.all(b == 1), lambda: solve(FIRST_POWER)),
@@ -173,211 +150,3 @@ def _exponential_weights(z: jax.Array) -> Solved:
     e = jnp.exp(z)
     size = total(e)
     return Solved(e / size, size >= 1)
-
-
-# The loop for convex powers: alpha <= 2, and every p.
-
-
-class Sums(NamedTuple):
-    """Sums of u^(r-1), u^r and u^(r+1) along the slice, `(*batch, 1)`; or the summands, `(*batch, d)`."""
-
-    low: jax.Array
-    mid: jax.Array
-    high: jax.Array
-
-
-class Residual(NamedTuple):
-    """The equation log F(tau) = 0 at some tau. Each `(*batch, 1)`.
-
-    Attributes:
-      log_f: what has to become 0.
-      slope: -d log F / d tau.
-      inverse_exponent: 1 / k for the k that the sums reveal.
-    """
-
-    log_f: jax.Array
-    slope: jax.Array
-    inverse_exponent: jax.Array
-
-
-class Equation(NamedTuple):
-    """One of the two problems, as functions of b.
-
-    Attributes:
-      scale: what scores are multiplied with.
-      equal: d equal scores have the threshold -d^-equal.
-      newton: 1 / k for Newton's method on a norm.
-      residual: from b and the sums to the equation.
-      sums_to_one: whether u^r are the weights already, and dividing by their sum repairs only its rounding.
-    """
-
-    scale: Callable[[jax.Array], jax.Array]
-    equal: Callable[[jax.Array], jax.Array]
-    newton: Callable[[jax.Array], jax.Array]
-    residual: Callable[[jax.Array, Sums], Residual]
-    sums_to_one: bool
-
-
-class Powers(NamedTuple):
-    """How the powers of u are computed.
-
-    Attributes:
-      summands: from x, tau, the rest of it and r, with u = x - tau - rest, to the three powers.
-      dear: whether a power costs so much that the last one is kept, and the last step taken to first order in it.
-    """
-
-    summands: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], Sums]
-    dear: bool
-
-
-class _State(NamedTuple):
-    """The loop. Except for the first and the last: `(*batch, 1)`.
-
-    Attributes:
-      passes: int32 `()`: how many there were.
-      tau: the threshold of the last pass.
-      rest: what rounding left over of it.
-      step: what the last pass wants it moved by.
-      active: the slices that have not arrived.
-      far: the slices whose steps still use the exponent that the sums reveal.
-      low_power: `(*batch, d)`: u^(r-1) of the last pass, or None where powers are cheap.
-    """
-
-    passes: jax.Array
-    tau: jax.Array
-    rest: jax.Array
-    step: jax.Array
-    active: jax.Array
-    far: jax.Array
-    low_power: jax.Array | None
-
-
-def _convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equation, powers: Powers) -> Solved:
-    """y = u^r / sum u^r for u = max(scale z - tau, 0), tau the root of the equation.
-
-    Args:
-      z: `(*batch, d)`, at most 0, and 0 somewhere.
-      wanted: bool `(*batch, 1)`: the slices to solve; the others arrive nowhere.
-      b: 0 < b <= 1, `()` or `(*batch or ones, 1)`.
-    """
-    # The maximum changes nothing, but keeps product and subtraction from becoming one operation: that would round in
-    # another way than the loop has, which reads x from memory.
-    x, r = jnp.maximum(equation.scale(b) * z, -LOWEST[z.dtype.name]), 1 / b
-    equal = -jnp.exp(-equation.equal(b) * jnp.log(jnp.asarray(z.shape[-1], z.dtype)))
-    newton = equation.newton(b)
-    # A step leaves an error of second order in the weights, of order r in weights close to 0; and what up to d scores
-    # that leave the support in it would have had. (A convex equation of smooth powers is slowed down by those before.)
-    slows_down = equation.sums_to_one & (b <= 0.5)
-    enough, few = 4 * eps(z) ** 0.5, jnp.where(slows_down, 1, (8 * eps(z) / z.shape[-1]) ** b)
-    # The next residual is about this one times the square of the ratio of the last two steps, if both are Newton's.
-    rounding = 8 * eps(z)
-    # The sums are rounded: a residual this small whose step does not shrink any more is nothing but noise.
-    noise = sum_noise(z)
-
-    def moved(s: _State) -> tuple[jax.Array, jax.Array]:
-        """The next threshold in two parts: what rounding leaves over counts as often as there are weights next to it.
-
-        A finished slice stays where it is: its weights must not depend on the other slices.
-        """
-        tau = jnp.clip(s.tau + (s.rest + s.step), -1, equal)
-        rest = jnp.where((tau > -1) & (tau < equal), (s.tau - tau) + (s.rest + s.step), 0)
-        return jnp.where(s.active, tau, s.tau), jnp.where(s.active, rest, s.rest)
-
-    def one_pass(s: _State) -> _State:
-        tau, rest = moved(s)
-        summands = powers.summands(x, tau, rest, r)
-        log_f, slope, inverse_exponent = equation.residual(b, Sums(*(total(v) for v in summands)))
-        # Once F has been close to 1 or below it, Newton's method alone: it cannot be thrown to and fro.
-        far = s.far & (log_f > FAR)
-        step = phi(log_f, jnp.where(far, inverse_exponent, newton)) / slope
-        # Dividing by the sum repairs what is left over, but for a share of about b.
-        residual = b * jnp.abs(log_f)
-        stalled = (residual < noise) & (2 * jnp.abs(step) > jnp.abs(s.step))
-        solved = residual <= rounding / 2
-        ratio = jnp.minimum(jnp.abs(step) / jnp.maximum(jnp.abs(s.step), tiny(z)), 1)
-        leaves = residual * jnp.where(s.far, 1, ratio) ** 2
-        foreseen = (r * jnp.abs(step) <= -enough * tau) & (jnp.abs(step) <= few) & (leaves <= rounding)
-        arrives = foreseen | solved | stalled
-        low_power = summands.low if powers.dear else None
-        return _State(s.passes + 1, tau, rest, step, s.active & ~arrives, far, low_power)
-
-    wanted = varying_like(wanted, z, b)
-    start = varying_like(jnp.full_like(z[..., :1], -1), wanted)
-    nothing = jnp.zeros_like(start)
-    low_power = varying_like(jnp.zeros_like(x), x) if powers.dear else None
-    s = _State(jnp.int32(0), start, nothing, nothing, wanted, wanted, low_power)
-    s = lax.while_loop(lambda s: (s.passes < MAX_PASSES) & jnp.any(s.active), one_pass, s)
-    # The last step: exactly where powers are cheap, to first order in the stored power where they are not.
-    if s.low_power is None:
-        y = powers.summands(x, *moved(s._replace(active=wanted)), r).mid
-    else:
-        y = s.low_power * positive(positive((x - s.tau) - s.rest) - r * s.step)
-    size = total(y)
-    # Dividing by the sum is a move of the threshold by b log size, which for small b is nothing, however coarse the
-    # sum.
-    repairable = b * jnp.abs(jnp.log(size)) <= REPAIRABLE if equation.sums_to_one else size > 0
-    arrived = wanted & ~s.active & repairable
-    return Solved(y / jnp.where(size > 0, size, 1), arrived)
-
-
-# The two equations.
-
-
-def _tsallis_residual(b: jax.Array, sums: Sums) -> Residual:
-    return Residual(jnp.log(sums.mid), sums.low / (b * sums.mid), _inverse_exponent(b, sums))
-
-
-def _p_norm_residual(b: jax.Array, sums: Sums) -> Residual:
-    r = 1 / b
-    low, mid, high = sums
-    log_f = jnp.log(mid) + (1 - r) / (1 + r) * jnp.log(high)
-    slope = r * low / mid + (1 - r) * mid / high
-    # mid falls with exponent k and high with k + 1, hence F with exponent 1 + 2 (k - r) / (1 + r).
-    inverse_k = _inverse_exponent(b, sums)
-    return Residual(log_f, slope, inverse_k * (1 + r) / (2 + inverse_k * (1 - r)))
-
-
-def _inverse_exponent(b: jax.Array, sums: Sums) -> jax.Array:
-    """1 / k such that ``mid ~ (end - tau)^k``; then low * high / ((1 + b) mid^2) = k / (k + 1)."""
-    return (1 + b) * sums.mid / sums.low * (sums.mid / sums.high) - 1
-
-
-TSALLIS = Equation(
-    scale=lambda b: b, equal=lambda b: b, newton=lambda b: b, residual=_tsallis_residual, sums_to_one=True
-)
-P_NORM = Equation(
-    scale=jnp.ones_like,
-    equal=lambda b: 2 * b / (1 + b),
-    newton=jnp.ones_like,
-    residual=_p_norm_residual,
-    sums_to_one=False,
-)
-
-
-# The powers of u.
-
-
-def _first_powers(x: jax.Array, tau: jax.Array, rest: jax.Array, r: jax.Array) -> Sums:
-    u = stored(positive((x - tau) - rest))
-    return Sums(jnp.sign(u), u, u * u)
-
-
-def _second_powers(x: jax.Array, tau: jax.Array, rest: jax.Array, r: jax.Array) -> Sums:
-    u = positive((x - tau) - rest)
-    u, again = stored((u, u))
-    return Sums(u, u * u, again * again * again)
-
-
-def _any_powers(x: jax.Array, tau: jax.Array, rest: jax.Array, r: jax.Array) -> Sums:
-    u = (x - tau) - rest
-    # For small b, u is close to 1 and r multiplies the error of rounding it; the power gets that error back.
-    # (Where u is less than half of the largest u, the subtraction was exact.)
-    error = (x - (u + tau)) - rest
-    low = jnp.sign(positive(u)) * power(jnp.maximum(u, tiny(u)), r - 1, error / jnp.maximum(u, -tau / 2))
-    low, u = stored((low, positive(u)))
-    return Sums(low, low * u, low * u * u)
-
-
-FIRST_POWER = Powers(_first_powers, dear=False)  # r = 1
-SECOND_POWER = Powers(_second_powers, dear=False)  # r = 2
-ANY_POWER = Powers(_any_powers, dear=True)

@@ -115,7 +115,7 @@ def scores(n=B, d=D, seed=0, dtype=float) -> np.ndarray:
     return (rng.normal(size=(n, d)) * np.geomspace(1e-4, 6, n)[:, None]).astype(dtype)
 
 
-def next_to_the_border(case, params, d, n=48) -> np.ndarray:
+def next_to_the_border(case, params, d, n=24) -> np.ndarray:
     """Scores whose weights are a few large ones and many small ones, with a share of 1e-6 to almost all of the sum.
 
     With the large scores at 0 the others are the slope of Omega along their share. Rounding spreads half of the rows,

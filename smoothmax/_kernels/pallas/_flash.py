@@ -36,7 +36,7 @@ from ._equations import expm1, low_power, solved, two_parts
 from ._flash_blocks import LOWEST, Head, Plan, block_scores, has_weight
 from ._tiles import flag, loop_over
 
-# As in `_threshold.py`.
+# As in `_equations.py`.
 MAX_PASSES, SMALL_STEP, LARGEST_LOG = 64, 1e-4, 60.0
 # The least distance whose logarithm is taken.
 LEAST = 1e-37

@@ -1,4 +1,4 @@
-// Tsallis entropies with alpha > 2, whose powers have infinite slope at 0. See smoothmax/_solvers/_threshold.py.
+// Tsallis entropies with alpha > 2, whose powers have infinite slope at 0. See smoothmax/_solvers/_concave.py.
 //
 // A threshold next to a score cannot be stored precisely enough to say what that score weighs. What can be: the lowest
 // score c of the support and the weight w there. The others weigh (s - c + w^b)^r; where w^b underflows it is nothing

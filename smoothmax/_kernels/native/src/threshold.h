@@ -1,4 +1,4 @@
-// Tsallis entropies and p-norms over the simplex: one threshold a row. See smoothmax/_solvers/_threshold.py.
+// Tsallis entropies and p-norms over the simplex: one threshold a row. See smoothmax/_solvers/_convex.py.
 //
 // A score more than 1 / scale below the top never gets weight, so one look at the row leaves few to search among. The
 // search runs from the left and is Newton's method; powers are computed where no square root serves.
