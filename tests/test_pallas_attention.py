@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 import smoothmax as sm
 from smoothmax import _kernels
 from smoothmax._kernels import pallas
-from smoothmax._kernels.pallas import _attention_layout, _tiles
+from smoothmax._kernels.pallas import _attention_layout, _flash, _tiles
 
 f32 = jnp.float32
 B, T, S, N, K, H, V = 2, 20, 37, 4, 2, 8, 6  # two query heads share a key head; no length is whole blocks
@@ -107,6 +107,18 @@ def test_output_and_gradients_are_those_of_the_plain_form(case):
     bar = draw(9, B, T, N, V)
     # 2e-5 for numbers of size 1; sums over queries are larger, and so is their rounding.
     assert_close(pulled(by_kernels, bar)(*args), pulled(plain, bar)(*args), 2e-5)
+
+
+def test_a_search_that_did_not_arrive_says_nan(monkeypatch):
+    monkeypatch.setattr(_flash, "MAX_PASSES", 1)
+    by_kernels, args = attention_of("bias for all heads, in blocks", "pallas")
+    plain, _ = attention_of("bias for all heads, in blocks", "xla")
+    output, bars = pulled(by_kernels, draw(9, B, T, N, V))(*args)
+    missing = np.isnan(output)
+    assert missing.mean() > 0.5
+    # Queries with one weight arrive at once.
+    np.testing.assert_allclose(output[~missing], jax.jit(plain)(*args)[~missing], rtol=0, atol=4e-5)
+    assert np.isnan(bars[0]).any()
 
 
 def test_many_small_weights_beside_a_large_one(monkeypatch):

@@ -161,8 +161,9 @@ def forward(plan: Plan, head: Head, q_ref, k_ref, v_ref, o_ref, kept_ref, blocks
 
     lowest = Threshold(row + jnp.where(low_power(head.b), 1.0, 0.0), row)
     state = _Newton(jnp.int32(0), lowest, row, flag(~empty), jnp.sum(flag(~empty)))
-    at = lax.while_loop(lambda s: (s.going > 0) & (s.passes < MAX_PASSES), one_pass, state).at
-    log_sum = jnp.log(sums(at)[0])
+    last = lax.while_loop(lambda s: (s.going > 0) & (s.passes < MAX_PASSES), one_pass, state)
+    at = last.at
+    log_sum = jnp.where(last.active > 0, jnp.nan, jnp.log(sums(at)[0]))  # what did not arrive is no answer
 
     block = lax.broadcasted_iota(jnp.int32, blocks_ref.shape, 1)
 
