@@ -188,9 +188,7 @@ def _search(problem: _Problem, start: jax.Array | None, wanted: jax.Array, machi
 
 def _one_pass(problem: _Problem, s: _Search, machine: Machine) -> _Search:
     y, rate = _weights(problem, s.tau, machine)
-    # Weights near their bounds are summed as what they lack: most often the sum of bounds is exact.
-    near = jnp.where(2 * y > problem.upper, problem.upper, 0.0)
-    excess = machine.total(y - near) + (machine.total(near) - problem.total)
+    excess = -_lack(problem, y, machine)
     low, over = (jnp.where(excess >= 0, new, old) for new, old in ((s.tau, s.low), (excess, s.over)))
     high, under = (jnp.where(excess <= 0, new, old) for new, old in ((s.tau, s.high), (excess, s.under)))
 

@@ -15,13 +15,13 @@ namespace smoothmax::SMOOTHMAX_TARGET {
 // psi and its derivative, as functions of w = z - tau. Powers that reach 0 fast count tau from there, so that the many
 // small weights next to it are resolved; the others from where psi is 1 (sigmoid: 1/2), which lies `one` higher. They
 // are steep if the slope has no bound, and bend if it is not 0 where psi reaches 0.
-struct FromOne {
+struct Shape {
   static constexpr bool kBends = false;
   bool steep() const { return false; }
   double one() const { return 0; }
 };
 template <class T>
-struct Sigmoid : FromOne {
+struct Sigmoid : Shape {
   SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
     // exp(-|w|) cannot overflow.
     Vec<T> e = exp2<T>(smaller(w, -w) * T(kLog2E)), half = T{1} / (T{1} + e);
@@ -30,11 +30,11 @@ struct Sigmoid : FromOne {
   }
 };
 template <class T>
-struct Exponential : FromOne {
+struct Exponential : Shape {
   SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const { y = slope = exp2<T>(w * T(kLog2E)); }
 };
 template <class T>
-struct HighPower : FromOne {  // b < 1/2
+struct HighPower : Shape {  // b < 1/2
   T b, r;
   HighPower(T b) : b(b), r(1 / b) {}
   SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
@@ -45,9 +45,8 @@ struct HighPower : FromOne {  // b < 1/2
   }
 };
 template <class T>
-struct Linear {
+struct Linear : Shape {
   static constexpr bool kBends = true;
-  bool steep() const { return false; }
   double one() const { return 1; }
   SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
     y = positive<T>(w);
@@ -55,9 +54,7 @@ struct Linear {
   }
 };
 template <class T>
-struct Square {
-  static constexpr bool kBends = false;
-  bool steep() const { return false; }
+struct Square : Shape {
   double one() const { return 2; }
   SMOOTHMAX_INLINE void operator()(Vec<T> w, Vec<T>& y, Vec<T>& slope) const {
     slope = positive<T>(w * T(0.5));
@@ -65,8 +62,7 @@ struct Square {
   }
 };
 template <class T>
-struct LowPower {  // b > 1/2
-  static constexpr bool kBends = false;
+struct LowPower : Shape {  // b > 1/2
   T b, r;
   LowPower(T b) : b(b), r(1 / b) {}
   bool steep() const { return b > 1; }
