@@ -40,6 +40,11 @@ class SameFunction:
         except (_CanChange, ValueError):  # an empty cell is a ValueError
             self._key = ("identity", function)
 
+    @property
+    def constant(self) -> bool:
+        """Whether nothing that it refers to can change, or be known in one trace alone."""
+        return self._key[0] == "code"
+
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
 

@@ -26,19 +26,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._cache import bounded_jit
 from ._problem import Found, Problem
 
 _solve_traced = jax.jit(Problem.solve)
+_solve_function_traced = bounded_jit(Problem.solve)
 
 
 def _solve(problem: Problem, x: jax.Array) -> tuple[jax.Array, Found]:
     """Traced once for the weights, the value and all their rules, which takes half of the time to trace them. What a
     function of the user's own refers to may be known in one trace alone."""
-    if problem.base.of_a_function:
+    if not problem.base.constant:
         return problem.solve(x)
     # JAX traces a rule with an empty mesh where there was none before, and takes that for another context.
     with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
-        return _solve_traced(problem, x)
+        return (_solve_function_traced if problem.base.of_a_function else _solve_traced)(problem, x)
 
 
 # --- Reverse mode: the definition --------------------------------------------------------------------------

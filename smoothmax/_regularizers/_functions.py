@@ -46,6 +46,10 @@ class Function(Base):
     def __post_init__(self) -> None:
         object.__setattr__(self, "fun", _comparable("fun", self.fun))
 
+    @property
+    def constant(self) -> bool:
+        return self.fun.constant
+
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         some = jnp.any(allowed, axis=-1, keepdims=True)
         return jnp.where(some, self._values(y), 0)
@@ -101,6 +105,10 @@ class Separable(Entropy):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "phi", _comparable("phi", self.phi))
+
+    @property
+    def constant(self) -> bool:
+        return self.phi.constant
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         values = _over_batch(self._of_one(y), y.ndim)(jnp.where(allowed, _off_ends(y), 0.5))

@@ -52,6 +52,7 @@ class Regularizer(Parametrized):
     """
 
     of_a_function: ClassVar[bool] = False
+    constant = True
     """Whether it holds a function of the user's own, of which there is no end."""
 
     def __call__(

@@ -50,7 +50,8 @@ def hessian_product(gradient: Product, y: jax.Array) -> tuple[jax.Array, Product
     all_good = jnp.all(good)
 
     def product(v: jax.Array) -> jax.Array:
-        return lax.cond(all_good, lambda: tangent(v), lambda: jnp.where(good, tangent(v), difference(v)))
+        exact = tangent(v)
+        return lax.cond(all_good, lambda: exact, lambda: jnp.where(good, exact, difference(v)))
 
     return slope, product
 

@@ -24,12 +24,14 @@ Only reductions touch the last axis, so it may be sharded. Deleted positions hav
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from .. import _kernels
-from .._arrays import eps, total
+from .._arrays import eps, total, varying_like
 from ._concave import concave_weights
 from ._convex import ANY_POWER, FIRST_POWER, LOWEST, P_NORM, SECOND_POWER, TSALLIS, Powers, convex_weights
 from ._power import first_true
@@ -89,35 +91,26 @@ def _sparsemax(x: jax.Array, gamma: jax.Array, alpha: jax.Array) -> jax.Array:
 def _tsallis(x: jax.Array, gamma: jax.Array, alpha: jax.Array) -> jax.Array:
     scores, z = _scaled(x, gamma, alpha)
     b = alpha - 1
-
-    def solve(powers: Powers, b: jax.Array) -> Solved:
-        return convex_weights(z, _solvable(scores) & (b <= 1), b, TSALLIS, powers)
-
-    def concave() -> Solved:
-        return concave_weights(z, _solvable(scores) & (b > 1), b)
-
     # So close to alpha = 1 the weights are those of softmax, to rounding, and no threshold can be resolved.
     soft = b < SOFT * eps(z)
+    convex, concave = ~soft & (b <= 1), b > 1
 
-    def convex() -> Solved:
-        solved = solve(ANY_POWER, jnp.where(soft, 1, b))
+    def solve(powers: Powers) -> Solved:
+        return convex_weights(z, _solvable(scores) & convex, jnp.where(convex, b, 1), TSALLIS, powers)
 
-        def mixed() -> Solved:
-            return jax.tree.map(lambda one, other: jnp.where(soft, one, other), _exponential_weights(z), solved)
-
-        return lax.cond(jnp.any(soft), mixed, lambda: solved)
-
-    def both() -> Solved:
-        return jax.tree.map(lambda one, other: jnp.where(b > 1, one, other), concave(), convex())
+    def unsolved() -> Solved:
+        return jax.tree.map(
+            lambda v: varying_like(v, z, b), Solved(jnp.zeros_like(z), jnp.zeros_like(scores.bad | concave))
+        )
 
     solved = first_true(
-        (jnp.all(b == 1), lambda: solve(FIRST_POWER, b)),
-        (jnp.all(b == 0.5), lambda: solve(SECOND_POWER, b)),
-        (jnp.all(soft), lambda: _exponential_weights(z)),
-        (jnp.all(b <= 1), convex),
-        (jnp.all(b > 1), concave),
-        otherwise=both,
+        (jnp.all(b == 1), lambda: solve(FIRST_POWER)),
+        (jnp.all(b == 0.5), lambda: solve(SECOND_POWER)),
+        (jnp.any(convex), lambda: solve(ANY_POWER)),
+        otherwise=unsolved,
     )
+    solved = _replaced(solved, soft, lambda: _exponential_weights(z))
+    solved = _replaced(solved, concave, lambda: concave_weights(z, _solvable(scores) & concave, b))
     return answered(solved, scores)
 
 
@@ -140,6 +133,15 @@ def _scaled(x: jax.Array, gamma: jax.Array, parameter: jax.Array) -> tuple[Score
     """The scores at the door, and over gamma, with numbers in place of -inf."""
     scores = centred(x, gamma, parameter)
     return scores, jnp.maximum(scores.z / gamma, -LOWEST[x.dtype.name])
+
+
+def _replaced(solved: Solved, where: jax.Array, solve: Callable[[], Solved]) -> Solved:
+    """Some slices solved in another way, which is looked into only if there are such."""
+
+    def replaced() -> Solved:
+        return jax.tree.map(lambda new, old: jnp.where(where, new, old), solve(), solved)
+
+    return lax.cond(jnp.any(where), replaced, lambda: solved)
 
 
 def _solvable(scores: Scores) -> jax.Array:
