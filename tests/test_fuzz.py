@@ -34,13 +34,11 @@ def test_every_operator(case, seed, scale, tie, kept, junk):
     x, where = rows(rng, scale, tie), rng.uniform(size=(B, D)) < kept
     drawn = case.drawn(rng, B)
     problems = [{k: p[i] for k, p in drawn.items()} for i in range(B)]
-    params = cases.drawn_params(case, drawn)
-    v, c = rng.normal(size=(B, D)), np.zeros(B)
-    (y, value), (bars, x_bar) = cases.everything(case.family)(params, np.where(where, x, junk), where, v, c)
+    result = cases.run(case, np.where(where, x, junk), where, v=rng.normal(size=(B, D)), params=drawn)
+    y, value, x_bar = result.y, result.value, result.x_bar
     expected = [case.expected(x[i : i + 1], where[i : i + 1], problem) for i, problem in enumerate(problems)]
     # float64 throughout: scores of 1e3 and offsets of 1e5 cost their rounding, 1e-11, over gamma >= 0.1
     gammas = np.array([problem["gamma"] for problem in problems])
-    y, value, x_bar = np.asarray(y), np.asarray(value), np.asarray(x_bar)
     expected_y, expected_value = (np.concatenate(part) for part in zip(*expected, strict=True))
     size = np.maximum(1, np.abs(x).max(-1))
     tol = (case.tol + SOLVED * size / gammas) * np.maximum(1, np.abs(np.nan_to_num(expected_y)).max(-1))
@@ -61,7 +59,7 @@ def test_every_operator(case, seed, scale, tie, kept, junk):
         # A segment averages products with slopes that have no bound above alpha = 2; their rounding is left.
         resolved = feasible & ((np.asarray(drawn.get("alpha", np.ones(B))) <= 4) | (not case.family.penalties))
         assert (np.abs(x_bar.sum(-1)) <= (FUNCTION64 if case.plain else PULLED_TWICE) * steep)[resolved].all()
-    assert all(np.isfinite(np.asarray(bar)[feasible]).all() for bar in bars.values())
+    assert all(np.isfinite(bar[feasible]).all() for bar in result.bars.values())
 
 
 SHAPES = [

@@ -39,9 +39,8 @@ def test_scores_of_no_preference(case):
     rng = np.random.default_rng(43)
     for _ in range(10):
         drawn = case.drawn(rng, B)
-        params = cases.drawn_params(case, drawn)
         x = np.broadcast_to(rng.normal(size=(B, 1)), (B, D))
-        y = cases.everything(case.family)(params, x, np.ones((B, D), bool), np.zeros((B, D)), np.zeros(B))[0][0]
+        y = cases.run(case, x, params=drawn).y
         share, upper = drawn.get("total", np.ones(B)) / D, drawn.get("upper", np.ones(B))
         share = np.where(share <= upper, share, np.nan)  # an empty domain
         np.testing.assert_allclose(y, np.broadcast_to(share[:, None], y.shape), rtol=0, atol=FUNCTION64)

@@ -49,18 +49,20 @@ class Result:
 
 
 def spread_params(case: Case, params, dtype=float):
-    """One hyper-parameter a row: (ROWS, 1), or (ROWS, its length); (ROWS,) for plain functions."""
-    sizes = {k: (np.size(p),) if case.family.rowwise else () for k, p in params.items()}
-    return {k: np.broadcast_to(np.asarray(p, dtype), (ROWS, *sizes[k])) for k, p in params.items()}
-
-
-def drawn_params(case: Case, drawn):
-    """What `Case.drawn` gives for any rows, as `everything` takes it: in the shapes of `spread_params`."""
-    return {k: p[:, None] if p.ndim == 1 and case.family.rowwise else p for k, p in drawn.items()}
+    """Hyper-parameters, one of each or, as `Case.drawn` gives them, one a row, for ROWS rows: each (ROWS, 1), or (ROWS,
+    its length); (ROWS,) for plain functions."""
+    spread = {}
+    for name, one in case.params(D).items():
+        rows = np.asarray(params[name], dtype)
+        rows = rows if rows.ndim > np.ndim(one) else rows[None]
+        shape = (np.size(one),) if case.family.rowwise else ()
+        spread[name] = np.resize(rows.reshape(len(rows), *shape), (ROWS, *shape))
+    return spread
 
 
 def run(case: Case, x, where=None, v=None, c=None, params=None, dtype=float) -> Result:
-    """Weights, values and the pull-back of (v, c) for up to B rows of D scores, all in one dtype."""
+    """Weights, values and the pull-back of (v, c) for up to B rows of D scores, all in one dtype; hyper-parameters as
+    `spread_params` takes them."""
     x = np.asarray(x, dtype)
     n = len(x)
     assert n <= B and x.shape[1] == D
@@ -75,7 +77,7 @@ def run(case: Case, x, where=None, v=None, c=None, params=None, dtype=float) -> 
     (y, value), (bars, x_bar) = everything(case.family)(
         spread_params(case, params, dtype), spread(x, (D,)), where, spread(v, (D,)), spread(c, ())
     )
-    bars = {k: np.asarray(b)[:n].reshape(n, *np.shape(params[k])) for k, b in bars.items()}
+    bars = {k: np.asarray(bars[k])[:n].reshape(n, *np.shape(one)) for k, one in case.params(D).items()}
     return Result(np.asarray(y)[:n], np.asarray(value)[:n], np.asarray(x_bar)[:n], bars)
 
 
