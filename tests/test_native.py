@@ -88,7 +88,7 @@ def test_threshold_of_concave_powers(dtype, alpha):
 
 
 @DTYPES
-@pytest.mark.parametrize("p", [1.001, 1.1, 1.5, 1.9, 2.0])
+@pytest.mark.parametrize("p", [1 + 2**-20, 1.001, 1.1, 1.5, 1.9, 2.0])
 def test_p_norm(dtype, p):
     for d in LENGTHS:
         for scale in (0.01, 1, 30):

@@ -45,7 +45,8 @@ def expected(problem, x, gamma, powers):
 # One column of 128 threads and less, one with a single number more, several.
 @pytest.mark.parametrize("d", [1, 2, 5, 50, 131, 300])
 @pytest.mark.parametrize(
-    ("problem", "values"), [("threshold", (1.0, 1.0001, 1.2, 1.5, 2.0, 3.0)), ("p_norm", (1.05, 1.2, 1.5, 2.0))]
+    ("problem", "values"),
+    [("threshold", (1.0, 1.0001, 1.2, 1.5, 2.0, 3.0)), ("p_norm", (1 + 2**-20, 1.05, 1.2, 1.5, 2.0))],
 )
 def test_weights_are_those_of_the_oracle(problem, values, d):
     x = np.tile(cases.scores(3, d, 0, np.float32), (len(values), 1))

@@ -1,11 +1,13 @@
 """The solvers called directly: every alpha against long double, any offset, and no answer on trust."""
 
+import functools
 import importlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from cases.tolerances import OBJECTIVE, PROMISE, PROMISE32, PULLED, SOLVED, SUMS, ULPS
 from jax import export
@@ -80,6 +82,22 @@ def test_two_weights_next_to_the_border(alpha):
     y = np.asarray(entmax(x, jnp.float32(alpha)))
     for row, got in zip(x, y, strict=True):
         np.testing.assert_allclose(got, exact_entmax(row, alpha).astype(float), rtol=0, atol=PROMISE32)
+
+
+@pytest.mark.parametrize("b", [1e-3, 1e-5, 2**-23, 1e-12])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_p_norms_next_to_the_largest_score_alone(dtype, b):
+    """p down to the float next to 1: scores count by their distance over p - 1, and all of the equation is as small."""
+    p = dtype(1) + dtype(max(b, np.finfo(dtype).eps))
+    spread = float(p - 1) * np.geomspace(0.1, 30, 24)[:, None]
+    x = (np.random.default_rng(1).normal(size=(24, 40)) * spread).astype(dtype)
+    x[::3] = np.round(x[::3] / (p - 1)) * (p - 1)  # ties
+    x[1::3, 2:] -= dtype(0.5)  # far behind
+    y = np.asarray(jax.jit(functools.partial(solvers.p_norm_weights, implementation="xla"))(x, dtype(1), p))
+    expected = np.array([oracles.squared_pnorm(row, LD(p)) for row in x], float)
+    # At the end float64 does not promise its 1e-10: the oracle's own long double has four digits more.
+    tol = PROMISE[dtype] if b > 1e-9 or dtype is np.float32 else 1e-5
+    np.testing.assert_allclose(y, expected, rtol=0, atol=tol)
 
 
 def test_the_largest_weight_is_not_swallowed():

@@ -39,6 +39,8 @@ MAX_PASSES = 64
 FAR = 0.2
 # A normalisation repairs rounding: what the last step leaves over, of second order, and what summing adds.
 REPAIRABLE = 1e-3
+# b below which the equation of a p-norm, and all that moves its root, is of the order of b: summed up so that it stays.
+SMALL = 1 / 32
 # In place of -inf: so low that a position stays out of every support, and safe to compute with.
 LOWEST = {"float32": 1e30, "float64": 1e100}
 
@@ -72,14 +74,14 @@ class Equation(NamedTuple):
       scale: what scores are multiplied with.
       equal: d equal scores have the threshold -d^-equal.
       newton: 1 / k for Newton's method on a norm.
-      residual: from b and the sums to the equation.
+      residual: from b, the sums and the threshold, in two parts, to the equation.
       sums_to_one: whether u^r are the weights already, and dividing by their sum repairs only its rounding.
     """
 
     scale: Callable[[jax.Array], jax.Array]
     equal: Callable[[jax.Array], jax.Array]
     newton: Callable[[jax.Array], jax.Array]
-    residual: Callable[[jax.Array, Sums], Residual]
+    residual: Callable[[jax.Array, Sums, jax.Array, jax.Array], Residual]
     sums_to_one: bool
 
 
@@ -128,8 +130,9 @@ def convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equa
     # The maximum changes nothing, but keeps product and subtraction from becoming one operation: that would round in
     # another way than the loop has, which reads x from memory.
     x, r = jnp.maximum(equation.scale(b) * z, -LOWEST[z.dtype.name]), 1 / b
-    equal = -jnp.exp(-equation.equal(b) * jnp.log(jnp.asarray(z.shape[-1], z.dtype)))
+    equal = -jnp.exp(-equation.equal(b) * jnp.log(jnp.asarray(z.shape[-1], z.dtype))) * (1 - 8 * eps(z))
     newton = equation.newton(b)
+    share = newton * jnp.maximum(1, eps(z) ** 0.5 * newton / b)
     # A step may lead up to d scores out of the support: so short, it takes little weight with them. (A convex equation
     # of smooth powers is slowed down by such scores before.)
     slows_down = equation.sums_to_one & (b <= 0.5)
@@ -140,18 +143,19 @@ def convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equa
 
         A finished slice stays where it is: its weights must not depend on the other slices.
         """
-        tau = jnp.clip(s.tau + (s.rest + s.step), -1, equal)
-        rest = jnp.where((tau > -1) & (tau < equal), (s.tau - tau) + (s.rest + s.step), 0)
+        aim = s.tau + (s.rest + s.step)
+        tau = jnp.clip(aim, -1, equal)
+        rest = jnp.where(tau == aim, (s.tau - tau) + (s.rest + s.step), 0)
         return jnp.where(s.active, tau, s.tau), jnp.where(s.active, rest, s.rest)
 
     def one_pass(s: _State) -> _State:
         tau, rest = moved(s)
         summands = powers.summands(x, tau, rest, r)
-        log_f, slope, inverse_exponent = equation.residual(b, Sums(*(total(v) for v in summands)))
+        log_f, slope, inverse_exponent = equation.residual(b, Sums(*(total(v) for v in summands)), tau, rest)
         # Once F has been close to 1 or below it, Newton's method alone: it cannot be thrown to and fro.
         far = s.far & (log_f > FAR)
         step = phi(log_f, jnp.where(far, inverse_exponent, newton)) / slope
-        arrives = _arrives(s, tau, step, log_f, b, few)
+        arrives = _arrives(s, tau, step, log_f, b, share, few)
         low_power = summands.low if powers.dear else None
         return _State(s.passes + 1, tau, rest, step, s.active & ~arrives, far, low_power)
 
@@ -174,11 +178,13 @@ def convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equa
     return Solved(y / jnp.where(size > 0, size, 1), arrived)
 
 
-def _arrives(s: _State, tau: jax.Array, step: jax.Array, log_f: jax.Array, b: jax.Array, few: jax.Array) -> jax.Array:
+def _arrives(
+    s: _State, tau: jax.Array, step: jax.Array, log_f: jax.Array, b: jax.Array, share: jax.Array, few: jax.Array
+) -> jax.Array:
     """Whether the step from tau is the last; `s` is the state before, `few` how long it may be."""
     rounding = 8 * eps(tau)
-    # Dividing by the sum repairs what is left over, but for a share of about b.
-    residual = b * jnp.abs(log_f)
+    # Dividing by the sum repairs what is left over, but for this share; and to first order what b magnifies.
+    residual = share * jnp.abs(log_f)
     # The next residual is about this one times the square of the ratio of the last two steps, if both are Newton's.
     ratio = jnp.minimum(jnp.abs(step) / jnp.maximum(jnp.abs(s.step), tiny(tau)), 1)
     leaves = residual * jnp.where(s.far, 1, ratio) ** 2
@@ -192,17 +198,23 @@ def _arrives(s: _State, tau: jax.Array, step: jax.Array, log_f: jax.Array, b: ja
 # The two equations.
 
 
-def _tsallis_residual(b: jax.Array, sums: Sums) -> Residual:
+def _tsallis_residual(b: jax.Array, sums: Sums, tau: jax.Array, rest: jax.Array) -> Residual:
     return Residual(jnp.log(sums.mid), sums.low / (b * sums.mid), _inverse_exponent(b, sums))
 
 
-def _p_norm_residual(b: jax.Array, sums: Sums) -> Residual:
+def _p_norm_residual(b: jax.Array, sums: Sums, tau: jax.Array, rest: jax.Array) -> Residual:
     r = 1 / b
     low, mid, high = sums
-    log_f = jnp.log(mid) + (1 - r) / (1 + r) * jnp.log(high)
-    slope = r * low / mid + (1 - r) * mid / high
+    # For small b, u is close to its largest value, and `high` holds what they lack of it.
+    top, log_top = -(tau + rest), jnp.log1p(-((1 + tau) + rest))
+    lack = high / (top * mid)
+    high = jnp.where(b < SMALL, top * mid * (1 - lack), high)
+    near = log_top - jnp.log1p(-lack) + 2 * b / (1 + b) * (jnp.log(high) - (1 + r) * log_top)
+    log_f = jnp.where(b < SMALL, near, jnp.log(mid) + (1 - r) / (1 + r) * jnp.log(high))
+    spread = low / mid * (high / mid) - 1
+    slope = mid / high * (1 + r * jnp.where(spread > 4 * sum_noise(tau), spread, 0))
     # mid falls with exponent k and high with k + 1, hence F with exponent 1 + 2 (k - r) / (1 + r).
-    inverse_k = _inverse_exponent(b, sums)
+    inverse_k = _inverse_exponent(b, Sums(low, mid, high))
     return Residual(log_f, slope, inverse_k * (1 + r) / (2 + inverse_k * (1 - r)))
 
 
@@ -247,6 +259,12 @@ def _any_powers(x: jax.Array, tau: jax.Array, rest: jax.Array, r: jax.Array) -> 
     return Sums(low, low * u, low * u * u)
 
 
+def _norm_powers(x: jax.Array, tau: jax.Array, rest: jax.Array, r: jax.Array) -> Sums:
+    low, mid, high = _any_powers(x, tau, rest, r)
+    return Sums(low, mid, jnp.where(r > 1 / SMALL, mid * -x, high))
+
+
 FIRST_POWER = Powers(_first_powers, dear=False)  # r = 1
 SECOND_POWER = Powers(_second_powers, dear=False)  # r = 2
 ANY_POWER = Powers(_any_powers, dear=True)
+NORM_POWER = Powers(_norm_powers, dear=True)  # for p-norms

@@ -33,7 +33,7 @@ from jax import lax
 from .. import _kernels
 from .._arrays import eps, total, varying_like
 from ._concave import concave_weights
-from ._convex import ANY_POWER, FIRST_POWER, LOWEST, P_NORM, SECOND_POWER, TSALLIS, Powers, convex_weights
+from ._convex import ANY_POWER, FIRST_POWER, LOWEST, NORM_POWER, P_NORM, SECOND_POWER, TSALLIS, Powers, convex_weights
 from ._power import first_true
 from ._scores import Scores, Solved, answered, centred
 
@@ -124,7 +124,7 @@ def _p_norm(x: jax.Array, gamma: jax.Array, p: jax.Array) -> jax.Array:
     solved = first_true(
         (jnp.all(b == 1), lambda: solve(FIRST_POWER)),
         (jnp.all(b == 0.5), lambda: solve(SECOND_POWER)),
-        otherwise=lambda: solve(ANY_POWER),
+        otherwise=lambda: solve(NORM_POWER),
     )
     return answered(solved, scores)
 

@@ -131,7 +131,7 @@ BASES = {
     ),
     "pnorm": Base(
         lambda p: sm.SquaredPNorm(p["p"]),
-        {f"pnormmax{p}": {"p": p, "gamma": 1.0} for p in (1.5, 1.1, 2.0)}
+        {f"pnormmax{p}": {"p": p, "gamma": 1.0} for p in (1.5, 1 + 2**-10, 1.1, 2.0)}
         | {"pnormmax1.5-gamma2.0": {"p": 1.5, "gamma": 2.0}, "pnormmax1.1-gamma0.5": {"p": 1.1, "gamma": 0.5}},
         domains=("simplex",),
         structured={"gamma": 0.5},

@@ -299,10 +299,13 @@ def _high_powers(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine
         v, y = jnp.where(on, 1 + w, 0.0), jnp.where(on, jnp.exp(machine.log1p(w) * r), 0.0)
         low = jnp.where(v > 0, y / jnp.where(v > 0, v, 1.0), 0.0)
         derivative = r * low * (1 - v)
-        low, mid, high = machine.total(low), machine.total(y), machine.total(y * v)
-        exponent = (1 - r) / (1 + r)
-        log_f = log_e + jnp.log(mid) + exponent * jnp.log(high)
-        slope = 1 + r * (low / mid - 1) + exponent * (1 + r) * (mid / high - 1)
+        mid = machine.total(y)
+        # S_(r+1) is close to S_r for small b, and the equation of the order of b: so what it lacks is summed.
+        lack = machine.total(y * -w) / mid
+        high = mid * (1 - lack)
+        log_f = log_e - machine.log1p(-lack) + 2 * b / (1 + b) * jnp.log(high)
+        spread = machine.total(low) / mid * (1 - lack) - 1
+        slope = (1 + r * jnp.where(spread > _NOISE, spread, 0.0)) / (1 - lack)
         change = expm1(-log_f) / slope
         return y, derivative, machine.log1p(jnp.maximum(change, -0.999))
 

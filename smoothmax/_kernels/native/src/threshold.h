@@ -118,7 +118,8 @@ double whole_power_weights(const Kept<T>& kept) {
 }
 
 struct Sums {
-  double low, mid, high;  // of u^(r-1), u^r, u^(r+1)
+  double low, mid,
+      high;  // of u^(r-1), u^r, and u^(r+1) or, where `lacking`, of u^r times what u lacks of the largest u
 };
 
 // A threshold, and what rounding it left over, which counts as often as there are weights next to it.
@@ -127,17 +128,20 @@ struct RoundedThreshold {
   T tau, rest;
 
   void move(double step, double low, double high) {
-    const double target = static_cast<double>(tau) + rest + step;
-    const T next = static_cast<T>(std::min(std::max(target, low), high));
-    rest = target > low && target < high ? static_cast<T>((static_cast<double>(tau) - next) + rest + step) : T{0};
+    const double target = static_cast<double>(tau) + rest + step, within = std::min(std::max(target, low), high);
+    const T next = static_cast<T>(within);
+    rest = static_cast<T>(target == within ? (static_cast<double>(tau) - next) + rest + step : within - next);
     tau = next;
   }
   SMOOTHMAX_INLINE Vec<T> below(Vec<T> s) const { return (s - tau) - rest; }
+  // The u of the largest score, and its logarithm.
+  double top() const { return -static_cast<double>(tau) - rest; }
+  double log_top() const { return std::log1p(-((1 + static_cast<double>(tau)) + rest)); }
 };
 
 // The sums at a threshold; u^(r-1) is kept in place of the weights.
 template <class T>
-Sums power_sums(const Kept<T>& kept, RoundedThreshold<T> at, T r) {
+Sums power_sums(const Kept<T>& kept, RoundedThreshold<T> at, T r, bool lacking) {
   const Vec<T> half = all<T>(at.tau * T(-0.5));
   const auto [low, mid, high] = sums<T, 3>(kept.s, kept.n, [&](int64_t i, Vec<T> s, Vec<T>* part) {
     Vec<T> u = at.below(s);
@@ -147,7 +151,7 @@ Sums power_sums(const Kept<T>& kept, RoundedThreshold<T> at, T r) {
     store<T>(kept.y + i, p);
     part[0] += p;
     part[1] += p * u;
-    part[2] += p * u * u;
+    part[2] += p * u * (lacking ? -s : u);
   });
   return {low, mid, high};
 }
@@ -164,17 +168,27 @@ inline double inverse_exponent(double b, const Sums& f) { return (1 + b) * f.mid
 
 struct TsallisEquation {
   static double equal(double b, double d) { return -std::pow(d, -b); }
-  static Equation at(double b, const Sums& f) {
+  static bool lacking(double) { return false; }
+  template <class T>
+  static Equation at(double b, const Sums& f, RoundedThreshold<T>) {
     return {std::log(f.mid), f.low / (b * f.mid), inverse_exponent(b, f), b};
   }
 };
 
 struct PNormEquation {
   static double equal(double b, double d) { return -std::pow(d, -2 * b / (1 + b)); }
-  static Equation at(double b, const Sums& f) {
-    const double r = 1 / b, k = inverse_exponent(b, f);
-    return {std::log(f.mid) + (1 - r) / (1 + r) * std::log(f.high), r * f.low / f.mid + (1 - r) * f.mid / f.high,
-            k * (1 + r) / (2 + k * (1 - r)), 1};
+  // For small b all of the equation is of the order of b, and summed up so that it stays.
+  static bool lacking(double b) { return b < 1.0 / 32; }
+  template <class T>
+  static Equation at(double b, Sums f, RoundedThreshold<T> at) {
+    const double r = 1 / b, lack = f.high / (at.top() * f.mid);
+    if (lacking(b)) f.high = at.top() * f.mid * (1 - lack);
+    const double log_f =
+        lacking(b) ? at.log_top() - std::log1p(-lack) + 2 * b / (1 + b) * (std::log(f.high) - (1 + r) * at.log_top())
+                   : std::log(f.mid) + (1 - r) / (1 + r) * std::log(f.high);
+    const double spread = f.low / f.mid * (f.high / f.mid) - 1, k = inverse_exponent(b, f);
+    const double slope = f.mid / f.high * (1 + r * (spread > 64 * kEps<T> ? spread : 0));
+    return {log_f, slope, k * (1 + r) / (2 + k * (1 - r)), 1};
   }
 };
 
@@ -189,14 +203,16 @@ double any_power_weights(const Kept<T>& kept, double b) {
   bool far = true;
   for (int pass = 0; pass < kMaxPasses; ++pass) {
     at.move(steps.now, -1, equal);
-    const Sums f = power_sums(kept, at, static_cast<T>(r));
-    const Equation e = Of::at(b, f);
+    const Sums f = power_sums(kept, at, static_cast<T>(r), Of::lacking(b));
+    const Equation e = Of::at(b, f, at);
     const bool was_far = far;
     far = far && e.log_f > kFar;
     steps = {steps.now, phi(e.log_f, far ? e.inverse_k : e.inverse_norm) / e.slope};
-    // Dividing by the sum repairs what is left over, but for a share of about b.
-    const bool there = r * std::abs(steps.now) <= enough * -at.tau && steps.leave_rounding<T>(b * e.log_f, !was_far);
-    const bool stalled = steps.stall<T>(e.log_f, kept.n);
+    // Dividing by the sum repairs what is left over, but for this share; and to first order what b magnifies.
+    const double share = e.inverse_norm * std::max(1.0, std::sqrt(static_cast<double>(kEps<T>)) * e.inverse_norm / b);
+    const bool there =
+        r * std::abs(steps.now) <= enough * -at.tau && steps.leave_rounding<T>(share * e.log_f, !was_far);
+    const bool stalled = steps.stall<T>(std::max(share, 1.0) * e.log_f, kept.n);
     if (!there && !stalled) continue;
     // The last step, to first order in the power that was kept.
     const T rest = static_cast<T>(r * steps.now);
