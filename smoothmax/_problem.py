@@ -68,7 +68,7 @@ class Problem:
         top = jnp.max(x, axis=-1, keepdims=True)
         top = jnp.where(jnp.isinf(top), 0, top)
         if self.penalties:
-            x = x - top
+            x = self._raised(x - top)
         for terms in self.penalties:
             x, ties = _kind(terms).prox(terms, x, self.implementation)
             found.append(ties)
@@ -76,6 +76,13 @@ class Problem:
             x = x + top
         y, at_domain = self.domain.solve(self.base, x, self.gamma, self.implementation)
         return y, Found(tuple(found), at_domain)
+
+    def _raised(self, x: jax.Array) -> jax.Array:
+        """Scores with the greatest at 0, and those without a chance of any weight no lower than that takes: a sum or a
+        mean with one of -1e9 would lose all digits of the others."""
+        lowest = 1.1 * self.gamma * self.domain.reach(self.base, x.dtype)
+        lowest = sum((_kind(terms).spread(terms, x) for terms in self.penalties), start=lowest)
+        return jnp.where(x == -jnp.inf, x, jnp.maximum(x, -lowest))
 
     def attained(self, x: jax.Array, y: jax.Array, found: Found) -> jax.Array:
         """<x, y> - Omega(y) as `(*batch, 1)`, -inf for a slice without an allowed position."""

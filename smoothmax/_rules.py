@@ -34,8 +34,8 @@ _solve_function_traced = bounded_jit(Problem.solve)
 
 
 def _solve(problem: Problem, x: jax.Array) -> tuple[jax.Array, Found]:
-    """Traced once for the weights, the value and all their rules, which takes half of the time to trace them. What a
-    function of the user's own refers to may be known in one trace alone."""
+    """Traced once for the weights, the value and all their rules, which takes half of the time to trace them;
+    but for a function of the user's own that refers to what may change, or be known in one trace alone."""
     if not problem.base.constant:
         return problem.solve(x)
     # JAX traces a rule with an empty mesh where there was none before, and takes that for another context.

@@ -143,14 +143,29 @@ def test_large_and_small_scores_at_a_fixed_strength(case, scale):
     np.testing.assert_allclose(result.y, y, rtol=0, atol=case.tol)
     np.testing.assert_allclose(result.value, value, rtol=PULLED, atol=case.tol)  # a sum of D products, as above
     got, got_value = cases.in_float32(case, x32)
-    # differences of scores near the maximum are exact in floating point; means within segments are not:
-    # they round like the scores themselves
-    tol = float32_tolerance(case, y) * (max(1, scale) if case.family.penalties else 1)
+    # Differences of scores near the maximum are exact in floating point; means within segments round like the scores
+    # themselves, where the domain lets even the lowest have weight.
+    blurred = case.family.penalties and case.family.domain != "simplex"
+    tol = float32_tolerance(case, y) * (max(1, scale) if blurred else 1)
     np.testing.assert_allclose(got, y, rtol=0, atol=tol)
     # a sum rounds like its terms, which cancel where ranks weigh scores of both signs: two ulp of float32
     terms = 2.4e-7 * np.abs(x * y).sum(-1) if case.family.domain in ("ranks", "permutahedron") else 0
     gap = np.abs(np.asarray(got_value, float) - value)
     np.testing.assert_array_less(gap, PROMISE32 * np.abs(value) + (PROMISE32 if tol < FUNCTION32 else tol) + terms)
+
+
+@cases.each(case for case in CASES if case.family.domain == "simplex")
+@pytest.mark.parametrize("low", [-1e4, -1e9, -1e38])
+def test_scores_far_below_cost_the_others_no_digit(case, low):
+    """As where a large negative number stands for a mask: it takes no weight, however large."""
+    low = max(low, -1e9) if case.plain else low  # a function's slopes are compared with the spread of the scores
+    x = cases.scores(seed=8, dtype=np.float32)
+    far = np.random.default_rng(9).uniform(size=x.shape) < 0.3
+    far[:, 0] = False
+    y, _ = case.expected(np.where(far, -1e4, x))
+    got, _ = cases.in_float32(case, np.where(far, np.float32(low), x))
+    np.testing.assert_allclose(got, y, rtol=0, atol=float32_tolerance(case))
+    assert (got[far] == 0).all()
 
 
 @cases.each(case for case in FAMILIES if "edges" in case.values)

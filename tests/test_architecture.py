@@ -19,7 +19,7 @@ ALLOWED = {
     "_regularizers": {"_arrays", "_cache", "_parameters", "_slices", "_solvers"},
     "_domains": {"_arrays", "_parameters", "_regularizers", "_solvers"},
     "_problem": {"_arrays", "_parameters", "_regularizers", "_domains"},
-    "_rules": {"_problem"},
+    "_rules": {"_cache", "_problem"},
     "_conjugate": {
         *("_arrays", "_cache", "_kernels", "_parameters", "_regularizers", "_domains", "_problem", "_rules", "_slices"),
     },

@@ -41,6 +41,10 @@ class Domain(Parametrized):
         """The weights of `gamma * base`, and what `active`, `product` and `respond` need to know beside them."""
         raise NotImplementedError
 
+    def reach(self, base: Base, dtype: Any) -> Any:
+        """How far below the greatest score a position may have weight, for gamma = 1; infinite if that is not known."""
+        return jnp.inf
+
     def active(self, y: jax.Array, found: Any) -> jax.Array:
         """The positions that take part: all that a derivative may reach."""
         return y != 0

@@ -34,6 +34,9 @@ class Simplex(Domain):
     def solve(self, base: Base, x: jax.Array, gamma: jax.Array, implementation: str | None) -> tuple[jax.Array, None]:
         return base.solve(x, gamma, implementation), None
 
+    def reach(self, base: Base, dtype: Any) -> Any:
+        return base.reach(dtype)
+
     def product(
         self, base: Base, y: jax.Array, found: Any, v: jax.Array, gamma: jax.Array, implementation: str | None
     ) -> jax.Array:

@@ -8,6 +8,8 @@ negative power sees it, so that no 0 * inf arises in any order of differentiatio
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -217,6 +219,9 @@ class SquaredPNorm(Base):
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         return jnp.where(jnp.any(y != 0, axis=-1, keepdims=True), self._norm(y) ** 2 / 2, 0)
+
+    def reach(self, dtype: Any) -> float:
+        return 1.0  # the greatest weight is a power of at most 1
 
     def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
         return p_norm_weights(x, gamma, placed(self.p), implementation=implementation)

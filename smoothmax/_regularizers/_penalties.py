@@ -49,6 +49,11 @@ class ChainPenalty(Penalty):
         return chain_prox(_spoiled(x, weights), weights, weights, implementation=implementation)
 
     @classmethod
+    def spread(cls, terms: Terms, x: jax.Array) -> jax.Array:
+        # The forces on both borders of the greatest score pull it down, and those of a low score up.
+        return 4 * _greatest(_border_weights(terms))
+
+    @classmethod
     def subgradient(cls, terms: Terms, found: jax.Array, y: jax.Array) -> jax.Array:
         # Where the chain steps up from i to i+1, e_i (y_{i+1} - y_i) adds to the slope at i+1 and takes from it at i.
         slope = _border_weights(terms) * found[..., :-1].astype(y.dtype)
@@ -134,6 +139,12 @@ class RankPenalty(Penalty):
         return t, Groups(order, ties, kept)
 
     @classmethod
+    def spread(cls, terms: Terms, x: jax.Array) -> jax.Array:
+        kept = jnp.sum(x > -jnp.inf, axis=-1, keepdims=True, dtype=jnp.int32)
+        weights = _rank_weights(terms, kept, x)
+        return _greatest(weights) + _greatest(-weights)
+
+    @classmethod
     def subgradient(cls, terms: Terms, found: Groups, y: jax.Array) -> jax.Array:
         return put_back(jnp.broadcast_to(_rank_weights(terms, found.kept, y), y.shape), found.order)
 
@@ -203,6 +214,11 @@ class OWL(RankPenalty):
 def ranks(kept: jax.Array, d: int) -> jax.Array:
     """0, 1, ..., d - 1 along the slice, in the rank of `kept`."""
     return jnp.arange(d, dtype=kept.dtype).reshape((1,) * (kept.ndim - 1) + (d,))
+
+
+def _greatest(weights: jax.Array) -> jax.Array:
+    """The greatest of some weights along the slice, one of which may stand for all."""
+    return jnp.max(weights, axis=-1, keepdims=True, initial=0) if weights.ndim else weights
 
 
 def _spoiled(x: jax.Array, weights: jax.Array) -> jax.Array:

@@ -52,8 +52,10 @@ class Regularizer(Parametrized):
     """
 
     of_a_function: ClassVar[bool] = False
-    constant = True
     """Whether it holds a function of the user's own, of which there is no end."""
+
+    constant = True
+    """Whether nothing that such a function refers to can change, or be known in one trace alone."""
 
     def __call__(
         self, y: jax.typing.ArrayLike, axis: Axis = -1, *, where: jax.typing.ArrayLike | None = None
@@ -110,6 +112,11 @@ class Base(Regularizer):
         """The weights over the simplex at strength `gamma`, for scores `x` with -inf at deleted positions."""
         raise NotImplementedError
 
+    def reach(self, dtype: Any) -> Any:
+        """How far below the greatest score a position may have weight over the simplex, for gamma = 1; infinite if that
+        is not known."""
+        return jnp.inf
+
     def gradient(self, y: jax.Array) -> jax.Array:
         """The gradient at `y`; anything finite where the slope is infinite or a position has no weight."""
         raise NotImplementedError
@@ -144,6 +151,12 @@ class Entropy(Base):
 
     def gradient(self, y: jax.Array) -> jax.Array:
         return self.slope(y)
+
+    def reach(self, dtype: Any) -> Any:
+        # y_i = psi(x_i - tau) is at most 1, and a weight that no float holds is none.
+        limits = jnp.finfo(dtype)
+        reach = self.slope(jnp.asarray(1 - limits.eps, dtype)) - self.slope(jnp.asarray(limits.tiny, dtype))
+        return jnp.where(reach >= 0, reach, jnp.inf)
 
     def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
         one = jnp.ones((), x.dtype)
@@ -180,6 +193,15 @@ class Penalty(Regularizer):
     def prox(cls, terms: Terms, x: jax.Array, implementation: str | None) -> tuple[jax.Array, Any]:
         """argmin over t of |t - x|^2 / 2 + R(t), with -inf at deleted positions of both; and what was found."""
         raise NotImplementedError
+
+    @classmethod
+    def spread(cls, terms: Terms, x: jax.Array) -> Any:
+        """By how much the prox may bring a score nearer to the greatest one; infinite if that is not known.
+
+        Scores further below than that never get back to the support. All that is told of them is that they are so low,
+        since far away they would cost the others their digits.
+        """
+        return jnp.inf
 
     @classmethod
     def subgradient(cls, terms: Terms, found: Any, y: jax.Array) -> jax.Array:
