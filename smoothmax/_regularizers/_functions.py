@@ -48,7 +48,7 @@ class Function(Base):
 
     @property
     def constant(self) -> bool:
-        return self.fun.constant
+        return isinstance(self.fun, SameFunction) and self.fun.constant
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         some = jnp.any(allowed, axis=-1, keepdims=True)
@@ -108,7 +108,7 @@ class Separable(Entropy):
 
     @property
     def constant(self) -> bool:
-        return self.phi.constant
+        return isinstance(self.phi, SameFunction) and self.phi.constant
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         values = _over_batch(self._of_one(y), y.ndim)(jnp.where(allowed, _off_ends(y), 0.5))
