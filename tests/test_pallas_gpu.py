@@ -93,7 +93,7 @@ def test_slices_are_kept_apart(problem):
 
 def test_no_answer_rather_than_a_wrong_one(monkeypatch):
     """A slice that has not arrived after the last pass is NaN."""
-    monkeypatch.setattr(_gpu_threshold._equations, "_MAX_PASSES", 0)
+    monkeypatch.setattr(_gpu_threshold._equations, "MAX_PASSES", 0)
     y = jax.jit(lambda x: KERNELS["threshold"].call(x, f32(1), f32(1.2)))(cases.scores(3, 5, 2, np.float32))
     assert np.isnan(y).all()
 

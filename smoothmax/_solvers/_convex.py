@@ -16,6 +16,9 @@
 **A pass** computes one power; the others follow by multiplication. Sparsemax (r = 1) and 1.5-entmax (r = 2) need none,
 so these are chosen at run time, when the whole of alpha has that value: alpha may be traced, one trace serves all.
 
+**p next to 1.** All scores with weight lie within some b of the largest, and log F is of that order too. Its parts are
+summed up so that no larger ones cancel: what u lacks of the largest u, instead of u.
+
 **Small weights.** Where thousands of scores lie next to the threshold, its rounding counts as often: it is kept in two
 parts, and the search ends when what the last step leaves over is rounding.
 """
@@ -132,6 +135,8 @@ def convex_weights(z: jax.Array, wanted: jax.Array, b: jax.Array, equation: Equa
     x, r = jnp.maximum(equation.scale(b) * z, -LOWEST[z.dtype.name]), 1 / b
     equal = -jnp.exp(-equation.equal(b) * jnp.log(jnp.asarray(z.shape[-1], z.dtype))) * (1 - 8 * eps(z))
     newton = equation.newton(b)
+    # What is left of log F moves tau by `newton` times as much. Weights add up after a division, which repairs all but
+    # differences of that size; and the last step is taken in them to first order, for which it must be small beside b.
     share = newton * jnp.maximum(1, eps(z) ** 0.5 * newton / b)
     # A step may lead up to d scores out of the support: so short, it takes little weight with them. (A convex equation
     # of smooth powers is slowed down by such scores before.)
@@ -183,7 +188,6 @@ def _arrives(
 ) -> jax.Array:
     """Whether the step from tau is the last; `s` is the state before, `few` how long it may be."""
     rounding = 8 * eps(tau)
-    # Dividing by the sum repairs what is left over, but for this share; and to first order what b magnifies.
     residual = share * jnp.abs(log_f)
     # The next residual is about this one times the square of the ratio of the last two steps, if both are Newton's.
     ratio = jnp.minimum(jnp.abs(step) / jnp.maximum(jnp.abs(s.step), tiny(tau)), 1)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..._arrays import between, eps
-from ._equations import Machine, expm1, least_of
+from ._equations import LEAST, Machine, expm1, least_of
 from ._tiles import flag
 
 # Five to nine passes are the rule. After so many, halvings are of the floats in the bracket, not of its length.
@@ -31,8 +31,6 @@ _FAR = 8.0
 _LEAST_B = 1e-7
 # As good as infinite for a score or a threshold, and for a rate.
 _LARGEST, _LARGEST_RATE = 1e30, 1e18
-# The least weight whose logarithm is taken.
-_LEAST_WEIGHT = 1e-37
 # The least sum whose weights are cut in two, and the bits of a float's exponent.
 _LEAST_TOTAL, _EXPONENT = 1e-30, 0x7F800000
 # The largest number below 1, where Fermi-Dirac's slope ends.
@@ -247,7 +245,7 @@ def _weights(problem: _Problem, tau: jax.Array, machine: Machine) -> tuple[jax.A
 def _slope(y: jax.Array, b: jax.Array, machine: Machine) -> jax.Array:
     """The inverse of psi."""
     power = jnp.where(b < 0, 1.0, jnp.maximum(b, _LEAST_B))
-    log_y = jnp.log(jnp.maximum(y, _LEAST_WEIGHT))
+    log_y = jnp.log(jnp.maximum(y, LEAST))
     slope = jnp.where(b < 0, log_y - machine.log1p(-jnp.minimum(y, _BELOW_ONE)), expm1(power * log_y) / power)
     return jnp.where(b == 1, y, jnp.minimum(slope, _LARGEST))
 

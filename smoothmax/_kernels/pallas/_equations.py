@@ -37,11 +37,11 @@ from jax import lax
 from ._tiles import flag, loop
 
 # Newton's passes; five to ten are the rule.
-_MAX_PASSES = 64
+MAX_PASSES = 64
 # What is left of an equation when it is solved, and what may be nothing but the rounding of sums.
 _SOLVED, _NOISE = 5e-7, 3e-6
 # A step of log m below which the next one, of second order, is rounding.
-_SMALL_STEP = 1e-4
+SMALL_STEP = 1e-4
 # The least b: y differs from its limit b -> 0 by less than b z^2 y / 2, a third of float32's rounding here.
 _LEAST_B = 1e-7
 # In place of -inf: outside of every support, and safe to compute with.
@@ -50,10 +50,10 @@ _LOWEST = -1e30
 _HALVINGS = 30
 # Positions this close to the threshold, relative to e, are candidates for the support.
 _NEAR = 1e-5
-# The least weight that is told from 0, and a step of a weight that is rounding.
-_LEAST_WEIGHT, _SMALL_WEIGHT = 1e-37, 1e-7
+# The least number that is told from 0; a step of a weight that is rounding.
+LEAST, _SMALL_WEIGHT = 1e-37, 1e-7
 # log 1/e that is as good as infinite: all but the largest scores are off the support.
-_LARGEST_LOG = 60.0
+LARGEST_LOG = 60.0
 # Normalising repairs rounding and no more: a sum further from 1 is a solution that was not reached.
 _REPAIRABLE = 1e-3
 
@@ -103,7 +103,7 @@ class _Newton(NamedTuple):
 def _arrived(y: jax.Array, rest: jax.Array) -> jax.Array:
     """The weights after the last step, which is taken in them, to first order: what rounding the unknown leaves over
     counts as often as there are weights. NaN if that step is no small one."""
-    return jnp.where(jnp.abs(rest) <= _SMALL_STEP, jnp.maximum(y, 0.0), jnp.nan)
+    return jnp.where(jnp.abs(rest) <= SMALL_STEP, jnp.maximum(y, 0.0), jnp.nan)
 
 
 def _newton(
@@ -186,7 +186,7 @@ def _low_powers(
 
     def newton(at):
         u = (z + at.whole) + at.rest
-        on, u = u > 0, jnp.maximum(u, _LEAST_WEIGHT)
+        on, u = u > 0, jnp.maximum(u, LEAST)
         y = jnp.where(on, jnp.where(b == 1, u, jnp.exp(r * jnp.log(u))), 0.0)
         low = y / u
         log_f, step = equation(b, *(machine.total(v) for v in (low, y, y * u)))
@@ -199,13 +199,13 @@ def _low_powers(
         return _Threshold(*two_parts(at.whole, at.rest - step), step), solved(residual, step, at.step)
 
     start = _Threshold(jnp.ones_like(b), jnp.zeros_like(b), jnp.zeros_like(b))
-    y, low, residual, step = newton(_newton(start, move, wanted, _MAX_PASSES, machine))
+    y, low, residual, step = newton(_newton(start, move, wanted, MAX_PASSES, machine))
     return _arrived(y - r * step * low, residual)
 
 
 def _powers(z: jax.Array, b: jax.Array, log_m: jax.Array, machine: Machine) -> tuple[jax.Array, jax.Array]:
     """v and the weights `m v^(1/b)`."""
-    w = b * z * jnp.exp(jnp.minimum(-b * log_m, _LARGEST_LOG))
+    w = b * z * jnp.exp(jnp.minimum(-b * log_m, LARGEST_LOG))
     on = w > -1
     w = jnp.where(on, w, 0.0)
     return jnp.where(on, 1 + w, 0.0), jnp.where(on, jnp.exp(log_m + machine.log1p(w) / b), 0.0)
@@ -223,9 +223,9 @@ def _convex(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine) -> 
 
     def step(log_m):
         _, _, change = newton(log_m)
-        return log_m + change, jnp.abs(change) <= _SMALL_STEP
+        return log_m + change, jnp.abs(change) <= SMALL_STEP
 
-    y, low, rest = newton(_newton(jnp.zeros_like(b), step, wanted, _MAX_PASSES, machine))
+    y, low, rest = newton(_newton(jnp.zeros_like(b), step, wanted, MAX_PASSES, machine))
     return _arrived(y + rest * low, rest)
 
 
@@ -238,7 +238,7 @@ def _concave(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine) ->
 
     least = -jnp.log(machine.total(flag(z > _LOWEST)))
     _, log_m = loop(_HALVINGS, halve, (least, jnp.zeros_like(b)))
-    candidates = b * z * jnp.exp(jnp.minimum(-b * log_m, _LARGEST_LOG)) > -1 - _NEAR
+    candidates = b * z * jnp.exp(jnp.minimum(-b * log_m, LARGEST_LOG)) > -1 - _NEAR
 
     def others(c, e):
         """Whether a position is above c, and what it weighs if c weighs e^(1/b)."""
@@ -259,10 +259,10 @@ def _concave(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine) ->
         above, y = others(c, jnp.exp(b * jnp.log(w)))
         ratio = jnp.exp((b - 1) * (jnp.log(w) - jnp.log(jnp.where(above, y, 1.0))))
         slope = ties + machine.total(jnp.where(above, ratio, 0.0))
-        next_w = jnp.maximum(w - (machine.total(y) + ties * w - 1) / slope, _LEAST_WEIGHT)
+        next_w = jnp.maximum(w - (machine.total(y) + ties * w - 1) / slope, LEAST)
         return next_w, jnp.abs(next_w - w) <= _SMALL_WEIGHT
 
-    w = _newton(1 / ties, step, wanted, _MAX_PASSES, machine)
+    w = _newton(1 / ties, step, wanted, MAX_PASSES, machine)
     _, y = others(c, jnp.exp(b * jnp.log(w)))
     return jnp.where(z == c, w, y)
 
@@ -293,7 +293,7 @@ def _high_powers(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine
 
     def newton(log_e):
         """u^(1/b), its derivative by log e, and Newton's step."""
-        w = z * jnp.exp(jnp.minimum(-log_e, _LARGEST_LOG))
+        w = z * jnp.exp(jnp.minimum(-log_e, LARGEST_LOG))
         on = w > -1
         w = jnp.where(on, w, 0.0)
         v, y = jnp.where(on, 1 + w, 0.0), jnp.where(on, jnp.exp(machine.log1p(w) * r), 0.0)
@@ -311,9 +311,9 @@ def _high_powers(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine
 
     def step(log_e):
         _, _, change = newton(log_e)
-        return log_e + change, jnp.abs(change) <= _SMALL_STEP * b
+        return log_e + change, jnp.abs(change) <= SMALL_STEP * b
 
-    y, derivative, rest = newton(_newton(jnp.zeros_like(b), step, wanted, _MAX_PASSES, machine))
+    y, derivative, rest = newton(_newton(jnp.zeros_like(b), step, wanted, MAX_PASSES, machine))
     return _arrived(y + rest * derivative, rest)
 
 

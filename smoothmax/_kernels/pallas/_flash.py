@@ -32,14 +32,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from ..._arrays import greatest
-from ._equations import expm1, low_power, solved, two_parts
+from ._equations import LARGEST_LOG, LEAST, MAX_PASSES, SMALL_STEP, expm1, low_power, solved, two_parts
 from ._flash_blocks import LOWEST, Head, Plan, block_scores, has_weight
 from ._tiles import flag, loop_over
 
-# As in `_equations.py`.
-MAX_PASSES, SMALL_STEP, LARGEST_LOG = 64, 1e-4, 60.0
-# The least distance whose logarithm is taken.
-LEAST = 1e-37
 # |b log y| below which d alpha is computed by its series, since the closed form cancels.
 SMALL_LOG = 0.05
 # Rows of the array that holds what is kept of a query: its largest score, its threshold, and log of the sum of the
