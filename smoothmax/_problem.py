@@ -80,8 +80,15 @@ class Problem:
     def _raised(self, x: jax.Array) -> jax.Array:
         """Scores with the greatest at 0, and those without a chance of any weight no lower than that takes: a sum or a
         mean with one of -1e9 would lose all digits of the others."""
-        lowest = 1.1 * self.gamma * self.domain.reach(self.base, x.dtype)
-        lowest = sum((_kind(terms).spread(terms, x) for terms in self.penalties), start=lowest)
+        reach = self.domain.reach(self.base, x.dtype)
+        if reach is None:
+            return x
+        lowest = 1.1 * self.gamma * reach  # a tenth more than it takes, for rounding
+        for terms in self.penalties:
+            spread = _kind(terms).spread(terms, x)
+            if spread is None:
+                return x
+            lowest += spread
         return jnp.where(x == -jnp.inf, x, jnp.maximum(x, -lowest))
 
     def attained(self, x: jax.Array, y: jax.Array, found: Found) -> jax.Array:

@@ -42,8 +42,8 @@ class Domain(Parametrized):
         raise NotImplementedError
 
     def reach(self, base: Base, dtype: Any) -> Any:
-        """How far below the greatest score a position may have weight, for gamma = 1; infinite if that is not known."""
-        return jnp.inf
+        """How far below the greatest score a position may have weight, for gamma = 1; None if that is not known."""
+        return None
 
     def active(self, y: jax.Array, found: Any) -> jax.Array:
         """The positions that take part: all that a derivative may reach."""

@@ -128,20 +128,19 @@ class RankPenalty(Penalty):
         raise NotImplementedError
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
-        kept = jnp.sum(allowed, axis=-1, keepdims=True, dtype=jnp.int32)
+        kept = _count(allowed)
         return total(self.rank_weights(kept, y.shape[-1], y.dtype) * ranked(y, allowed))
 
     @classmethod
     def prox(cls, terms: Terms, x: jax.Array, implementation: str | None) -> tuple[jax.Array, Groups]:
-        kept = jnp.sum(x > -jnp.inf, axis=-1, keepdims=True, dtype=jnp.int32)
+        kept = _count(x > -jnp.inf)
         weights = _rank_weights(terms, kept, x)
         t, order, ties = sorted_prox(x, weights, implementation=implementation)
         return t, Groups(order, ties, kept)
 
     @classmethod
     def spread(cls, terms: Terms, x: jax.Array) -> jax.Array:
-        kept = jnp.sum(x > -jnp.inf, axis=-1, keepdims=True, dtype=jnp.int32)
-        weights = _rank_weights(terms, kept, x)
+        weights = _rank_weights(terms, _count(x > -jnp.inf), x)
         return _greatest(weights) + _greatest(-weights)
 
     @classmethod
@@ -214,6 +213,10 @@ class OWL(RankPenalty):
 def ranks(kept: jax.Array, d: int) -> jax.Array:
     """0, 1, ..., d - 1 along the slice, in the rank of `kept`."""
     return jnp.arange(d, dtype=kept.dtype).reshape((1,) * (kept.ndim - 1) + (d,))
+
+
+def _count(allowed: jax.Array) -> jax.Array:
+    return jnp.sum(allowed, axis=-1, keepdims=True, dtype=jnp.int32)
 
 
 def _greatest(weights: jax.Array) -> jax.Array:

@@ -54,9 +54,6 @@ class Regularizer(Parametrized):
     of_a_function: ClassVar[bool] = False
     """Whether it holds a function of the user's own, of which there is no end."""
 
-    constant = True
-    """Whether nothing that such a function refers to can change, or be known in one trace alone."""
-
     def __call__(
         self, y: jax.typing.ArrayLike, axis: Axis = -1, *, where: jax.typing.ArrayLike | None = None
     ) -> jax.Array:
@@ -108,14 +105,17 @@ class Base(Regularizer):
     counts_zeros: ClassVar[bool] = False
     """Whether `value` depends on which of the positions of weight 0 are allowed, as where phi(0) is not 0."""
 
+    constant = True
+    """Whether nothing that a function of the user's own in it refers to can change, or be known in one trace alone."""
+
     def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
         """The weights over the simplex at strength `gamma`, for scores `x` with -inf at deleted positions."""
         raise NotImplementedError
 
     def reach(self, dtype: Any) -> Any:
-        """How far below the greatest score a position may have weight over the simplex, for gamma = 1; infinite if that
-        is not known."""
-        return jnp.inf
+        """How far below the greatest score a position may have weight over the simplex, for gamma = 1; None if that is
+        not known."""
+        return None
 
     def gradient(self, y: jax.Array) -> jax.Array:
         """The gradient at `y`; anything finite where the slope is infinite or a position has no weight."""
@@ -196,12 +196,12 @@ class Penalty(Regularizer):
 
     @classmethod
     def spread(cls, terms: Terms, x: jax.Array) -> Any:
-        """By how much the prox may bring a score nearer to the greatest one; infinite if that is not known.
+        """By how much the prox may bring a score nearer to the greatest one; None if that is not known.
 
         Scores further below than that never get back to the support. All that is told of them is that they are so low,
         since far away they would cost the others their digits.
         """
-        return jnp.inf
+        return None
 
     @classmethod
     def subgradient(cls, terms: Terms, found: Any, y: jax.Array) -> jax.Array:

@@ -117,9 +117,9 @@ double whole_power_weights(const Kept<T>& kept) {
   return kNaN<double>;
 }
 
+// Of u^(r-1), u^r, and u^(r+1) or, where `lacking`, u^r times what u lacks of the largest u.
 struct Sums {
-  double low, mid,
-      high;  // of u^(r-1), u^r, and u^(r+1) or, where `lacking`, of u^r times what u lacks of the largest u
+  double low, mid, high;
 };
 
 // A threshold, and what rounding it left over, which counts as often as there are weights next to it.
