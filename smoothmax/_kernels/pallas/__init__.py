@@ -36,6 +36,8 @@ _ON_GPUS = {
     "capped": ("_gpu_capped", "capped_weights"),
     "chain": ("_gpu_chain", "chain_prox"),
     "segment_mean": ("_gpu_chain", "segment_mean"),
+    "attention": ("_gpu_attention", "attention"),
+    "attention_bars": ("_gpu_attention", "attention_bars"),
 }
 
 

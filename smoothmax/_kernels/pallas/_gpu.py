@@ -23,11 +23,20 @@ _AXIS = "smoothmax_step"
 _SINCE = (0, 10)
 
 
+class _WhenUsed:
+    """Pallas for GPUs, loaded when something of it is first used: not every machine can."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("jax.experimental.pallas.mosaic_gpu"), name)
+
+
+mosaic: Any = _WhenUsed()
+
+
 def run(
     kernel: Callable[..., None], steps: int, arrays: list[jax.Array], dtypes: tuple[Any, ...], interpret: Any
 ) -> list[jax.Array]:
     """Runs `kernel(step, *references)` for every step; the results have the first array's shape, and the dtypes."""
-    mosaic = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
     first = arrays[0]
     call = mosaic.kernel(
         lambda *refs: kernel(lax.axis_index(_AXIS), *refs),
