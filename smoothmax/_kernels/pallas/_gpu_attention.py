@@ -17,7 +17,7 @@ from . import _gpu_flash as _flash
 from ._attention_layout import scalars_of, whole
 from ._batching import over_batch
 from ._gpu import mosaic
-from ._gpu_flash import Fetched, Stream
+from ._gpu_flash_blocks import Fetched, Head, Plan, Stream
 
 # Queries of a block, and keys of one: forward, where a block is held once, and backward, where it is held thrice.
 _ROWS, _COLUMNS, _FEWER = 64, 128, 64
@@ -146,7 +146,7 @@ class _How(NamedTuple):
 class _Place(NamedTuple):
     """Where in the arrays a step of the grid works."""
 
-    plan: _flash.Plan
+    plan: Plan
     batch: Any
     head: Any
     key_head: Any
@@ -182,14 +182,14 @@ def _run(
 ) -> list[jax.Array]:
     """Runs `body(head, place, *references)` for each batch element, query head and block."""
     (batch, queries, heads, _), (_, keys, key_heads, _) = arrays.q.shape, arrays.k.shape
-    plan = _flash.Plan(queries, keys, _ROWS, columns, how.is_causal, how.window, bool(how.interpret))
+    plan = Plan(queries, keys, _ROWS, columns, how.is_causal, how.window, bool(how.interpret))
     blocks = queries // _ROWS if along_keys else keys // columns
 
     def kernel(b, scale, query_length, key_length, *refs):
         batch, n, block = (lax.axis_index(name) for name in ("batch", "head", "block"))
         if along_keys and how.is_causal:
             block = blocks - 1 - block  # those with the most keys first
-        head = _flash.Head(b[batch, n], scale[batch, n], query_length[batch], key_length[batch])
+        head = Head(b[batch, n], scale[batch, n], query_length[batch], key_length[batch])
         body(head, _Place(plan, batch, n, n // (heads // key_heads), block), *refs)
 
     call = mosaic.kernel(

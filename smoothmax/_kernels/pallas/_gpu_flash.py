@@ -29,18 +29,16 @@ such groups of threads at a time, and does arithmetic for one while another wait
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 
 from ._flash import entropy_change
-from ._flash_blocks import LOWEST, Blocks
+from ._flash_blocks import LOWEST
 from ._gpu import mosaic
+from ._gpu_flash_blocks import Head, Plan, Stream, added, along, every, filled, product, read, scores
 from ._gpu_threshold import _log1p
 from ._tiles import flag, loop
 
@@ -54,22 +52,6 @@ _TINY = 1e-30
 # makes weights y and s of those at the threshold, since y sums to 1 up to rounding only, and delta.
 TAU, OF_Y, OF_S, DELTA = 0, 1, 2, 3
 STATISTICS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan(Blocks):
-    """What is static about a call, and whether JAX's interpreter runs it, which knows less than a GPU."""
-
-    interpreted: bool
-
-
-class Head(NamedTuple):
-    """The scalars of a head and a batch element."""
-
-    b: Any  # alpha - 1
-    scale: Any
-    query_length: Any
-    key_length: Any
 
 
 # --- Weights -----------------------------------------------------------------------------------------------
@@ -122,121 +104,6 @@ class Sums(NamedTuple):
         return 2 * t / ((1 + t) * b) * self.y / self.s
 
 
-# --- Blocks ------------------------------------------------------------------------------------------------
-
-
-def _filled(plan: Plan, shape: tuple[int, ...], value: float = 0.0) -> jax.Array:
-    """One number for each query of a block, or each of a block's numbers."""
-    layout = mosaic.Layout.WGMMA if len(shape) == 2 else mosaic.Layout.WGMMA.reduce(1)
-    full = jnp.full(shape, value, jnp.float32)
-    return full if plan.interpreted else mosaic.layout_cast(full, layout)
-
-
-def _iota(plan: Plan, shape: tuple[int, int], axis: int) -> jax.Array:
-    if plan.interpreted:
-        return lax.broadcasted_iota(jnp.int32, shape, axis)
-    return mosaic.broadcasted_iota(jnp.int32, shape, axis, layout=mosaic.Layout.WGMMA)
-
-
-def _along(column: jax.Array, shape: tuple[int, ...], axis: int = 0) -> jax.Array:
-    return lax.broadcast_in_dim(column, shape, [axis])
-
-
-def product(plan: Plan, a: Any, b: Any, transpose: bool = False) -> jax.Array:
-    """Of two references to shared memory, or of an array and a reference; by the second's transpose where asked for."""
-    m, n = a.shape[0], b.shape[0 if transpose else 1]
-    if plan.interpreted:
-        a, b = (x[...].astype(jnp.float32) for x in (a, b))
-        return jnp.dot(a, b.T if transpose else b, precision="highest")
-
-    def multiply(accumulator):
-        mosaic.wgmma(accumulator, a, _transposed(b) if transpose else b)
-        return accumulator[...]
-
-    return pl.run_scoped(multiply, mosaic.ACC((m, n), jnp.float32))
-
-
-def added(plan: Plan, total: jax.Array, a: Any, b: Any) -> jax.Array:
-    """`total` plus the product."""
-    if plan.interpreted:
-        return total + product(plan, a, b)
-    return pl.run_state(lambda accumulator: mosaic.wgmma(accumulator, a, b))(mosaic.ACC.init(total))
-
-
-def _transposed(ref: Any) -> Any:
-    return ref.transpose((1, 0)) if hasattr(ref, "transpose") else mosaic.transpose_ref(ref, (1, 0))
-
-
-def _read(plan: Plan, ref: Any, axis: int = 0) -> jax.Array:
-    """One number for each line of a block, along that axis."""
-    if plan.interpreted:
-        return ref[...]
-    return mosaic.load(ref, (), layout=mosaic.Layout.WGMMA.reduce(1 - axis), optimized=False)
-
-
-def scores(plan: Plan, head: Head, products: jax.Array, first_query: Any, first_key: Any, queries: int) -> jax.Array:
-    """Scores of a block from the products; LOWEST where a query may not see the key. `queries` is their axis."""
-    z = products * head.scale
-    shape = z.shape
-    last_query, last_key = first_query + shape[queries] - 1, first_key + shape[1 - queries] - 1
-    whole = (last_query < head.query_length) & (last_key < head.key_length)
-    if plan.is_causal:
-        whole &= last_key <= first_query
-    if plan.window is not None:
-        whole &= (first_key >= last_query - plan.window[0]) & (last_key <= first_query + plan.window[1])
-
-    def masked():
-        t, s = first_query + _iota(plan, shape, queries), first_key + _iota(plan, shape, 1 - queries)
-        seen = (s < head.key_length) & (t < head.query_length)
-        if plan.is_causal:
-            seen &= s <= t
-        if plan.window is not None:
-            seen &= (s >= t - plan.window[0]) & (s <= t + plan.window[1])
-        return jnp.where(seen, z, LOWEST)
-
-    return lax.cond(whole, lambda: z, masked)
-
-
-class Fetched(NamedTuple):
-    """Parts of an array in main memory that are copied to shared memory."""
-
-    source: Callable[[Any], Any]  # from the number of a part to its reference
-    places: Any  # references to two places
-    barriers: Any  # one for each
-
-
-class Stream(NamedTuple):
-    """Blocks of arrays, fetched one after the other into two places in turn: one is computed, one is on its way."""
-
-    arrays: tuple[Fetched, ...]
-
-    def _fetch(self, j: Any, slot: Any) -> None:
-        for array in self.arrays:
-            mosaic.copy_gmem_to_smem(array.source(j), array.places.at[slot], array.barriers.at[slot])
-
-    def loop(self, start: Any, end: Any, wanted: Callable[[Any], Any], body: Callable[..., Any], carry: Any) -> Any:
-        """`body(j, references, carry)` for each block j from start to end that is wanted."""
-
-        def following(j):
-            return lax.while_loop(lambda j: (j < end) & ~wanted(jnp.minimum(j, end - 1)), lambda j: j + 1, j)
-
-        def step(state):
-            j, slot, carry = state
-            after = following(j + 1)
-            pl.when(after < end)(lambda: self._fetch(after, 1 - slot))
-            for array in self.arrays:
-                mosaic.barrier_wait(array.barriers.at[slot])
-            return after, 1 - slot, body(j, [array.places.at[slot] for array in self.arrays], carry)
-
-        first = following(start)
-        pl.when(first < end)(lambda: self._fetch(first, 0))
-        return lax.while_loop(lambda state: state[0] < end, step, (first, jnp.int32(0), carry))[2]
-
-
-def _all(j: Any) -> Any:
-    return j >= 0
-
-
 # --- Forward -----------------------------------------------------------------------------------------------
 
 
@@ -274,7 +141,7 @@ def forward(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, both: Stream, 
         return scores(plan, head, product(plan, q, k, transpose=True), i * rows, j * columns, 0)
 
     def sums(z, tau):
-        y, s = weights(b, z - _along(tau, z.shape))
+        y, s = weights(b, z - along(tau, z.shape))
         return Sums(jnp.sum(y, axis=1), jnp.sum(s, axis=1))
 
     def first_steps(j, refs, carry):
@@ -290,15 +157,15 @@ def forward(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, both: Stream, 
         step = jnp.where(total.y > 1, Sums(jnp.maximum(total.y, 1.0), jnp.maximum(total.s, _TINY)).step(b), 0.0)
         return top, raised + step, total.moved(b, step)
 
-    column = _filled(plan, (rows,))
+    column = filled(plan, (rows,))
     nothing = Sums(column, column)
-    top, tau, _ = keys.loop(start, end, _all, first_steps, (column + LOWEST, column, nothing))
+    top, tau, _ = keys.loop(start, end, every, first_steps, (column + LOWEST, column, nothing))
     empty = ~(top > LOWEST / 2) & (top == top)
     mosaic.commit_smem()
 
     def above(tau):
         """Whether any query has a weight in a block, at that threshold."""
-        return lambda j: jnp.sum(flag((b * (_read(plan, tops.at[j - start]) - tau) > -1) & ~empty)) > 0
+        return lambda j: jnp.sum(flag((b * (read(plan, tops.at[j - start]) - tau) > -1) & ~empty)) > 0
 
     def one_pass(state):
         def add(j, refs, carry):
@@ -320,18 +187,18 @@ def forward(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, both: Stream, 
         total, by_y, by_s = carry
         k, v = refs
         z = block_scores(j, k)
-        y, s = weights(b, z - _along(tau, z.shape))
+        y, s = weights(b, z - along(tau, z.shape))
         out.marks[j] = jnp.int32(1)
         total = Sums(total.y + jnp.sum(y, axis=1), total.s + jnp.sum(s, axis=1))
         return total, added(plan, by_y, y.astype(v.dtype), v), added(plan, by_s, s.astype(v.dtype), v)
 
-    zeros = _filled(plan, (rows, out.output.shape[1]))
+    zeros = filled(plan, (rows, out.output.shape[1]))
     total, by_y, by_s = both.loop(start, end, above(tau), average, (nothing, zeros, zeros))
     # What did not arrive is no answer.
     sound = (top < jnp.inf) & (last.active == 0)
     for ref, mass, values in ((out.output, total.y, by_y), (out.centre, total.s, by_s)):
         per_query = jnp.where(sound, 1 / jnp.where(empty, 1.0, mass), jnp.nan)
-        ref[...] = (values * _along(per_query, values.shape)).astype(ref.dtype)
+        ref[...] = (values * along(per_query, values.shape)).astype(ref.dtype)
     out.tau[...] = tau
     out.mass[...] = jnp.where(sound, jnp.where(empty, 1.0, total.y), jnp.nan)
 
@@ -341,36 +208,36 @@ def forward(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, both: Stream, 
 
 def backward_queries(plan: Plan, head: Head, i: Any, q: Any, do: Any, both: Stream, kept: Any, marked: Any, dq: Any):
     """dQ of one block of queries."""
-    tau, of_s, delta = (_read(plan, kept.at[r]) for r in (TAU, OF_S, DELTA))
+    tau, of_s, delta = (read(plan, kept.at[r]) for r in (TAU, OF_S, DELTA))
 
     def add(j, refs, total):
         k, v = refs
         z = scores(plan, head, product(plan, q, k, transpose=True), i * plan.rows, j * plan.columns, 0)
-        s = weights(head.b, z - _along(tau, z.shape))[1]
-        dz = s * (product(plan, do, v, transpose=True) - _along(delta, z.shape))
+        s = weights(head.b, z - along(tau, z.shape))[1]
+        dz = s * (product(plan, do, v, transpose=True) - along(delta, z.shape))
         return added(plan, total, dz.astype(k.dtype), k)
 
-    total = both.loop(*plan.key_blocks(i, head.key_length), marked, add, _filled(plan, dq.shape))
-    dq[...] = (total * _along(of_s * head.scale, total.shape)).astype(dq.dtype)
+    total = both.loop(*plan.key_blocks(i, head.key_length), marked, add, filled(plan, dq.shape))
+    dq[...] = (total * along(of_s * head.scale, total.shape)).astype(dq.dtype)
 
 
 def backward_scalars(plan: Plan, head: Head, i: Any, q: Any, do: Any, both: Stream, kept: Any, marked: Any, *out: Any):
     """The shares of one block of queries in d alpha and d scale."""
-    tau, of_y, of_s, delta = (_read(plan, kept.at[r]) for r in (TAU, OF_Y, OF_S, DELTA))
+    tau, of_y, of_s, delta = (read(plan, kept.at[r]) for r in (TAU, OF_Y, OF_S, DELTA))
     log_sum = jnp.log(of_y)
 
     def add(j, refs, bars):
         k, v = refs
         products = product(plan, q, k, transpose=True)
-        x = scores(plan, head, products, i * plan.rows, j * plan.columns, 0) - _along(tau, products.shape)
+        x = scores(plan, head, products, i * plan.rows, j * plan.columns, 0) - along(tau, products.shape)
         s = weights(head.b, x)[1]
-        dz = s * (product(plan, do, v, transpose=True) - _along(delta, x.shape))
-        log_y = log_weights(head.b, x) + _along(log_sum, x.shape)
+        dz = s * (product(plan, do, v, transpose=True) - along(delta, x.shape))
+        log_y = log_weights(head.b, x) + along(log_sum, x.shape)
         change = jnp.where(s > 0, dz * entropy_change(head.b, log_y), 0.0)
         alpha_bar, scale_bar = bars
         return alpha_bar - jnp.sum(change, axis=1), scale_bar + jnp.sum(dz * products, axis=1)
 
-    nothing = _filled(plan, (plan.rows,))
+    nothing = filled(plan, (plan.rows,))
     bars = both.loop(*plan.key_blocks(i, head.key_length), marked, add, (nothing, nothing))
     for ref, bar in zip(out, bars, strict=True):
         ref[...] = of_s * bar
@@ -382,13 +249,13 @@ def backward_keys(plan: Plan, head: Head, j: Any, k: Any, v: Any, queries: Strea
     def add(i, refs, totals):
         q, do, kept = refs
         z = scores(plan, head, product(plan, k, q, transpose=True), i * plan.rows, j * plan.columns, 1)
-        tau, of_y, of_s, delta = (_along(_read(plan, kept.at[r], 1), z.shape, 1) for r in (TAU, OF_Y, OF_S, DELTA))
+        tau, of_y, of_s, delta = (along(read(plan, kept.at[r], 1), z.shape, 1) for r in (TAU, OF_Y, OF_S, DELTA))
         y, s = weights(head.b, z - tau)
         dv = added(plan, totals[1], (of_y * y).astype(do.dtype), do)
         dz = of_s * s * (product(plan, v, do, transpose=True) - delta)
         return added(plan, totals[0], dz.astype(q.dtype), q), dv
 
-    nothing = tuple(_filled(plan, ref.shape) for ref in (dk, dv))
+    nothing = tuple(filled(plan, ref.shape) for ref in (dk, dv))
     totals = queries.loop(*plan.query_blocks(j), marked, add, nothing)
     dk[...] = totals[0] * head.scale
     dv[...] = totals[1]
