@@ -23,6 +23,8 @@ from ._gpu_flash_blocks import Fetched, Head, Plan, Stream
 _ROWS, _COLUMNS, _FEWER = 64, 128, 64
 # Numbers of a row of a tile in shared memory, as the matrix unit wants it. Wider heads would need more registers.
 _TILE, _WIDEST = 64, 128
+# Marks of blocks are read together, so many in a line; the copy takes 256 lines.
+_LINE, _MOST = 4, 1024
 # What a block of threads may have of a multiprocessor's shared memory.
 _SHARED_MEMORY = 220 * 2**10
 
@@ -42,9 +44,13 @@ def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any,
     if max(query.shape[3], value.shape[3]) > _WIDEST:
         return f"its attention on GPUs takes heads of size up to {_WIDEST}, not {query.shape[3]} and {value.shape[3]}"
     sizes = whole(query.shape[3], _TILE), whole(value.shape[3], _TILE)
-    held = 2 * (_ROWS * sizes[0] + 2 * _COLUMNS * sum(sizes)) + 4 * _ROWS * whole(key.shape[1], _COLUMNS) // _COLUMNS
+    held = (
+        2 * (_ROWS * sizes[0] + 2 * _COLUMNS * sum(sizes)) + 4 * (_ROWS + 1) * whole(key.shape[1], _COLUMNS) // _COLUMNS
+    )
     if held > _SHARED_MEMORY:
         return f"{key.shape[1]} keys take {held:,} bytes of shared memory, and there are {_SHARED_MEMORY:,}"
+    if query.shape[1] > _MOST * _ROWS:
+        return f"its attention on GPUs takes up to {_MOST * _ROWS:,} queries, not {query.shape[1]:,}"
     return _gpu.missing()
 
 
@@ -61,8 +67,7 @@ class Kept(NamedTuple):
 
     centre: jax.Array  # (B, T, N, H): the values' average by y^(2 - alpha)
     tau: jax.Array  # (B, N, T)
-    mass: jax.Array  # (B, N, T): what the weights sum to, before they are divided by it
-    marks: jax.Array  # (B, N, T / 64, S / 128): 1 where a block has a weight
+    marks: jax.Array  # (B, N, T / 64, S / 128): 1 where a block has a weight, else 0
 
 
 class _Arrays(NamedTuple):
@@ -230,33 +235,35 @@ def _forward(how: _How, arrays: _Arrays, lengths: _Lengths) -> list[jax.Array]:
     (batch, queries, heads, size), (_, keys, _, v_size) = arrays.q.shape, arrays.v.shape
     blocks, marks = queries // _ROWS, keys // _COLUMNS
 
-    def body(head, at, q, k, v, output, centre, tau, mass, marked, q_here, k_here, v_here, tops, q_bar, k_bar, v_bar):
+    def body(head, at, q, k, v, output, centre, tau, marked, q_here, k_here, v_here, tops, wanted, q_bar, k_bar, v_bar):
         _fetch((at.queries(q), q_here, q_bar))
         of_k, of_v = Fetched(partial(at.keys, k), k_here, k_bar), Fetched(partial(at.keys, v), v_here, v_bar)
         marked = marked.at[at.batch, at.head, at.block]
-        out = _flash.Results(at.queries(output), at.queries(centre), at.columns(tau), at.columns(mass), marked)
-        _flash.forward(at.plan, head, at.block, q_here, Stream((of_k,)), Stream((of_k, of_v)), tops, out)
+        out = _flash.Results(at.queries(output), at.queries(centre), at.columns(tau), marked)
+        scratch = _flash.Scratch(tops, wanted)
+        _flash.forward(at.plan, head, at.block, q_here, Stream((of_k,)), Stream((of_k, of_v)), scratch, out)
 
-    averages, column = (batch, queries, heads, v_size), ((batch, heads, queries), jnp.float32)
+    averages = batch, queries, heads, v_size
     marked = (batch, heads, blocks, marks), jnp.int32
-    out = (averages, arrays.q.dtype), (averages, jnp.float32), column, column, marked
+    out = (averages, arrays.q.dtype), (averages, jnp.float32), ((batch, heads, queries), jnp.float32), marked
     dtype = arrays.q.dtype
     places = _tiles(dtype, _ROWS, size), _tiles(dtype, 2, _COLUMNS, size), _tiles(dtype, 2, _COLUMNS, v_size)
-    scratch = *places, mosaic.SMEM((marks, _ROWS), jnp.float32), *_barriers(1, 2, 2)
+    tops, wanted = mosaic.SMEM((marks, _ROWS), jnp.float32), mosaic.SMEM((marks,), jnp.int32)
+    scratch = *places, tops, wanted, *_barriers(1, 2, 2)
     return _run(how, body, arrays, lengths, (), _COLUMNS, True, out, scratch)
 
 
 def _backward(how: _How, arrays: _Arrays, lengths: _Lengths, kept: Kept, output_bar: jax.Array) -> _Arrays:
-    q, k, v, b, _ = arrays
+    q, k, v, *_ = arrays
     (batch, queries, heads, _), keys = q.shape, k.shape[1]
     delta = jnp.einsum("btnh,btnh->bnt", output_bar.astype(jnp.float32), kept.centre)
-    of_y, of_s = (jnp.power(kept.mass, power) for power in (-1.0, (b - 1)[..., None]))
-    more = output_bar, jnp.stack([kept.tau, of_y, of_s, delta], 2), kept.marks
+    more = output_bar, jnp.stack([kept.tau, delta], 2)
+    of_keys, of_queries = _lines(kept.marks), _lines(jnp.swapaxes(kept.marks, 2, 3))
 
-    [dq] = _along_keys(how, _flash.backward_queries, arrays, lengths, more, ((q.shape, q.dtype),))
+    [dq] = _along_keys(how, _flash.backward_queries, arrays, lengths, (*more, of_keys), ((q.shape, q.dtype),))
     columns = (batch, heads, queries), jnp.float32
-    bars = _along_keys(how, _flash.backward_scalars, arrays, lengths, more, (columns, columns))
-    dk, dv = _along_queries(how, arrays, lengths, more)
+    bars = _along_keys(how, _flash.backward_scalars, arrays, lengths, (*more, of_keys), (columns, columns))
+    dk, dv = _along_queries(how, arrays, lengths, (*more, of_queries))
 
     def over_group(a: jax.Array, like: jax.Array) -> jax.Array:
         return a.reshape(batch, keys, like.shape[2], -1, a.shape[3]).sum(3).astype(like.dtype)
@@ -264,35 +271,44 @@ def _backward(how: _How, arrays: _Arrays, lengths: _Lengths, kept: Kept, output_
     return _Arrays(dq, over_group(dk, k), over_group(dv, v), *(jnp.sum(bar, 2) for bar in bars))
 
 
+def _lines(marks: jax.Array) -> jax.Array:
+    """Marks `(B, N, m, n)` in lines, `(B, N, m, n / 4, 4)`."""
+    *shape, n = marks.shape
+    return jnp.pad(marks, ((0, 0), (0, 0), (0, 0), (0, -n % _LINE))).reshape(*shape, -1, _LINE)
+
+
+def _marked(lines: Any, part: int) -> Callable[[Any], Any]:
+    """Whether a block is marked, where `part` blocks share a mark."""
+    return lambda j: lines[j // part // _LINE, j // part % _LINE] > 0
+
+
 def _along_keys(
     how: _How, backward: Callable[..., None], arrays: _Arrays, lengths: _Lengths, more: Any, out: Any
 ) -> list[jax.Array]:
     """A block of queries at a time, with all keys that have a weight."""
-    wide = _COLUMNS // _FEWER  # parts of the blocks that are marked
 
     def body(head, at, q, k, v, do, kept, marks, *refs):
-        *out, q_here, do_here, k_here, v_here, q_bar, do_bar, k_bar, v_bar = refs
-        _fetch((at.queries(q), q_here, q_bar), (at.queries(do), do_here, do_bar))
+        *out, q_here, do_here, k_here, v_here, lines, q_bar, do_bar, k_bar, v_bar, lines_bar = refs
+        marks = marks.at[at.batch, at.head, at.block]
+        _fetch((at.queries(q), q_here, q_bar), (at.queries(do), do_here, do_bar), (marks, lines, lines_bar))
         both = Stream((Fetched(partial(at.keys, k), k_here, k_bar), Fetched(partial(at.keys, v), v_here, v_bar)))
         out = (at.queries(ref) if len(ref.shape) == 4 else at.columns(ref) for ref in out)
-
-        def marked(j):
-            return marks[at.batch, at.head, at.block, j // wide] > 0
-
+        marked = _marked(lines, _COLUMNS // _FEWER)
         backward(at.plan, head, at.block, q_here, do_here, both, at.columns(kept), marked, *out)
 
     sizes, dtype = (arrays.q.shape[3], arrays.v.shape[3]), arrays.q.dtype
     places = *(_tiles(dtype, _ROWS, size) for size in sizes), *(_tiles(dtype, 2, _FEWER, size) for size in sizes)
-    return _run(how, body, arrays, lengths, more, _FEWER, True, out, (*places, *_barriers(1, 1, 2, 2)))
+    scratch = *places, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *_barriers(1, 1, 2, 2, 1)
+    return _run(how, body, arrays, lengths, more, _FEWER, True, out, scratch)
 
 
 def _along_queries(how: _How, arrays: _Arrays, lengths: _Lengths, more: Any) -> list[jax.Array]:
     """dK and dV: a block of keys at a time, with all queries that have a weight there."""
-    wide = _COLUMNS // _FEWER
 
     def body(head, at, q, k, v, do, kept, marks, dk, dv, k_here, v_here, *refs):
-        q_here, do_here, kept_here, k_bar, v_bar, q_bar, do_bar, kept_bar = refs
-        _fetch((at.keys(k), k_here, k_bar), (at.keys(v), v_here, v_bar))
+        q_here, do_here, kept_here, lines, k_bar, v_bar, q_bar, do_bar, kept_bar, lines_bar = refs
+        marks = marks.at[at.batch, at.head, at.block // (_COLUMNS // _FEWER)]
+        _fetch((at.keys(k), k_here, k_bar), (at.keys(v), v_here, v_bar), (marks, lines, lines_bar))
         of_queries = Stream(
             (
                 Fetched(partial(at.queries, q), q_here, q_bar),
@@ -300,16 +316,13 @@ def _along_queries(how: _How, arrays: _Arrays, lengths: _Lengths, more: Any) -> 
                 Fetched(partial(at.columns, kept), kept_here, kept_bar),
             )
         )
-
-        def marked(i):
-            return marks[at.batch, at.head, i, at.block // wide] > 0
-
         dk, dv = (at.keys(ref, of_queries=True) for ref in (dk, dv))
-        _flash.backward_keys(at.plan, head, at.block, k_here, v_here, of_queries, marked, dk, dv)
+        _flash.backward_keys(at.plan, head, at.block, k_here, v_here, of_queries, _marked(lines, 1), dk, dv)
 
     (batch, keys, *_), heads = arrays.k.shape, arrays.q.shape[2]
     sizes, dtype = (arrays.k.shape[3], arrays.v.shape[3]), arrays.q.dtype
     out = tuple(((batch, keys, heads, size), jnp.float32) for size in sizes)
     places = *(_tiles(dtype, _FEWER, size) for size in sizes), *(_tiles(dtype, 2, _ROWS, size) for size in sizes)
     kept = mosaic.SMEM((2, _flash.STATISTICS, _ROWS), jnp.float32)
-    return _run(how, body, arrays, lengths, more, _FEWER, False, out, (*places, kept, *_barriers(1, 1, 2, 2, 2)))
+    scratch = *places, kept, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *_barriers(1, 1, 2, 2, 2, 1)
+    return _run(how, body, arrays, lengths, more, _FEWER, False, out, scratch)

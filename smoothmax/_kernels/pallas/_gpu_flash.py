@@ -34,24 +34,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 
 from ._flash import entropy_change
 from ._flash_blocks import LOWEST
 from ._gpu import mosaic
 from ._gpu_flash_blocks import Head, Plan, Stream, added, along, every, filled, product, read, scores
-from ._gpu_threshold import _log1p
-from ._tiles import flag, loop
+from ._tiles import flag, loop, loop_over
 
-# Newton's passes over the keys; one to three are the rule. A step of the threshold after which the next one, of second
-# order, is rounding beside that of the weights to bfloat16; the last pass divides by what the weights sum to.
-MAX_PASSES, SMALL_STEP = 32, 1e-3
+# Newton's passes over the keys; one to four are the rule.
+MAX_PASSES = 32
+# Logarithms of what the weights sum to: next to 0, so that what a step leaves, of second order, will do; and what will
+# do, since it is divided by, beside the rounding of weights to bfloat16.
+NEAR, SOLVED = 0.05, 4e-3
 # b = alpha - 1 below which entmax is softmax, up to a share of b, and the logarithm of its weights is taken as that.
 _SMALL_B = 1e-4
 _TINY = 1e-30
-# Rows of the array that holds what is kept of a query, and what a backward pass is told of it: its threshold, what
-# makes weights y and s of those at the threshold, since y sums to 1 up to rounding only, and delta.
-TAU, OF_Y, OF_S, DELTA = 0, 1, 2, 3
-STATISTICS = 4
+# Rows of the array that tells a backward pass of a query: its threshold, and delta.
+TAU, DELTA = 0, 1
+STATISTICS = 2
 
 
 # --- Weights -----------------------------------------------------------------------------------------------
@@ -68,20 +69,26 @@ def weights(b: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         u = jnp.maximum(1 + 0.5 * x, 0.0)
         return u * u, u
 
+    def of_one():
+        y = jnp.exp(x)
+        return y, y
+
     def of_others():
         log_y = log_weights(b, x)
         return jnp.exp(log_y), jnp.exp((1 - b) * log_y)
 
-    return lax.cond(b == 1, of_two, lambda: lax.cond(b == 0.5, of_one_and_a_half, of_others))
+    def of_powers():
+        return lax.cond(b > _SMALL_B, of_others, of_one)
+
+    return lax.cond(b == 1, of_two, lambda: lax.cond(b == 0.5, of_one_and_a_half, of_powers))
 
 
 def log_weights(b: Any, x: jax.Array) -> jax.Array:
-    """log y, LOWEST off the support."""
+    """log y, LOWEST off the support. The rounding of u, divided by b, is still small beside that of y to bfloat16."""
 
     def of_b():
-        w = b * x
-        on = w > -1
-        return jnp.where(on, _log1p(jnp.where(on, w, 0.0)) / b, LOWEST)
+        u = 1 + b * x
+        return jnp.where(u > 0, jnp.log(jnp.maximum(u, _TINY)) / b, LOWEST)
 
     return lax.cond(b > _SMALL_B, of_b, lambda: x)
 
@@ -113,94 +120,134 @@ class Results(NamedTuple):
     output: Any  # the values' averages by y, and by s
     centre: Any
     tau: Any
-    mass: Any  # what the weights sum to
     marks: Any  # 1 for each block of keys with a weight
 
 
-class _Newton(NamedTuple):
-    """The state of the loop; columns but for the passes and the sum of `active`."""
+class _Search(NamedTuple):
+    """The state of the loops over the keys; columns but for the passes, the sum of `active`, and the averages."""
 
     passes: Any
     tau: jax.Array
-    active: jax.Array  # 1 where it still moves, else 0
+    active: jax.Array  # 1 where the threshold still moves, else 0: a query must not depend on the others of its block
     going: Any
+    averages: Any
+
+    def moved(self, b: Any, total: Sums, empty: jax.Array) -> tuple[_Search, jax.Array]:
+        """A step for the active queries, from their sums; and how far the logarithms of these are from 0."""
+        total = Sums(jnp.where(empty, 1.0, total.y), jnp.where(empty, 1.0, total.s))
+        tau = jnp.where(self.active > 0, self.tau + total.step(b), self.tau)
+        return self._replace(passes=self.passes + 1, tau=tau), jnp.abs(jnp.log(total.y))
+
+    def on(self, active: jax.Array) -> _Search:
+        return self._replace(active=active, going=jnp.sum(active))
 
 
-def forward(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, both: Stream, tops: Any, out: Any) -> None:
-    """One block of queries against all keys. `tops` is scratch: the largest score of each query in each block."""
+class Scratch(NamedTuple):
+    """Shared memory for a block of queries: something for each block of keys."""
+
+    tops: Any  # the largest score of each query
+    wanted: Any  # 1 where some query has a weight, else 0
+
+
+def forward(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, both: Stream, scratch: Scratch, out: Results) -> None:
+    """One block of queries against all keys."""
     b, rows, columns = head.b, plan.rows, plan.columns
     start, end = plan.key_blocks(i, head.key_length)
-
-    def unmarked(j, _):
-        out.marks[j] = jnp.int32(0)
-        return 0
-
-    loop(plan.keys // columns, unmarked, 0)
-
-    def block_scores(j, k):
-        return scores(plan, head, product(plan, q, k, transpose=True), i * rows, j * columns, 0)
-
-    def sums(z, tau):
-        y, s = weights(b, z - along(tau, z.shape))
-        return Sums(jnp.sum(y, axis=1), jnp.sum(s, axis=1))
-
-    def first_steps(j, refs, carry):
-        top, tau, total = carry
-        z = block_scores(j, refs[0])
-        here = jnp.max(z, axis=1)
-        tops[j - start] = here
-        # No threshold is below the largest score. A query that has seen no key yet has no sums.
-        tau = jnp.where(top > LOWEST / 2, tau, here)
-        top = jnp.maximum(top, here)
-        raised = jnp.where(top > LOWEST / 2, jnp.maximum(tau, top), 0.0)
-        total = Sums(*(old + new for old, new in zip(total.moved(b, raised - tau), sums(z, raised), strict=True)))
-        step = jnp.where(total.y > 1, Sums(jnp.maximum(total.y, 1.0), jnp.maximum(total.s, _TINY)).step(b), 0.0)
-        return top, raised + step, total.moved(b, step)
-
-    column = filled(plan, (rows,))
+    column, wanted = filled(plan, (rows,)), scratch.wanted
     nothing = Sums(column, column)
-    top, tau, _ = keys.loop(start, end, every, first_steps, (column + LOWEST, column, nothing))
-    empty = ~(top > LOWEST / 2) & (top == top)
-    mosaic.commit_smem()
 
-    def above(tau):
-        """Whether any query has a weight in a block, at that threshold."""
-        return lambda j: jnp.sum(flag((b * (read(plan, tops.at[j - start]) - tau) > -1) & ~empty)) > 0
+    def weights_of(j, k, tau):
+        z = scores(plan, head, product(plan, q, k, transpose=True), i * rows, j * columns, 0)
+        return weights(b, z - along(tau, z.shape))
+
+    top, tau = _first_pass(plan, head, i, q, keys, scratch)
+    empty = ~(top > LOWEST / 2) & (top == top)
+
+    def look(tau):
+        """Marks the blocks in which some query has a weight at that threshold: those that were marked, or less."""
+
+        def at(j, _):
+            def mark():
+                reach = jnp.where(empty, LOWEST, read(plan, scratch.tops.at[j]) - tau)
+                wanted[j] = (jnp.sum(flag(b * reach > -1)) > 0).astype(jnp.int32)
+
+            pl.when(wanted[j] > 0)(mark)
+            return 0
+
+        loop_over(start, end, at, 0)
+
+    def marked(j):
+        return wanted[j] > 0
 
     def one_pass(state):
         def add(j, refs, carry):
-            new = sums(block_scores(j, refs[0]), state.tau)
-            return Sums(carry.y + new.y, carry.s + new.s)
+            y, s = weights_of(j, refs[0], state.tau)
+            return Sums(carry.y + jnp.sum(y, axis=1), carry.s + jnp.sum(s, axis=1))
 
-        total = keys.loop(start, end, above(state.tau), add, nothing)
-        step = Sums(jnp.where(empty, 1.0, total.y), jnp.where(empty, 1.0, total.s)).step(b)
-        tau = jnp.where(state.active > 0, state.tau + step, state.tau)
-        active = state.active * flag(jnp.abs(step) > SMALL_STEP)
-        return _Newton(state.passes + 1, tau, active, jnp.sum(active))
+        look(state.tau)
+        state, error = state.moved(b, keys.loop(start, end, marked, add, nothing), empty)
+        return state.on(state.active * flag(error > NEAR))
 
-    moving = flag(~empty & (top < jnp.inf))
-    state = _Newton(jnp.int32(0), tau, moving, jnp.sum(moving))
-    last = lax.while_loop(lambda s: (s.going > 0) & (s.passes < MAX_PASSES), one_pass, state)
-    tau = last.tau
+    def average(state):
+        near = lax.while_loop(lambda s: (s.going > 0) & (s.passes < MAX_PASSES), one_pass, state._replace(averages=()))
 
-    def average(j, refs, carry):
-        total, by_y, by_s = carry
-        k, v = refs
-        z = block_scores(j, k)
-        y, s = weights(b, z - along(tau, z.shape))
-        out.marks[j] = jnp.int32(1)
-        total = Sums(total.y + jnp.sum(y, axis=1), total.s + jnp.sum(s, axis=1))
-        return total, added(plan, by_y, y.astype(v.dtype), v), added(plan, by_s, s.astype(v.dtype), v)
+        def add(j, refs, carry):
+            total, by_y, by_s = carry
+            k, v = refs
+            y, s = weights_of(j, k, near.tau)
+            total = Sums(total.y + jnp.sum(y, axis=1), total.s + jnp.sum(s, axis=1))
+            return total, added(plan, by_y, y.astype(v.dtype), v), added(plan, by_s, s.astype(v.dtype), v)
 
-    zeros = filled(plan, (rows, out.output.shape[1]))
-    total, by_y, by_s = both.loop(start, end, above(tau), average, (nothing, zeros, zeros))
+        look(near.tau)
+        averages = both.loop(start, end, marked, add, (nothing, zeros, zeros))
+        error = jnp.abs(jnp.log(jnp.where(empty, 1.0, averages[0].y)))
+        # A query that is not near has had its passes; one that a step brought less near than it should goes on.
+        again = near.on(jnp.maximum(near.active, moving * flag(error > SOLVED)))
+        return again.moved(b, averages[0], empty)[0]._replace(averages=(*averages, near.tau))
+
+    zeros, moving = filled(plan, (rows, out.output.shape[1])), flag(~empty & (top < jnp.inf))
+    state = _Search(jnp.int32(0), tau, moving, jnp.float32(1), (nothing, zeros, zeros, tau))
+    last = lax.while_loop(lambda s: (s.going > 0) & (s.passes < MAX_PASSES), average, state)
+    total, by_y, by_s, tau = last.averages
+
+    def copy(j, _):
+        out.marks[j] = jnp.where((j >= start) & (j < end), wanted[j], 0)
+        return 0
+
+    loop(plan.keys // columns, copy, 0)
     # What did not arrive is no answer.
     sound = (top < jnp.inf) & (last.active == 0)
     for ref, mass, values in ((out.output, total.y, by_y), (out.centre, total.s, by_s)):
         per_query = jnp.where(sound, 1 / jnp.where(empty, 1.0, mass), jnp.nan)
         ref[...] = (values * along(per_query, values.shape)).astype(ref.dtype)
-    out.tau[...] = tau
-    out.mass[...] = jnp.where(sound, jnp.where(empty, 1.0, total.y), jnp.nan)
+    # Where the weights sum to 1: the last step, which was not taken, leaves no more than its square.
+    out.tau[...] = jnp.where(sound, jnp.where(empty, tau, tau + total.step(b)), jnp.nan)
+
+
+def _first_pass(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, scratch: Scratch) -> tuple[jax.Array, jax.Array]:
+    """The largest score of each query, and a threshold that is not above the root."""
+    b, start_end = head.b, plan.key_blocks(i, head.key_length)
+
+    def add(j, refs, carry):
+        top, tau, total = carry
+        z = scores(plan, head, product(plan, q, refs[0], transpose=True), i * plan.rows, j * plan.columns, 0)
+        here = jnp.max(z, axis=1)
+        scratch.tops[j] = here
+        scratch.wanted[j] = jnp.int32(1)
+        # No threshold is below the largest score. A query that has seen no key yet has no sums.
+        tau = jnp.where(top > LOWEST / 2, tau, here)
+        top = jnp.maximum(top, here)
+        raised = jnp.where(top > LOWEST / 2, jnp.maximum(tau, top), 0.0)
+        y, s = (jnp.sum(a, axis=1) for a in weights(b, z - along(raised, z.shape)))
+        total = total.moved(b, raised - tau)
+        total = Sums(total.y + y, total.s + s)
+        step = jnp.where(total.y > 1, Sums(jnp.maximum(total.y, 1.0), jnp.maximum(total.s, _TINY)).step(b), 0.0)
+        return top, raised + step, total.moved(b, step)
+
+    column = filled(plan, (plan.rows,))
+    top, tau, _ = keys.loop(*start_end, every, add, (column + LOWEST, column, Sums(column, column)))
+    mosaic.commit_smem()
+    return top, tau
 
 
 # --- Backward ----------------------------------------------------------------------------------------------
@@ -208,7 +255,7 @@ def forward(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, both: Stream, 
 
 def backward_queries(plan: Plan, head: Head, i: Any, q: Any, do: Any, both: Stream, kept: Any, marked: Any, dq: Any):
     """dQ of one block of queries."""
-    tau, of_s, delta = (read(plan, kept.at[r]) for r in (TAU, OF_S, DELTA))
+    tau, delta = (read(plan, kept.at[r]) for r in (TAU, DELTA))
 
     def add(j, refs, total):
         k, v = refs
@@ -218,13 +265,12 @@ def backward_queries(plan: Plan, head: Head, i: Any, q: Any, do: Any, both: Stre
         return added(plan, total, dz.astype(k.dtype), k)
 
     total = both.loop(*plan.key_blocks(i, head.key_length), marked, add, filled(plan, dq.shape))
-    dq[...] = (total * along(of_s * head.scale, total.shape)).astype(dq.dtype)
+    dq[...] = (total * head.scale).astype(dq.dtype)
 
 
 def backward_scalars(plan: Plan, head: Head, i: Any, q: Any, do: Any, both: Stream, kept: Any, marked: Any, *out: Any):
     """The shares of one block of queries in d alpha and d scale."""
-    tau, of_y, of_s, delta = (read(plan, kept.at[r]) for r in (TAU, OF_Y, OF_S, DELTA))
-    log_sum = jnp.log(of_y)
+    tau, delta = (read(plan, kept.at[r]) for r in (TAU, DELTA))
 
     def add(j, refs, bars):
         k, v = refs
@@ -232,15 +278,14 @@ def backward_scalars(plan: Plan, head: Head, i: Any, q: Any, do: Any, both: Stre
         x = scores(plan, head, products, i * plan.rows, j * plan.columns, 0) - along(tau, products.shape)
         s = weights(head.b, x)[1]
         dz = s * (product(plan, do, v, transpose=True) - along(delta, x.shape))
-        log_y = log_weights(head.b, x) + along(log_sum, x.shape)
-        change = jnp.where(s > 0, dz * entropy_change(head.b, log_y), 0.0)
+        change = jnp.where(s > 0, dz * entropy_change(head.b, log_weights(head.b, x)), 0.0)
         alpha_bar, scale_bar = bars
         return alpha_bar - jnp.sum(change, axis=1), scale_bar + jnp.sum(dz * products, axis=1)
 
     nothing = filled(plan, (plan.rows,))
     bars = both.loop(*plan.key_blocks(i, head.key_length), marked, add, (nothing, nothing))
     for ref, bar in zip(out, bars, strict=True):
-        ref[...] = of_s * bar
+        ref[...] = bar
 
 
 def backward_keys(plan: Plan, head: Head, j: Any, k: Any, v: Any, queries: Stream, marked: Any, dk: Any, dv: Any):
@@ -249,10 +294,10 @@ def backward_keys(plan: Plan, head: Head, j: Any, k: Any, v: Any, queries: Strea
     def add(i, refs, totals):
         q, do, kept = refs
         z = scores(plan, head, product(plan, k, q, transpose=True), i * plan.rows, j * plan.columns, 1)
-        tau, of_y, of_s, delta = (along(read(plan, kept.at[r], 1), z.shape, 1) for r in (TAU, OF_Y, OF_S, DELTA))
+        tau, delta = (along(read(plan, kept.at[r], 1), z.shape, 1) for r in (TAU, DELTA))
         y, s = weights(head.b, z - tau)
-        dv = added(plan, totals[1], (of_y * y).astype(do.dtype), do)
-        dz = of_s * s * (product(plan, v, do, transpose=True) - delta)
+        dv = added(plan, totals[1], y.astype(do.dtype), do)
+        dz = s * (product(plan, v, do, transpose=True) - delta)
         return added(plan, totals[0], dz.astype(q.dtype), q), dv
 
     nothing = tuple(filled(plan, ref.shape) for ref in (dk, dv))
