@@ -241,6 +241,20 @@ def test_without_a_name_it_is_taken_where_jit_divides_nothing():
     assert inside == [{"cuda"}]
 
 
+@pytest.mark.parametrize("name", ["softmax", "entmax", "pnormmax", "fusedmax", "oscarmax", "soft_rank"])
+def test_kernels_inside_shard_map(name):
+    """Weights and gradient: arrays in the kernels may differ over the mesh, and loops end with what they start from."""
+
+    def pulled(x):
+        y, pull = jax.vjp(getattr(sm, name), x)
+        return pull(y)[0]
+
+    batch = jax.sharding.PartitionSpec("devices")
+    with program_for(HOPPERS[0], chips=4):
+        shared = jax.shard_map(pulled, in_specs=batch, out_specs=batch)
+        assert jax.eval_shape(shared, jax.ShapeDtypeStruct((8, 16), f32)).shape == (8, 16)
+
+
 @pytest.mark.parametrize("kind", ["cpu", HOPPERS[0], OTHERS[0]])
 def test_programs_for_machines_elsewhere(kind, monkeypatch):
     """Exported for GPUs on a machine without a Hopper they are in plain JAX; on one with a Hopper its kernel is for
