@@ -48,7 +48,7 @@ def compared(run: Run, results: Results, middle: Results, moved: Results) -> tup
     errors, problems, slices, left_out = [], [], 0, 0
     names = ["weights", "value", "gradient in scores", "gradient in a hyper-parameter"]
     of = [0, 1, 2, *[3] * (len(results) - 3)]
-    spoiled = np.isnan(middle[0]).all(-1)
+    spoiled = np.asarray(np.isnan(middle[0]).all(-1))
     for i, *arrays in zip(of, results, middle, moved, strict=True):
         name, tolerance = names[i], run.tolerances[i]
         got, wanted, by = (a.reshape(len(a) if a.ndim else 1, -1) for a in arrays)
