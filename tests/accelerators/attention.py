@@ -1,4 +1,4 @@
-"""Attention: the programs for one chip and for four, and long sequences by the kernels for TPUs."""
+"""Attention: the programs for one chip and for four, and long sequences by the kernels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from facts import Facts
 from jax.sharding import Mesh, PartitionSpec
-from laws import Program, alone, array, bytes_of, only_kernels, sorts_only_where, within
+from laws import Program, alone, array, bytes_of, no_spills, only_kernels, sorts_only_where, within
 
 import smoothmax as sm
 
@@ -25,8 +25,7 @@ def everything(platform: str) -> Iterator[Program]:
     """All programs of attention for a kind of machine."""
     yield from _one_chip(platform)
     yield from _four_chips(platform)
-    if platform == "tpu":
-        yield from _long()
+    yield from _long(platform)
 
 
 def _qkv(mesh: Mesh, queries: int | None = None, keys: int | None = None) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -118,23 +117,31 @@ def _four_chips(platform: str) -> Iterator[Program]:
     yield Program("attention in blocks over batch", _with_gradient(sm.sparsemax, BLOCK), place, flags, chips=4)
 
 
-def _long() -> Iterator[Program]:
+def _long(platform: str) -> Iterator[Program]:
     """By name, with the gradients of everything: a traced alpha needs no other form then."""
 
     def law(most, what, facts):
         yield from alone(facts)
-        yield from only_kernels(facts, 3)
+        # One forward, one along the keys, one along the queries; on GPUs one for what belongs to a head, too.
+        yield from only_kernels(facts, 3 if platform == "tpu" else 4)
+        yield from no_spills(facts)
         yield from within(facts.temporary, most, what)
 
     scores = bytes_of(2, LONG, LONG)
     few, some = partial(law, scores / 50, "a fiftieth of the scores"), partial(law, scores / 30, "a 30th of the scores")
     name = f"kernel: attention, {LONG} keys"
     yield Program(f"{name}, an alpha a head", *_long_attention(LONG, jnp.bfloat16, options=False), few)
+    if platform != "tpu":
+        wide = _long_attention(LONG, jnp.bfloat16, options=True, size=128, has_bias=False)
+        yield Program(f"{name}, all options, heads of 128", *wide, some)
+        return
     for dtype in (jnp.bfloat16, jnp.float32):
         yield Program(f"{name}, all options, {jnp.dtype(dtype)}", *_long_attention(LONG, dtype, options=True), some)
 
 
-def _long_attention(length: int, dtype: Any, options: bool) -> tuple[Any, Any]:
+def _long_attention(
+    length: int, dtype: Any, options: bool, size: int = HEAD_SIZE, has_bias: bool = True
+) -> tuple[Any, Any]:
     """Attention with its gradient, and its arguments: two heads that share keys."""
 
     def function(q, k, v, alpha, gamma, bias, lengths):
@@ -149,9 +156,10 @@ def _long_attention(length: int, dtype: Any, options: bool) -> tuple[Any, Any]:
         return output, pull(output)
 
     def arguments(mesh):
-        q, kv = ((1, length, heads, HEAD_SIZE) for heads in (2, 1))
+        q, kv = ((1, length, heads, size) for heads in (2, 1))
         qkv = (array(mesh, *shape, dtype=dtype) for shape in (q, kv, kv))
-        bias, lengths = array(mesh, 1, 1, 1, length), array(mesh, 1, dtype=jnp.int32)
+        bias = array(mesh, 1, 1, 1, length) if has_bias else None
+        lengths = array(mesh, 1, dtype=jnp.int32)
         return *qkv, array(mesh, 2, 1, 1), array(mesh, 2, 1, 1), *((bias, lengths) if options else (None, None))
 
     return function, arguments

@@ -19,7 +19,7 @@ from ._batching import over_batch
 from ._gpu import mosaic
 from ._gpu_flash_blocks import Fetched, Head, Plan, Stream
 
-# Queries of a block, and keys of one: forward, where a block is held once, and backward, where it is held thrice.
+# Queries of a block, and keys of one: forward; and backward or with wide heads, which need more registers.
 _ROWS, _COLUMNS, _FEWER = 64, 128, 64
 # Numbers of a row of a tile in shared memory, as the matrix unit wants it. Wider heads would need more registers.
 _TILE, _WIDEST = 64, 128
@@ -44,9 +44,9 @@ def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any,
     if max(query.shape[3], value.shape[3]) > _WIDEST:
         return f"its attention on GPUs takes heads of size up to {_WIDEST}, not {query.shape[3]} and {value.shape[3]}"
     sizes = whole(query.shape[3], _TILE), whole(value.shape[3], _TILE)
-    held = (
-        2 * (_ROWS * sizes[0] + 2 * _COLUMNS * sum(sizes)) + 4 * (_ROWS + 1) * whole(key.shape[1], _COLUMNS) // _COLUMNS
-    )
+    columns = _columns(query, value)
+    blocks = whole(key.shape[1], columns) // columns
+    held = 2 * (_ROWS * sizes[0] + 2 * columns * sum(sizes)) + 4 * (_ROWS + 1) * blocks
     if held > _SHARED_MEMORY:
         return f"{key.shape[1]} keys take {held:,} bytes of shared memory, and there are {_SHARED_MEMORY:,}"
     if query.shape[1] > _MOST * _ROWS:
@@ -67,7 +67,7 @@ class Kept(NamedTuple):
 
     centre: jax.Array  # (B, T, N, H): the values' average by y^(2 - alpha)
     tau: jax.Array  # (B, N, T)
-    marks: jax.Array  # (B, N, T / 64, S / 128): 1 where a block has a weight, else 0
+    marks: jax.Array  # (B, N, T / 64, S / 128 or 64): 1 where a block has a weight, else 0
 
 
 class _Arrays(NamedTuple):
@@ -130,6 +130,11 @@ def _filled(array: jax.Array, block: int) -> jax.Array:
     """`(B, length, heads, size)`, filled up with zeros to whole blocks and tiles."""
     more = whole(array.shape[1], block) - array.shape[1], whole(array.shape[3], _TILE) - array.shape[3]
     return jnp.pad(array, ((0, 0), (0, more[0]), (0, 0), (0, more[1])))
+
+
+def _columns(q: Any, v: Any) -> int:
+    """Keys of a block, forward."""
+    return _COLUMNS if max(q.shape[3], v.shape[3]) <= _TILE else _FEWER
 
 
 def _lengths_of(query: Any, key: Any, query_lengths: Any, key_lengths: Any) -> _Lengths:
@@ -233,7 +238,8 @@ def _fetch(*copies: tuple[Any, Any, Any]) -> None:
 
 def _forward(how: _How, arrays: _Arrays, lengths: _Lengths) -> list[jax.Array]:
     (batch, queries, heads, size), (_, keys, _, v_size) = arrays.q.shape, arrays.v.shape
-    blocks, marks = queries // _ROWS, keys // _COLUMNS
+    columns = _columns(arrays.q, arrays.v)
+    blocks, marks = queries // _ROWS, keys // columns
 
     def body(head, at, q, k, v, output, centre, tau, marked, q_here, k_here, v_here, tops, wanted, q_bar, k_bar, v_bar):
         _fetch((at.queries(q), q_here, q_bar))
@@ -247,10 +253,10 @@ def _forward(how: _How, arrays: _Arrays, lengths: _Lengths) -> list[jax.Array]:
     marked = (batch, heads, blocks, marks), jnp.int32
     out = (averages, arrays.q.dtype), (averages, jnp.float32), ((batch, heads, queries), jnp.float32), marked
     dtype = arrays.q.dtype
-    places = _tiles(dtype, _ROWS, size), _tiles(dtype, 2, _COLUMNS, size), _tiles(dtype, 2, _COLUMNS, v_size)
+    places = _tiles(dtype, _ROWS, size), _tiles(dtype, 2, columns, size), _tiles(dtype, 2, columns, v_size)
     tops, wanted = mosaic.SMEM((marks, _ROWS), jnp.float32), mosaic.SMEM((marks,), jnp.int32)
     scratch = *places, tops, wanted, *_barriers(1, 2, 2)
-    return _run(how, body, arrays, lengths, (), _COLUMNS, True, out, scratch)
+    return _run(how, body, arrays, lengths, (), columns, True, out, scratch)
 
 
 def _backward(how: _How, arrays: _Arrays, lengths: _Lengths, kept: Kept, output_bar: jax.Array) -> _Arrays:
@@ -293,7 +299,7 @@ def _along_keys(
         _fetch((at.queries(q), q_here, q_bar), (at.queries(do), do_here, do_bar), (marks, lines, lines_bar))
         both = Stream((Fetched(partial(at.keys, k), k_here, k_bar), Fetched(partial(at.keys, v), v_here, v_bar)))
         out = (at.queries(ref) if len(ref.shape) == 4 else at.columns(ref) for ref in out)
-        marked = _marked(lines, _COLUMNS // _FEWER)
+        marked = _marked(lines, _columns(arrays.q, arrays.v) // _FEWER)
         backward(at.plan, head, at.block, q_here, do_here, both, at.columns(kept), marked, *out)
 
     sizes, dtype = (arrays.q.shape[3], arrays.v.shape[3]), arrays.q.dtype
@@ -307,7 +313,7 @@ def _along_queries(how: _How, arrays: _Arrays, lengths: _Lengths, more: Any) -> 
 
     def body(head, at, q, k, v, do, kept, marks, dk, dv, k_here, v_here, *refs):
         q_here, do_here, kept_here, lines, k_bar, v_bar, q_bar, do_bar, kept_bar, lines_bar = refs
-        marks = marks.at[at.batch, at.head, at.block // (_COLUMNS // _FEWER)]
+        marks = marks.at[at.batch, at.head, at.block // (_columns(arrays.q, arrays.v) // _FEWER)]
         _fetch((at.keys(k), k_here, k_bar), (at.keys(v), v_here, v_bar), (marks, lines, lines_bar))
         of_queries = Stream(
             (

@@ -226,9 +226,9 @@ def mean_kernel(v_ref, jumps_ref, weight_ref, mean_ref, *, d, tiles):
 
     def fill(i, carry):
         mean, starts = carry
-        mean = jnp.where(starts != _FUSED, mean_ref[tile(i)], mean)
+        mean = jnp.where(starts > 0, mean_ref[tile(i)], mean)
         mean_ref[tile(i)] = mean
-        return mean, jumps_ref[tile(i)]
+        return mean, flag(jumps_ref[tile(i)] != _FUSED)
 
     loop(d, add, (zero, zero))
-    loop(d, fill, (zero, zero.astype(jnp.int32) + _RISE))
+    loop(d, fill, (zero, zero + 1))
