@@ -29,6 +29,7 @@ such groups of threads at a time, and does arithmetic for one while another wait
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -58,24 +59,27 @@ STATISTICS = 2
 # --- Weights -----------------------------------------------------------------------------------------------
 
 
-def weights(b: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """y and s = y^(1 - b), from x = z - tau. Without a power where alpha is 1.5 or 2."""
+def weights(b: Any, x: jax.Array, use: Callable[[jax.Array, jax.Array], Any] = lambda y, s: (y, s)) -> Any:
+    """`use(y, s)`, with s = y^(1 - b), from x = z - tau. Without a power where alpha is 1.5 or 2.
+
+    What is made of a block's weights is made where they are: what comes out of a condition takes registers.
+    """
 
     def of_two():
         u = 1 + x
-        return jnp.maximum(u, 0.0), flag(u > 0)
+        return use(jnp.maximum(u, 0.0), flag(u > 0))
 
     def of_one_and_a_half():
         u = jnp.maximum(1 + 0.5 * x, 0.0)
-        return u * u, u
+        return use(u * u, u)
 
     def of_one():
         y = jnp.exp(x)
-        return y, y
+        return use(y, y)
 
     def of_others():
         log_y = log_weights(b, x)
-        return jnp.exp(log_y), jnp.exp((1 - b) * log_y)
+        return use(jnp.exp(log_y), jnp.exp((1 - b) * log_y))
 
     def of_powers():
         return lax.cond(b > _SMALL_B, of_others, of_one)
@@ -98,6 +102,13 @@ class Sums(NamedTuple):
 
     y: jax.Array
     s: jax.Array
+
+    @classmethod
+    def of(cls, y: jax.Array, s: jax.Array) -> Sums:
+        return cls(jnp.sum(y, axis=1), jnp.sum(s, axis=1))
+
+    def plus(self, other: Sums) -> Sums:
+        return Sums(self.y + other.y, self.s + other.s)
 
     def moved(self, b: Any, step: jax.Array) -> Sums:
         """A lower bound of the sums when the threshold rises by `step`: what the tangent of their norm says."""
@@ -156,9 +167,9 @@ def forward(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, both: Stream, 
     column, wanted = filled(plan, (rows,)), scratch.wanted
     nothing = Sums(column, column)
 
-    def weights_of(j, k, tau):
+    def weights_of(j, k, tau, use):
         z = scores(plan, head, product(plan, q, k, transpose=True), i * rows, j * columns, 0)
-        return weights(b, z - along(tau, z.shape))
+        return weights(b, z - along(tau, z.shape), use)
 
     top, tau = _first_pass(plan, head, i, q, keys, scratch)
     empty = ~(top > LOWEST / 2) & (top == top)
@@ -181,8 +192,7 @@ def forward(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, both: Stream, 
 
     def one_pass(state):
         def add(j, refs, carry):
-            y, s = weights_of(j, refs[0], state.tau)
-            return Sums(carry.y + jnp.sum(y, axis=1), carry.s + jnp.sum(s, axis=1))
+            return carry.plus(weights_of(j, refs[0], state.tau, Sums.of))
 
         look(state.tau)
         state, error = state.moved(b, keys.loop(start, end, marked, add, nothing), empty)
@@ -194,9 +204,8 @@ def forward(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, both: Stream, 
         def add(j, refs, carry):
             total, by_y, by_s = carry
             k, v = refs
-            y, s = weights_of(j, k, near.tau)
-            total = Sums(total.y + jnp.sum(y, axis=1), total.s + jnp.sum(s, axis=1))
-            return total, added(plan, by_y, y.astype(v.dtype), v), added(plan, by_s, s.astype(v.dtype), v)
+            new, y, s = weights_of(j, k, near.tau, lambda y, s: (Sums.of(y, s), y.astype(v.dtype), s.astype(v.dtype)))
+            return total.plus(new), *added(plan, (by_y, y, v), (by_s, s, v))
 
         look(near.tau)
         averages = both.loop(start, end, marked, add, (nothing, zeros, zeros))
@@ -238,9 +247,7 @@ def _first_pass(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, scratch: S
         tau = jnp.where(top > LOWEST / 2, tau, here)
         top = jnp.maximum(top, here)
         raised = jnp.where(top > LOWEST / 2, jnp.maximum(tau, top), 0.0)
-        y, s = (jnp.sum(a, axis=1) for a in weights(b, z - along(raised, z.shape)))
-        total = total.moved(b, raised - tau)
-        total = Sums(total.y + y, total.s + s)
+        total = total.moved(b, raised - tau).plus(weights(b, z - along(raised, z.shape), Sums.of))
         step = jnp.where(total.y > 1, Sums(jnp.maximum(total.y, 1.0), jnp.maximum(total.s, _TINY)).step(b), 0.0)
         return top, raised + step, total.moved(b, step)
 
@@ -260,9 +267,9 @@ def backward_queries(plan: Plan, head: Head, i: Any, q: Any, do: Any, both: Stre
     def add(j, refs, total):
         k, v = refs
         z = scores(plan, head, product(plan, q, k, transpose=True), i * plan.rows, j * plan.columns, 0)
-        s = weights(head.b, z - along(tau, z.shape))[1]
+        s = weights(head.b, z - along(tau, z.shape), lambda _, s: s)
         dz = s * (product(plan, do, v, transpose=True) - along(delta, z.shape))
-        return added(plan, total, dz.astype(k.dtype), k)
+        return added(plan, (total, dz.astype(k.dtype), k))[0]
 
     total = both.loop(*plan.key_blocks(i, head.key_length), marked, add, filled(plan, dq.shape))
     dq[...] = (total * head.scale).astype(dq.dtype)
@@ -276,7 +283,7 @@ def backward_scalars(plan: Plan, head: Head, i: Any, q: Any, do: Any, both: Stre
         k, v = refs
         products = product(plan, q, k, transpose=True)
         x = scores(plan, head, products, i * plan.rows, j * plan.columns, 0) - along(tau, products.shape)
-        s = weights(head.b, x)[1]
+        s = weights(head.b, x, lambda _, s: s)
         dz = s * (product(plan, do, v, transpose=True) - along(delta, x.shape))
         change = jnp.where(s > 0, dz * entropy_change(head.b, log_weights(head.b, x)), 0.0)
         alpha_bar, scale_bar = bars
@@ -295,10 +302,10 @@ def backward_keys(plan: Plan, head: Head, j: Any, k: Any, v: Any, queries: Strea
         q, do, kept = refs
         z = scores(plan, head, product(plan, k, q, transpose=True), i * plan.rows, j * plan.columns, 1)
         tau, delta = (along(read(plan, kept.at[r], 1), z.shape, 1) for r in (TAU, DELTA))
-        y, s = weights(head.b, z - tau)
-        dv = added(plan, totals[1], y.astype(do.dtype), do)
+        y, s = weights(head.b, z - tau, lambda y, s: (y.astype(do.dtype), s))
+        [dv] = added(plan, (totals[1], y, do))  # by itself: y leaves its registers
         dz = s * (product(plan, v, do, transpose=True) - delta)
-        return added(plan, totals[0], dz.astype(q.dtype), q), dv
+        return added(plan, (totals[0], dz.astype(q.dtype), q))[0], dv
 
     nothing = tuple(filled(plan, ref.shape) for ref in (dk, dv))
     totals = queries.loop(*plan.query_blocks(j), marked, add, nothing)

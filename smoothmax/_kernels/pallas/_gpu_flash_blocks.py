@@ -66,11 +66,16 @@ def product(plan: Plan, a: Any, b: Any, transpose: bool = False) -> jax.Array:
     return pl.run_scoped(multiply, mosaic.ACC((m, n), jnp.float32))
 
 
-def added(plan: Plan, total: jax.Array, a: Any, b: Any) -> jax.Array:
-    """`total` plus the product."""
+def added(plan: Plan, *sums: tuple[jax.Array, Any, Any]) -> list[jax.Array]:
+    """For each `(total, a, b)`, the total plus the product; the matrix unit is waited for once."""
     if plan.interpreted:
-        return total + product(plan, a, b)
-    return pl.run_state(lambda accumulator: mosaic.wgmma(accumulator, a, b))(mosaic.ACC.init(total))
+        return [total + product(plan, a, b) for total, a, b in sums]
+
+    def multiply(accumulators):
+        for accumulator, (_, a, b) in zip(accumulators, sums, strict=True):
+            mosaic.wgmma(accumulator, a, b)
+
+    return pl.run_state(multiply)([mosaic.ACC.init(total) for total, *_ in sums])
 
 
 def _transposed(ref: Any) -> Any:
