@@ -32,8 +32,7 @@ B, T, S, N, K, H, V = 1, 12, 27, 2, 1, 8, 6  # two query heads share a key head;
 def interpreted(monkeypatch):
     for name, value in {"_ROWS": 8, "_COLUMNS": 16, "_FEWER": 8, "_TILE": 8}.items():
         monkeypatch.setattr(_gpu_attention, name, value)
-    monkeypatch.setattr(_gpu_flash, "NEAR", 1e-3)
-    monkeypatch.setattr(_gpu_flash, "SOLVED", 1e-5)
+    monkeypatch.setattr(_gpu_flash, "NEAR", 1e-4)
     kernels = pallas.gpu_kernels(interpreter.InterpretGPUParams(uninitialized_memory="nan"))
     any_dtype = {name: dataclasses.replace(kernels[name], refuses=lambda *_, **__: None) for name in kernels}
     monkeypatch.setitem(_kernels.TABLE, "pallas", any_dtype)

@@ -19,12 +19,13 @@ from ._batching import over_batch
 from ._gpu import mosaic
 from ._gpu_flash_blocks import Fetched, Head, Plan, Stream
 
-# Queries of a block, and keys of one: forward; and backward or with wide heads, which need more registers.
+# Queries of a block, and keys of one: where values are averaged, and elsewhere, or with wide heads, where registers are
+# dear: with 128 for each of its threads a multiprocessor has four blocks at a time, and one waits while others compute.
 _ROWS, _COLUMNS, _FEWER = 64, 128, 64
 # Numbers of a row of a tile in shared memory, as the matrix unit wants it. Wider heads would need more registers.
 _TILE, _WIDEST = 64, 128
-# Marks of blocks are read together, so many in a line; the copy takes 256 lines.
-_LINE, _MOST = 4, 1024
+# Marks of blocks are read together: so many in a line, and by so many, since 128 threads copy them; 256 lines at most.
+_LINE, _LINES, _MOST = 4, 32, 1024
 # What a block of threads may have of a multiprocessor's shared memory.
 _SHARED_MEMORY = 220 * 2**10
 
@@ -44,9 +45,7 @@ def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any,
     if max(query.shape[3], value.shape[3]) > _WIDEST:
         return f"its attention on GPUs takes heads of size up to {_WIDEST}, not {query.shape[3]} and {value.shape[3]}"
     sizes = whole(query.shape[3], _TILE), whole(value.shape[3], _TILE)
-    columns = _columns(query, value)
-    blocks = whole(key.shape[1], columns) // columns
-    held = 2 * (_ROWS * sizes[0] + 2 * columns * sum(sizes)) + 4 * (_ROWS + 1) * blocks
+    held = 2 * (_ROWS + 2 * _FEWER) * sizes[0] + 4 * (_ROWS + 1) * whole(key.shape[1], _COLUMNS) // _FEWER
     if held > _SHARED_MEMORY:
         return f"{key.shape[1]} keys take {held:,} bytes of shared memory, and there are {_SHARED_MEMORY:,}"
     if query.shape[1] > _MOST * _ROWS:
@@ -67,7 +66,7 @@ class Kept(NamedTuple):
 
     centre: jax.Array  # (B, T, N, H): the values' average by y^(2 - alpha)
     tau: jax.Array  # (B, N, T)
-    marks: jax.Array  # (B, N, T / 64, S / 128 or 64): 1 where a block has a weight, else 0
+    marks: jax.Array  # (B, N, T / 64, S / 64): 1 where a block has a weight, else 0
 
 
 class _Arrays(NamedTuple):
@@ -133,7 +132,7 @@ def _filled(array: jax.Array, block: int) -> jax.Array:
 
 
 def _columns(q: Any, v: Any) -> int:
-    """Keys of a block, forward."""
+    """Keys of a block where values are averaged."""
     return _COLUMNS if max(q.shape[3], v.shape[3]) <= _TILE else _FEWER
 
 
@@ -174,6 +173,10 @@ class _Place(NamedTuple):
     def columns(self, ref: Any, i: Any = None) -> Any:
         """A block of queries of an array `(B, N, ..., T)`."""
         return ref.at[(self.batch, self.head, *[slice(None)] * (len(ref.shape) - 3), self._rows(i))]
+
+    def each(self, refs: Any) -> Any:
+        """The step's own part of results of either kind."""
+        return (self.queries(ref) if len(ref.shape) == 4 else self.columns(ref) for ref in refs)
 
     def _rows(self, i: Any) -> Any:
         return pl.ds((self.block if i is None else i) * self.plan.rows, self.plan.rows)
@@ -237,26 +240,41 @@ def _fetch(*copies: tuple[Any, Any, Any]) -> None:
 
 
 def _forward(how: _How, arrays: _Arrays, lengths: _Lengths) -> list[jax.Array]:
-    (batch, queries, heads, size), (_, keys, _, v_size) = arrays.q.shape, arrays.v.shape
-    columns = _columns(arrays.q, arrays.v)
-    blocks, marks = queries // _ROWS, keys // columns
+    """The output, and what `Kept` has."""
+    tau, marks = _search(how, arrays, lengths)
+    batch, queries, heads, _ = arrays.q.shape
+    averages = batch, queries, heads, arrays.v.shape[3]
+    out = (averages, arrays.q.dtype), (averages, jnp.float32), (tau.shape, jnp.float32)
 
-    def body(head, at, q, k, v, output, centre, tau, marked, q_here, k_here, v_here, tops, wanted, q_bar, k_bar, v_bar):
+    def body(head, at, q, k, v, tau, marks, *refs):
+        *out, q_here, k_here, v_here, lines, q_bar, k_bar, v_bar, lines_bar = refs
+        _fetch((at.queries(q), q_here, q_bar), (marks.at[at.batch, at.head, at.block], lines, lines_bar))
+        both = Stream((Fetched(partial(at.keys, k), k_here, k_bar), Fetched(partial(at.keys, v), v_here, v_bar)))
+        _flash.average(at.plan, head, at.block, q_here, both, at.columns(tau), _marked(lines), *at.each(out))
+
+    columns, dtype = _columns(arrays.q, arrays.v), arrays.q.dtype
+    either = jnp.max(marks.reshape(*marks.shape[:3], -1, columns // _FEWER), -1)
+    more, sizes = (tau, _lines(either)), (arrays.q.shape[3], arrays.v.shape[3])
+    tiles = _tiles(dtype, _ROWS, sizes[0]), *(_tiles(dtype, 2, columns, size) for size in sizes)
+    scratch = *tiles, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *_barriers(1, 2, 2, 1)
+    output, centre, tau = _run(how, body, arrays, lengths, more, columns, True, out, scratch)
+    return [output, centre, tau, marks]
+
+
+def _search(how: _How, arrays: _Arrays, lengths: _Lengths) -> list[jax.Array]:
+    (batch, queries, heads, size), keys, dtype = arrays.q.shape, arrays.k.shape[1], arrays.q.dtype
+    blocks, marks = queries // _ROWS, keys // _FEWER
+
+    def body(head, at, q, k, v, tau, marked, q_here, k_here, tops, wanted, q_bar, k_bar):
         _fetch((at.queries(q), q_here, q_bar))
-        of_k, of_v = Fetched(partial(at.keys, k), k_here, k_bar), Fetched(partial(at.keys, v), v_here, v_bar)
+        stream, scratch = Stream((Fetched(partial(at.keys, k), k_here, k_bar),)), _flash.Scratch(tops, wanted)
         marked = marked.at[at.batch, at.head, at.block]
-        out = _flash.Results(at.queries(output), at.queries(centre), at.columns(tau), marked)
-        scratch = _flash.Scratch(tops, wanted)
-        _flash.forward(at.plan, head, at.block, q_here, Stream((of_k,)), Stream((of_k, of_v)), scratch, out)
+        _flash.search(at.plan, head, at.block, q_here, stream, scratch, at.columns(tau), marked)
 
-    averages = batch, queries, heads, v_size
-    marked = (batch, heads, blocks, marks), jnp.int32
-    out = (averages, arrays.q.dtype), (averages, jnp.float32), ((batch, heads, queries), jnp.float32), marked
-    dtype = arrays.q.dtype
-    places = _tiles(dtype, _ROWS, size), _tiles(dtype, 2, columns, size), _tiles(dtype, 2, columns, v_size)
-    tops, wanted = mosaic.SMEM((marks, _ROWS), jnp.float32), mosaic.SMEM((marks,), jnp.int32)
-    scratch = *places, tops, wanted, *_barriers(1, 2, 2)
-    return _run(how, body, arrays, lengths, (), columns, True, out, scratch)
+    out = ((batch, heads, queries), jnp.float32), ((batch, heads, blocks, marks), jnp.int32)
+    tiles = _tiles(dtype, _ROWS, size), _tiles(dtype, 2, _FEWER, size)
+    scratch = *tiles, mosaic.SMEM((marks, _ROWS), jnp.float32), mosaic.SMEM((marks,), jnp.int32), *_barriers(1, 2)
+    return _run(how, body, arrays, lengths, (), _FEWER, True, out, scratch)
 
 
 def _backward(how: _How, arrays: _Arrays, lengths: _Lengths, kept: Kept, output_bar: jax.Array) -> _Arrays:
@@ -280,12 +298,12 @@ def _backward(how: _How, arrays: _Arrays, lengths: _Lengths, kept: Kept, output_
 def _lines(marks: jax.Array) -> jax.Array:
     """Marks `(B, N, m, n)` in lines, `(B, N, m, n / 4, 4)`."""
     *shape, n = marks.shape
-    return jnp.pad(marks, ((0, 0), (0, 0), (0, 0), (0, -n % _LINE))).reshape(*shape, -1, _LINE)
+    return jnp.pad(marks, ((0, 0), (0, 0), (0, 0), (0, -n % _LINES))).reshape(*shape, -1, _LINE)
 
 
-def _marked(lines: Any, part: int) -> Callable[[Any], Any]:
-    """Whether a block is marked, where `part` blocks share a mark."""
-    return lambda j: lines[j // part // _LINE, j // part % _LINE] > 0
+def _marked(lines: Any) -> Callable[[Any], Any]:
+    """Whether a block is marked."""
+    return lambda j: lines[j // _LINE, j % _LINE] > 0
 
 
 def _along_keys(
@@ -298,9 +316,7 @@ def _along_keys(
         marks = marks.at[at.batch, at.head, at.block]
         _fetch((at.queries(q), q_here, q_bar), (at.queries(do), do_here, do_bar), (marks, lines, lines_bar))
         both = Stream((Fetched(partial(at.keys, k), k_here, k_bar), Fetched(partial(at.keys, v), v_here, v_bar)))
-        out = (at.queries(ref) if len(ref.shape) == 4 else at.columns(ref) for ref in out)
-        marked = _marked(lines, _columns(arrays.q, arrays.v) // _FEWER)
-        backward(at.plan, head, at.block, q_here, do_here, both, at.columns(kept), marked, *out)
+        backward(at.plan, head, at.block, q_here, do_here, both, at.columns(kept), _marked(lines), *at.each(out))
 
     sizes, dtype = (arrays.q.shape[3], arrays.v.shape[3]), arrays.q.dtype
     places = *(_tiles(dtype, _ROWS, size) for size in sizes), *(_tiles(dtype, 2, _FEWER, size) for size in sizes)
@@ -313,7 +329,7 @@ def _along_queries(how: _How, arrays: _Arrays, lengths: _Lengths, more: Any) -> 
 
     def body(head, at, q, k, v, do, kept, marks, dk, dv, k_here, v_here, *refs):
         q_here, do_here, kept_here, lines, k_bar, v_bar, q_bar, do_bar, kept_bar, lines_bar = refs
-        marks = marks.at[at.batch, at.head, at.block // (_columns(arrays.q, arrays.v) // _FEWER)]
+        marks = marks.at[at.batch, at.head, at.block]
         _fetch((at.keys(k), k_here, k_bar), (at.keys(v), v_here, v_bar), (marks, lines, lines_bar))
         of_queries = Stream(
             (
@@ -323,7 +339,7 @@ def _along_queries(how: _How, arrays: _Arrays, lengths: _Lengths, more: Any) -> 
             )
         )
         dk, dv = (at.keys(ref, of_queries=True) for ref in (dk, dv))
-        _flash.backward_keys(at.plan, head, at.block, k_here, v_here, of_queries, _marked(lines, 1), dk, dv)
+        _flash.backward_keys(at.plan, head, at.block, k_here, v_here, of_queries, _marked(lines), dk, dv)
 
     (batch, keys, *_), heads = arrays.k.shape, arrays.q.shape[2]
     sizes, dtype = (arrays.k.shape[3], arrays.v.shape[3]), arrays.q.dtype

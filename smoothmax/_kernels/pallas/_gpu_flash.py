@@ -10,9 +10,9 @@ threshold tau_t a query,
 **Forward.** Newton's method for the norm (sum y)^b, which is convex in tau and nearly linear, starts below the root and
 never leaves that side. Its first steps are taken while the keys are read for the first time: a norm lies above its
 tangent, so what the tangent makes of the keys that were read and the sums of the block at hand bound the whole from
-below, and a step for the bound stays below the root too. It takes one to three passes more. A block of keys whose
-largest score is too low for every query of a block has no weight, then and for good: it is not read again. The last
-pass averages values twice, by y and by s = y^(2 - alpha).
+below, and a step for the bound stays below the root too. It takes one to four passes more. A block of keys whose
+largest score is too low for every query of a block has no weight, then and for good: it is not read again. A second
+kernel, which needs other registers, averages the values twice, by y and by s = y^(2 - alpha).
 
 **Backward.** With dP_ts = <dO_t, v_s>, and the average of the values by s, which gives delta without a pass of its own,
 
@@ -23,7 +23,7 @@ on the blocks with a weight alone: one kernel goes along the keys, one along the
 asks for neither leaves out, gives d alpha and d scale.
 
 **Layout.** 64 queries are a block, which 128 threads take on; products are those of Hopper's matrix unit, and what
-belongs to a query is a column. While a block is computed, the next one is fetched; a multiprocessor has three or four
+belongs to a query is a column. While a block is computed, the next one is fetched; a multiprocessor has two to four
 such groups of threads at a time, and does arithmetic for one while another waits.
 """
 
@@ -45,9 +45,9 @@ from ._tiles import flag, loop, loop_over
 
 # Newton's passes over the keys; one to four are the rule.
 MAX_PASSES = 32
-# Logarithms of what the weights sum to: next to 0, so that what a step leaves, of second order, will do; and what will
-# do, since it is divided by, beside the rounding of weights to bfloat16.
-NEAR, SOLVED = 0.05, 4e-3
+# The logarithm of what the weights sum to from which a last step is taken. It leaves less, of second order as a rule;
+# and the weights are divided by their sum.
+NEAR = 0.01
 # b = alpha - 1 below which entmax is softmax, up to a share of b, and the logarithm of its weights is taken as that.
 _SMALL_B = 1e-4
 _TINY = 1e-30
@@ -125,34 +125,6 @@ class Sums(NamedTuple):
 # --- Forward -----------------------------------------------------------------------------------------------
 
 
-class Results(NamedTuple):
-    """References to what is kept of a block of queries."""
-
-    output: Any  # the values' averages by y, and by s
-    centre: Any
-    tau: Any
-    marks: Any  # 1 for each block of keys with a weight
-
-
-class _Search(NamedTuple):
-    """The state of the loops over the keys; columns but for the passes, the sum of `active`, and the averages."""
-
-    passes: Any
-    tau: jax.Array
-    active: jax.Array  # 1 where the threshold still moves, else 0: a query must not depend on the others of its block
-    going: Any
-    averages: Any
-
-    def moved(self, b: Any, total: Sums, empty: jax.Array) -> tuple[_Search, jax.Array]:
-        """A step for the active queries, from their sums; and how far the logarithms of these are from 0."""
-        total = Sums(jnp.where(empty, 1.0, total.y), jnp.where(empty, 1.0, total.s))
-        tau = jnp.where(self.active > 0, self.tau + total.step(b), self.tau)
-        return self._replace(passes=self.passes + 1, tau=tau), jnp.abs(jnp.log(total.y))
-
-    def on(self, active: jax.Array) -> _Search:
-        return self._replace(active=active, going=jnp.sum(active))
-
-
 class Scratch(NamedTuple):
     """Shared memory for a block of queries: something for each block of keys."""
 
@@ -160,19 +132,21 @@ class Scratch(NamedTuple):
     wanted: Any  # 1 where some query has a weight, else 0
 
 
-def forward(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, both: Stream, scratch: Scratch, out: Results) -> None:
-    """One block of queries against all keys."""
-    b, rows, columns = head.b, plan.rows, plan.columns
-    start, end = plan.key_blocks(i, head.key_length)
-    column, wanted = filled(plan, (rows,)), scratch.wanted
-    nothing = Sums(column, column)
+class _Search(NamedTuple):
+    """The state of the search; columns but for the passes and the sum of `active`."""
 
-    def weights_of(j, k, tau, use):
-        z = scores(plan, head, product(plan, q, k, transpose=True), i * rows, j * columns, 0)
-        return weights(b, z - along(tau, z.shape), use)
+    passes: Any
+    tau: jax.Array
+    active: jax.Array  # 1 where the threshold still moves, else 0: a query must not depend on the others of its block
+    going: Any
 
+
+def search(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, scratch: Scratch, tau_ref: Any, marks: Any) -> None:
+    """The thresholds of one block of queries, next to the root, and 1 for each block of keys with a weight."""
+    b, start, end = head.b, *plan.key_blocks(i, head.key_length)
     top, tau = _first_pass(plan, head, i, q, keys, scratch)
     empty = ~(top > LOWEST / 2) & (top == top)
+    column = filled(plan, (plan.rows,))
 
     def look(tau):
         """Marks the blocks in which some query has a weight at that threshold: those that were marked, or less."""
@@ -180,57 +154,38 @@ def forward(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, both: Stream, 
         def at(j, _):
             def mark():
                 reach = jnp.where(empty, LOWEST, read(plan, scratch.tops.at[j]) - tau)
-                wanted[j] = (jnp.sum(flag(b * reach > -1)) > 0).astype(jnp.int32)
+                scratch.wanted[j] = (jnp.sum(flag(b * reach > -1)) > 0).astype(jnp.int32)
 
-            pl.when(wanted[j] > 0)(mark)
+            pl.when(scratch.wanted[j] > 0)(mark)
             return 0
 
         loop_over(start, end, at, 0)
 
-    def marked(j):
-        return wanted[j] > 0
-
     def one_pass(state):
-        def add(j, refs, carry):
-            return carry.plus(weights_of(j, refs[0], state.tau, Sums.of))
+        def add(j, refs, total):
+            z = scores(plan, head, product(plan, q, refs[0], transpose=True), i * plan.rows, j * plan.columns, 0)
+            return total.plus(weights(b, z - along(state.tau, z.shape), Sums.of))
 
         look(state.tau)
-        state, error = state.moved(b, keys.loop(start, end, marked, add, nothing), empty)
-        return state.on(state.active * flag(error > NEAR))
+        total = keys.loop(start, end, lambda j: scratch.wanted[j] > 0, add, Sums(column, column))
+        total = Sums(*(jnp.where(empty, 1.0, n) for n in total))
+        tau = jnp.where(state.active > 0, state.tau + total.step(b), state.tau)
+        active = state.active * flag(jnp.abs(jnp.log(total.y)) > NEAR)
+        return _Search(state.passes + 1, tau, active, jnp.sum(active))
 
-    def average(state):
-        near = lax.while_loop(lambda s: (s.going > 0) & (s.passes < MAX_PASSES), one_pass, state._replace(averages=()))
-
-        def add(j, refs, carry):
-            total, by_y, by_s = carry
-            k, v = refs
-            new, y, s = weights_of(j, k, near.tau, lambda y, s: (Sums.of(y, s), y.astype(v.dtype), s.astype(v.dtype)))
-            return total.plus(new), *added(plan, (by_y, y, v), (by_s, s, v))
-
-        look(near.tau)
-        averages = both.loop(start, end, marked, add, (nothing, zeros, zeros))
-        error = jnp.abs(jnp.log(jnp.where(empty, 1.0, averages[0].y)))
-        # A query that is not near has had its passes; one that a step brought less near than it should goes on.
-        again = near.on(jnp.maximum(near.active, moving * flag(error > SOLVED)))
-        return again.moved(b, averages[0], empty)[0]._replace(averages=(*averages, near.tau))
-
-    zeros, moving = filled(plan, (rows, out.output.shape[1])), flag(~empty & (top < jnp.inf))
-    state = _Search(jnp.int32(0), tau, moving, jnp.float32(1), (nothing, zeros, zeros, tau))
-    last = lax.while_loop(lambda s: (s.going > 0) & (s.passes < MAX_PASSES), average, state)
-    total, by_y, by_s, tau = last.averages
+    moving = flag(~empty & (top < jnp.inf))
+    state = _Search(jnp.int32(0), tau, moving, jnp.sum(moving))
+    last = lax.while_loop(lambda s: (s.going > 0) & (s.passes < MAX_PASSES), one_pass, state)
+    look(last.tau)
+    tau_ref[...] = jnp.where(
+        (top < jnp.inf) & (last.active == 0), last.tau, jnp.nan
+    )  # what did not arrive is no answer
 
     def copy(j, _):
-        out.marks[j] = jnp.where((j >= start) & (j < end), wanted[j], 0)
+        marks[j] = jnp.where((j >= start) & (j < end), scratch.wanted[j], 0)
         return 0
 
-    loop(plan.keys // columns, copy, 0)
-    # What did not arrive is no answer.
-    sound = (top < jnp.inf) & (last.active == 0)
-    for ref, mass, values in ((out.output, total.y, by_y), (out.centre, total.s, by_s)):
-        per_query = jnp.where(sound, 1 / jnp.where(empty, 1.0, mass), jnp.nan)
-        ref[...] = (values * along(per_query, values.shape)).astype(ref.dtype)
-    # Where the weights sum to 1: the last step, which was not taken, leaves no more than its square.
-    out.tau[...] = jnp.where(sound, jnp.where(empty, tau, tau + total.step(b)), jnp.nan)
+    loop(plan.keys // plan.columns, copy, 0)
 
 
 def _first_pass(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, scratch: Scratch) -> tuple[jax.Array, jax.Array]:
@@ -255,6 +210,34 @@ def _first_pass(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, scratch: S
     top, tau, _ = keys.loop(*start_end, every, add, (column + LOWEST, column, Sums(column, column)))
     mosaic.commit_smem()
     return top, tau
+
+
+def average(plan: Plan, head: Head, i: Any, q: Any, both: Stream, tau_ref: Any, marked: Any, *out: Any) -> None:
+    """The averages of the values by y and by s, for one block of queries; and the thresholds where y sums to 1."""
+    output, centre, polished = out
+    tau, column = read(plan, tau_ref), filled(plan, (plan.rows,))
+
+    def add(j, refs, carry):
+        total, by_y, by_s = carry
+        k, v = refs
+        z = scores(plan, head, product(plan, q, k, transpose=True), i * plan.rows, j * plan.columns, 0)
+        new, y, s = weights(
+            head.b,
+            z - along(tau, z.shape),
+            lambda y, s: (Sums.of(y, s), y.astype(v.dtype), s.astype(v.dtype)),
+        )
+        return total.plus(new), *added(plan, (by_y, y, v), (by_s, s, v))
+
+    zeros = filled(plan, output.shape)
+    nothing = Sums(column, column), zeros, zeros
+    total, *averages = both.loop(*plan.key_blocks(i, head.key_length), marked, add, nothing)
+    empty = total.y == 0
+    total = Sums(*(jnp.where(empty, 1.0, n) for n in total))
+    for ref, mass, values in zip((output, centre), total, averages, strict=True):
+        per_query = jnp.where(tau == tau, 1 / mass, jnp.nan)
+        ref[...] = (values * along(per_query, values.shape)).astype(ref.dtype)
+    # One step more, which was not taken, leaves of the sum no more than its square.
+    polished[...] = jnp.where(empty, tau, tau + total.step(head.b))
 
 
 # --- Backward ----------------------------------------------------------------------------------------------
