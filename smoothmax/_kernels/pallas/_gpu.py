@@ -24,21 +24,43 @@ _SINCE = (0, 10)
 
 
 def run(
-    kernel: Callable[..., None], steps: int, arrays: list[jax.Array], dtypes: tuple[Any, ...], interpret: Any
+    kernel: Callable[..., None],
+    steps: int,
+    arrays: list[jax.Array],
+    results: tuple[Any, ...],
+    interpret: Any,
+    *,
+    shared: tuple[tuple[int, ...], ...] = (),
+    barriers: bool = True,
 ) -> list[jax.Array]:
-    """Runs `kernel(step, *references)` for every step; the results have the first array's shape, and the dtypes."""
+    """Runs `kernel(step, *references)` for every step: to the arrays, the results, and what is shared.
+
+    Args:
+      results: forms, or dtypes: the shape is then that of the first array.
+      shared: the shapes of arrays of float32 in the memory that the threads of a step share.
+      barriers: whether the threads wait for each other before and after anything is written. Without it a kernel calls
+        `barrier` between what one thread writes and another one reads, or the other way round.
+    """
     mosaic = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
     first = arrays[0]
     call = mosaic.kernel(
         lambda *refs: kernel(lax.axis_index(_AXIS), *refs),
-        out_type=[jax.ShapeDtypeStruct(first.shape, dtype) for dtype in dtypes],
+        out_type=[r if isinstance(r, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(first.shape, r) for r in results],
+        scratch_types=[mosaic.SMEM(shape, jax.numpy.float32) for shape in shared],
         grid=(steps,),
         grid_names=(_AXIS,),
-        compiler_params=mosaic.CompilerParams(lowering_semantics=mosaic.LoweringSemantics.Lane),
+        compiler_params=mosaic.CompilerParams(
+            lowering_semantics=mosaic.LoweringSemantics.Lane, unsafe_no_auto_barriers=not barriers
+        ),
         interpret=interpret,
     )
     out = call(*(varying_like(a, first) for a in arrays))
     return [varying_like(a, first) for a in out]  # Mosaic GPU forgets over which mesh axes they differ
+
+
+def barrier() -> None:
+    """Each thread waits for the others of its step, and then sees what they wrote."""
+    importlib.import_module("jax.experimental.pallas.mosaic_gpu").commit_smem()
 
 
 def missing() -> str | None:
