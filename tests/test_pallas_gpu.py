@@ -2,10 +2,11 @@
 
 In JAX's interpreter of a GPU memory starts as NaN. It runs the steps of a grid one after the other, so it cannot tell
 that two of them touch the same place: no step does, since each has its slices.
-That they compile for H100 is for `tests/accelerators`. On a GPU nothing was run.
+That they compile for H100 is for `tests/accelerators`.
 """
 
 import functools
+import re
 import sys
 
 import cases
@@ -18,7 +19,7 @@ import pytest
 import smoothmax as sm
 from smoothmax import _kernels, _solvers
 from smoothmax._kernels import pallas
-from smoothmax._kernels.pallas import _gpu, _gpu_threshold
+from smoothmax._kernels.pallas import _gpu, _gpu_chain, _gpu_threshold
 
 pytestmark = pytest.mark.skipif(_gpu.missing() is not None, reason=str(_gpu.missing()))
 
@@ -146,6 +147,37 @@ def test_chains_of_more_slices_than_threads():
     np.testing.assert_array_equal(jumps, reference_jumps)
 
 
+# A slice is spread over 4 threads, some of the last one's positions filled up, or 16, of which the last 4 hold nothing,
+# or 64; blocks of several slices, the last one not full.
+PIECES = {"4 threads": (4, 35, 13), "16 threads": (2, 9, 23), "64 threads": (2, 3, 100)}
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_slices_spread_over_threads(kind, monkeypatch):
+    """Slices of one block are done after different numbers of questions."""
+    piece, n, d = PIECES[kind]
+    monkeypatch.setattr(_gpu_chain, "PIECE", piece)
+    x = cases.scores(n, d, 7, np.float32) * (1 + np.arange(n, dtype=np.float32)[:, None] % 4)
+    x[0], x[1], x[2, 1::3] = np.sort(x[0]), np.round(x[1]), -np.inf
+    for up, down in ((0.3, 0.2), (np.inf, 0.0)):
+        t, jumps = solve("chain", x, up, down)
+        reference, reference_jumps = _solvers.chain_prox(jnp.asarray(x), f32(up), f32(down), implementation="xla")
+        np.testing.assert_allclose(t, reference, rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(jumps, reference_jumps)
+    v = np.where(np.isinf(x), 1, x)
+    mean = solve("segment_mean", v, jumps, v > 0)
+    reference = _solvers.segment_mean(jnp.asarray(v), jumps, jnp.asarray(v > 0), implementation="xla")
+    np.testing.assert_allclose(mean, reference, rtol=0, atol=1e-5)
+
+
+def test_no_chain_asks_whether_an_integer_is_negative():
+    """On a GPU none is, where `jnp.where` made it. The interpreter does not know that."""
+    x = jax.ShapeDtypeStruct((4, 50), f32)
+    _, text = str(jax.make_jaxpr(KERNELS["chain"].call)(x, f32(1), f32(1))).split("axis_index[")
+    compared = re.findall(r" (?:lt|le|gt|ge) \w+ (-?\d+):i32", text)
+    assert compared and all(int(number) > 0 for number in compared)
+
+
 def test_means_of_segments():
     rng = np.random.default_rng(3)
     v, weight = rng.normal(size=(2, 3, 6)).astype(np.float32), rng.integers(0, 2, (2, 3, 6)).astype(np.float32)
@@ -191,7 +223,7 @@ def test_what_a_kernel_refuses(monkeypatch):
 
 
 def test_on_gpus_it_has_to_be_named(monkeypatch):
-    """No device has run these kernels: nobody gets one without asking."""
+    """Nobody gets one without asking."""
     args = jnp.zeros((2, 5), f32), f32(1), f32(2)
     monkeypatch.setattr(_kernels, "target", lambda: "gpu")
     for problem in pallas.gpu_kernels():

@@ -3,7 +3,7 @@
 jit cannot divide such a kernel among devices, and `custom_partitioning`, which would tell it how, is not there on TPUs.
 So it is taken by default where nothing has to be divided: in a process with one device, and inside `jax.shard_map`.
 
-Those for GPUs were compiled for H100 and run in an interpreter, never on a device: they are never taken by default.
+Those for GPUs were compiled for H100, run in an interpreter and on an H200: they are never taken by default.
 
 Pallas is loaded when a kernel is first called, not with the library.
 """

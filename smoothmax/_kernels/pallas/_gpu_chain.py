@@ -71,9 +71,9 @@ def _too_wide(x: jax.Array) -> bool:
 class _Pieces:
     """How slices `(n, d)` are cut: `threads` pieces of `length` a slice, 128 pieces a block."""
 
-    def __init__(self, n: int, d: int):
+    def __init__(self, n: int, d: int, interpret: Any):
         width = pl.next_power_of_2(d)
-        self.n, self.d = n, d
+        self.n, self.d, self.barrier = n, d, partial(_gpu.barrier, interpret)
         self.length = min(width, max(PIECE, width // _gpu.THREADS))
         self.threads = width // self.length
         self.blocks = pl.cdiv(n * self.threads, _gpu.THREADS)
@@ -115,7 +115,7 @@ class _Pieces:
         return jnp.arange(_gpu.THREADS, dtype=jnp.int32) % self.threads
 
     def of_threads(self, places: Any, board: Any) -> Threads:
-        return Threads(self.threads, places[...], board, _gpu.barrier)
+        return Threads(self.threads, places[...], board, self.barrier)
 
     def behind_the_last(self, threads: Threads, k: int) -> jax.Array | None:
         """Where position k of a piece is the last one of its slice or is filled up; None where none of them is."""
@@ -129,16 +129,15 @@ class _Pieces:
         loaded = [ref[block, some, :] for some in pieces]
         for some, numbers in zip(pieces, loaded, strict=True):
             shared[some, pl.ds(0, self.length)] = numbers
-        _gpu.barrier()
+        self.barrier()
 
     def columns(self, shared: Any) -> list[jax.Array]:
         return [shared[:, k] for k in range(self.length)]
 
     def write(self, piece: list[jax.Array], ref: Any, block: Any, shared: Any) -> None:
-        _gpu.barrier()
         for k, numbers in enumerate(piece):
-            shared[:, k] = numbers
-        _gpu.barrier()
+            shared[:, k] = numbers  # a row that no other thread has read since it was laid there
+        self.barrier()
         for j in range(self.length):
             some = pl.ds(j * self.rows, self.rows)
             ref[block, some, :] = shared[some, pl.ds(0, self.length)]
@@ -151,7 +150,7 @@ class _Pieces:
 def _chains(x: jax.Array, up: jax.Array, down: jax.Array, *, interpret: Any) -> tuple[jax.Array, jax.Array]:
     *batch, d = x.shape
     rows = x.reshape(-1, d)
-    pieces = _Pieces(*rows.shape)
+    pieces = _Pieces(*rows.shape, interpret)
     strengths = [as_rows(a, tuple(batch), x.dtype) for a in (up, down)]
     each = [a.shape[-1] > 1 for a in strengths]
     laid = [pieces.cut(a, 0.0) if own else pieces.to_each(a) for a, own in zip(strengths, each, strict=True)]
@@ -200,7 +199,7 @@ def _strengths(pieces: _Pieces, threads: Threads, ref: Any, block: Any, shared: 
 def _means(v: jax.Array, jumps: jax.Array, weight: jax.Array, *, interpret: Any) -> jax.Array:
     *batch, d = v.shape
     rows = v.reshape(-1, d)
-    pieces = _Pieces(*rows.shape)
+    pieces = _Pieces(*rows.shape, interpret)
     cuts = pieces.masks(as_rows(jumps, tuple(batch), jumps.dtype) != 0)
     weight = pieces.cut(as_rows(weight, tuple(batch), v.dtype), 0.0)
 

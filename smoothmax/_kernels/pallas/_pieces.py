@@ -198,7 +198,7 @@ def _answers(
     one = bit(len(means) - 1)
 
     def carries_out(carry):
-        return flag((below | (above & ~(above + below + carry))) < 0)
+        return flag(has(below | (above & ~(above + below + carry)), 0))  # not "negative": see `_gpu.py`
 
     # 0: none; 1: what comes in; 2: one.
     out = carries_out(np.int32(0)) + carries_out(one)

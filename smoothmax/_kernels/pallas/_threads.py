@@ -2,6 +2,10 @@
 
 A block has 128 threads, `count` neighbouring ones for each slice. An array of 128 numbers is one number a thread. What
 is to be known elsewhere is written to a board in shared memory and read from there.
+
+One barrier an exchange is enough: the board has two sides, and exchanges take turns. Who reads a side has passed the
+barrier after it was written, and who writes to it again has passed the one of the exchange in between, at which no
+thread arrives before it has read. A loop ends on the side it began with. All threads of a block do all exchanges.
 """
 
 from __future__ import annotations
@@ -18,8 +22,8 @@ from . import _gpu
 Numbers = Sequence[jax.Array]
 Both = Callable[[Numbers, Numbers], Numbers]
 
-# Two sides, so that the next numbers can be written while the last ones are read; rows, for that many numbers a thread;
-# the threads, and half as many places before and behind them, which are read but never used.
+# Two sides; rows, for that many numbers a thread; the threads, and half as many places before and behind them, which
+# are read but never used.
 ROWS, _MARGIN = 3, _gpu.THREADS // 2
 BOARD = (2, ROWS, _gpu.THREADS + 2 * _MARGIN)
 
