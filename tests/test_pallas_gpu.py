@@ -147,9 +147,9 @@ def test_chains_of_more_slices_than_threads():
     np.testing.assert_array_equal(jumps, reference_jumps)
 
 
-# A slice is spread over 4 threads, some of the last one's positions filled up, or 16, of which the last 4 hold nothing,
-# or 64; blocks of several slices, the last one not full.
-PIECES = {"4 threads": (4, 35, 13), "16 threads": (2, 9, 23), "64 threads": (2, 3, 100)}
+# Threads share a slice, the last one's piece is filled up, or that of several is empty; a block has several slices, and
+# the last one is not full.
+PIECES = {"4 threads": (2, 35, 7), "64 threads": (2, 3, 100)}
 
 
 @pytest.mark.parametrize("kind", PIECES)

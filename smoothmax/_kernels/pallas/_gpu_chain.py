@@ -150,7 +150,7 @@ class _Pieces:
 def _chains(x: jax.Array, up: jax.Array, down: jax.Array, *, interpret: Any) -> tuple[jax.Array, jax.Array]:
     *batch, d = x.shape
     rows = x.reshape(-1, d)
-    pieces = _Pieces(*rows.shape, interpret)
+    pieces = _Pieces(rows.shape[0], d, interpret)
     strengths = [as_rows(a, tuple(batch), x.dtype) for a in (up, down)]
     each = [a.shape[-1] > 1 for a in strengths]
     laid = [pieces.cut(a, 0.0) if own else pieces.to_each(a) for a, own in zip(strengths, each, strict=True)]
@@ -159,11 +159,11 @@ def _chains(x: jax.Array, up: jax.Array, down: jax.Array, *, interpret: Any) -> 
         threads = pieces.of_threads(places, board)
         pieces.read(x_ref, block, shared)
         x, own = pieces.columns(shared), list(own)
-        both = [
+        of_rise, of_fall = [
             _strengths(pieces, threads, ref, block, own.pop() if one else None)
             for ref, one in zip((up_ref, down_ref), each, strict=True)
         ]
-        t, borders = chain_piece(threads, x, lambda k: tuple(of(k) for of in both), d)
+        t, borders = chain_piece(threads, x, lambda k: (of_rise(k), of_fall(k)), d)
         rises_ref[block], falls_ref[block] = borders
         pieces.write(t, t_ref, block, shared)
 
@@ -199,7 +199,7 @@ def _strengths(pieces: _Pieces, threads: Threads, ref: Any, block: Any, shared: 
 def _means(v: jax.Array, jumps: jax.Array, weight: jax.Array, *, interpret: Any) -> jax.Array:
     *batch, d = v.shape
     rows = v.reshape(-1, d)
-    pieces = _Pieces(*rows.shape, interpret)
+    pieces = _Pieces(rows.shape[0], d, interpret)
     cuts = pieces.masks(as_rows(jumps, tuple(batch), jumps.dtype) != 0)
     weight = pieces.cut(as_rows(weight, tuple(batch), v.dtype), 0.0)
 
