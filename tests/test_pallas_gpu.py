@@ -6,6 +6,7 @@ That they compile for H100 is for `tests/accelerators`, and what they compute on
 """
 
 import functools
+import re
 import sys
 
 import cases
@@ -18,7 +19,7 @@ import pytest
 import smoothmax as sm
 from smoothmax import _kernels, _solvers
 from smoothmax._kernels import pallas
-from smoothmax._kernels.pallas import _gpu, _gpu_threshold
+from smoothmax._kernels.pallas import _gpu, _gpu_chain, _gpu_threshold
 
 pytestmark = pytest.mark.skipif(_gpu.missing() is not None, reason=str(_gpu.missing()))
 
@@ -146,6 +147,37 @@ def test_chains_of_more_slices_than_threads():
     np.testing.assert_array_equal(jumps, reference_jumps)
 
 
+# Threads share a slice, the last one's piece is filled up, or that of several is empty; a block has several slices, and
+# the last one is not full.
+PIECES = {"4 threads": (2, 35, 7), "64 threads": (2, 3, 100)}
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_slices_spread_over_threads(kind, monkeypatch):
+    """Slices of one block are done after different numbers of questions."""
+    piece, n, d = PIECES[kind]
+    monkeypatch.setattr(_gpu_chain, "PIECE", piece)
+    x = cases.scores(n, d, 7, np.float32) * (1 + np.arange(n, dtype=np.float32)[:, None] % 4)
+    x[0], x[1], x[2, 1::3] = np.sort(x[0]), np.round(x[1]), -np.inf
+    for up, down in ((0.3, 0.2), (np.inf, 0.0)):
+        t, jumps = solve("chain", x, up, down)
+        reference, reference_jumps = _solvers.chain_prox(jnp.asarray(x), f32(up), f32(down), implementation="xla")
+        np.testing.assert_allclose(t, reference, rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(jumps, reference_jumps)
+    v = np.where(np.isinf(x), 1, x)
+    mean = solve("segment_mean", v, jumps, v > 0)
+    reference = _solvers.segment_mean(jnp.asarray(v), jumps, jnp.asarray(v > 0), implementation="xla")
+    np.testing.assert_allclose(mean, reference, rtol=0, atol=1e-5)
+
+
+def test_no_chain_asks_whether_an_integer_is_negative():
+    """On a GPU none is, where `jnp.where` made it. The interpreter does not know that."""
+    x = jax.ShapeDtypeStruct((4, 50), f32)
+    _, text = str(jax.make_jaxpr(KERNELS["chain"].call)(x, f32(1), f32(1))).split("axis_index[")
+    compared = re.findall(r" (?:lt|le|gt|ge) \w+ (-?\d+):i32", text)
+    assert compared and all(int(number) > 0 for number in compared)
+
+
 def test_means_of_segments():
     rng = np.random.default_rng(3)
     v, weight = rng.normal(size=(2, 3, 6)).astype(np.float32), rng.integers(0, 2, (2, 3, 6)).astype(np.float32)
@@ -190,7 +222,8 @@ def test_what_a_kernel_refuses(monkeypatch):
     assert "need JAX 0.10 or later" in refuses(jnp.zeros((2, 5), f32), one, one)
 
 
-ARGS = {problem: (jnp.zeros((2, 5), f32), f32(1), f32(2)) for problem in KERNELS}
+# Problems of slices; attention has a file of its own.
+ARGS = {problem: (jnp.zeros((2, 5), f32), f32(1), f32(2)) for problem in KERNELS if "attention" not in problem}
 ARGS["capped"] += (f32(1), f32(1))
 HOPPERS = "NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA GH200 480GB"
 OTHERS = "NVIDIA A100-SXM4-80GB", "NVIDIA B200", "NVIDIA L4", "AMD Instinct MI300X"
@@ -203,7 +236,7 @@ def program_for(kind, chips=1):
     return jax.sharding.use_abstract_mesh(mesh)
 
 
-def offered(implementation=None, of=tuple(KERNELS)):
+def offered(implementation=None, of=tuple(ARGS)):
     """Where some problem is served by a kernel."""
     return {p for problem in of for p in _kernels.serving(problem, implementation, *ARGS[problem])} - {"cpu"}
 
@@ -216,7 +249,7 @@ def test_the_name_finds_the_kernels_of_the_machine():
         assert offered("pallas") == {"tpu"}
 
 
-@pytest.mark.parametrize("problem", KERNELS)
+@pytest.mark.parametrize("problem", ARGS)
 def test_without_a_name_it_is_taken_on_chips_that_have_run_it(problem, monkeypatch):
     assert not offered(of=[problem])
     for kind in (*HOPPERS, *OTHERS):

@@ -3,7 +3,9 @@
 One warpgroup, 128 threads, does a step of the grid. Arrays stay in the GPU's main memory, and a kernel loads what it
 needs from there into registers.
 
-The kernels were compiled for H100 and run in an interpreter, never on a device.
+The kernels are compiled for H100, run in an interpreter, and were run on an H200. What `jnp.where` makes of integers
+has no sign in Mosaic: whether it is less than something, or negative, is answered as if it had none, and the
+interpreter does not show it. Kernels ask such numbers only whether they are equal.
 """
 
 from __future__ import annotations
@@ -34,20 +36,49 @@ mosaic: Any = _WhenUsed()
 
 
 def run(
-    kernel: Callable[..., None], steps: int, arrays: list[jax.Array], dtypes: tuple[Any, ...], interpret: Any
+    kernel: Callable[..., None],
+    steps: int,
+    arrays: list[jax.Array],
+    results: tuple[Any, ...],
+    interpret: Any,
+    *,
+    shared: tuple[tuple[int, ...], ...] = (),
+    barriers: bool = True,
 ) -> list[jax.Array]:
-    """Runs `kernel(step, *references)` for every step; the results have the first array's shape, and the dtypes."""
+    """Runs `kernel(step, *references)` for every step: to the arrays, the results, and what is shared.
+
+    Args:
+      results: forms, or dtypes: the shape is then that of the first array.
+      shared: the shapes of arrays of float32 in the memory that the threads of a step share.
+      barriers: whether the threads wait for each other before and after anything is written. Without it a kernel calls
+        `barrier` between what one thread writes and another one reads, or the other way round.
+    """
     first = arrays[0]
     call = mosaic.kernel(
         lambda *refs: kernel(lax.axis_index(_AXIS), *refs),
-        out_type=[jax.ShapeDtypeStruct(first.shape, dtype) for dtype in dtypes],
+        out_type=[r if isinstance(r, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(first.shape, r) for r in results],
+        scratch_types=[mosaic.SMEM(shape, jax.numpy.float32) for shape in shared],
         grid=(steps,),
         grid_names=(_AXIS,),
-        compiler_params=mosaic.CompilerParams(lowering_semantics=mosaic.LoweringSemantics.Lane),
+        compiler_params=mosaic.CompilerParams(
+            lowering_semantics=mosaic.LoweringSemantics.Lane, unsafe_no_auto_barriers=not barriers
+        ),
         interpret=interpret,
     )
     out = call(*(varying_like(a, first) for a in arrays))
     return [varying_like(a, first) for a in out]  # Mosaic GPU forgets over which mesh axes they differ
+
+
+def barrier(interpret: Any) -> None:
+    """Each thread waits for the others of its step, and then sees what they wrote to the memory they share.
+
+    Pallas's own, `commit_smem`, has fences besides for copies that the hardware does by itself; there are none here.
+    """
+    if interpret:  # there a step is one thread
+        return
+    mosaic = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
+    wait = importlib.import_module("jax.experimental.mosaic.gpu").warpgroup_barrier
+    mosaic.inline_mgpu()(lambda _: wait())()
 
 
 def missing() -> str | None:
