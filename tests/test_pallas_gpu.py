@@ -108,7 +108,7 @@ def test_vmap_is_more_slices():
     mapped = jax.vmap(KERNELS["threshold"].call, (0, None, 0))
     np.testing.assert_array_equal(mapped(x, f32(1), alphas), solve("threshold", x, 1, alphas[:, None, None]))
     text = str(jax.make_jaxpr(mapped)(x, f32(1), alphas)).replace(" ", "")
-    assert text.count("mpmd_map[") == 1 and "f32[6,128]" in text
+    assert text.count("mpmd_map[") == 1 and "f32[6,32]" in text
 
 
 # --- Chains ------------------------------------------------------------------------------------------------

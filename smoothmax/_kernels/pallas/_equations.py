@@ -1,6 +1,7 @@
 """The equations of weights that one threshold a slice determines, as the kernels of every machine solve them.
 
-A value is a block of slices on a TPU and one slice on a GPU; a `Machine` says how to go along it.
+Columns, one number a slice, are arrays; a slice, or a block of slices, is what a `Machine` makes of it. What is done at
+each position is written as a function of that position, so that a machine may go along a slice piece by piece.
 
 With the largest score moved to 0, z = (x - top) / gamma, and b = alpha - 1 or p - 1, the weights are powers of
 
@@ -14,8 +15,11 @@ that a small b needs.
 nearly linear function of e, so Newton's method from e = 1 descends to the root of `sum y = 1` without overshooting. It
 is written for log m: as b falls to 0, e is 1 to rounding, and a step becomes a logsumexp.
 
+**b = 0**, to rounding: the exponential.
+
 **b > 0.4.** There v falls to 0 so fast that thousands of small weights may lie within the rounding of v: what is
-computed instead is u = s b z + e itself, with e in two parts, so that u is exact next to 0; and y = u^(1/b).
+computed instead is u = s b z + e itself, with e in two parts, so that u is exact next to 0; and y = u^(1/b), where b = 1
+and b = 1/2 need no logarithm.
 
 **Tsallis, alpha > 2.** v^(1/b) has infinite slope at v = 0, and a threshold cannot be stored precisely enough to say
 what a position next to it weighs. What can be: the least score c of the support and the weight w there. Halving log m
@@ -28,6 +32,7 @@ c; and `sum (w^b + b (z - c))^(1/b) = 1` is convex in w, for Newton's method fro
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +43,8 @@ from ._tiles import flag, loop
 
 # Newton's passes; five to ten are the rule.
 MAX_PASSES = 64
+# Candidates for the least score of a support: as many as a slice may have.
+_COUNT = 2**30
 # What is left of an equation when it is solved, and what may be nothing but the rounding of sums.
 _SOLVED, _NOISE = 5e-7, 3e-6
 # A step of log m below which the next one, of second order, is rounding.
@@ -61,31 +68,40 @@ _REPAIRABLE = 1e-3
 class Machine(NamedTuple):
     """What kinds of machines do differently. A column is one number a slice."""
 
-    total: Callable[[jax.Array], jax.Array]  # slices to the column of their sums
-    most: Callable[[jax.Array], jax.Array]  # slices to the column of their largest numbers
+    each: Callable[..., Any]  # a function of positions, and slices, to the slice or the tuple of slices it makes
+    sums: Callable[..., Any]  # a function of positions that makes a tuple, and slices, to the columns of the sums
+    most: Callable[..., Any]  # a function of positions, and slices, to the column of its largest value
     over_slices: Callable[[jax.Array], jax.Array]  # a column to its sum, a scalar
+    chosen: Callable[..., Any]  # scores and pairs of a column and a solver to weights: by the solver where it is true
     log1p: Callable[[jax.Array], jax.Array]
+    log1p_down: Callable[[jax.Array], jax.Array]  # for numbers from -1, where it may be large only, to 0
+
+    def total(self, function: Callable[..., jax.Array], *slices: Any) -> jax.Array:
+        """The column of the sums of one function of positions."""
+        [total] = self.sums(lambda *at: (function(*at),), *slices)
+        return total
 
 
-Equation = Callable[[jax.Array, jax.Array, Machine], jax.Array]
+Equation = Callable[[Any, jax.Array, jax.Array, Machine], Any]
 # Scores, parameters, and the machine by its name, to weights.
-Weights = Callable[..., jax.Array]
+Weights = Callable[..., Any]
 
 
-def weights(x: jax.Array, gamma: jax.Array, power: jax.Array, *, equation: Equation, machine: Machine) -> jax.Array:
+def weights(x: Any, gamma: jax.Array, power: jax.Array, *, equation: Equation, machine: Machine) -> Any:
     """Scores and columns of hyper-parameters to weights: `equation` on slices for which it has an answer."""
-    good = x < jnp.inf
-    bad = (machine.most(flag(~good)) > 0) | ~((gamma > 0) & (power >= 1))
-    top = machine.most(jnp.where(good, x, -jnp.inf))
+    top = machine.most(lambda x: jnp.where(x < jnp.inf, x, jnp.inf), x)  # NaN counts as inf
+    bad = (top == jnp.inf) | ~((gamma > 0) & (power >= 1))
     empty = top == -jnp.inf
-    gamma, b = jnp.where(bad, 1.0, gamma), jnp.where(bad, 1.0, jnp.maximum(power - 1, _LEAST_B))
-    # A slice that has no answer is solved as one of equal scores, at once.
-    z = jnp.where(good & (x > -jnp.inf), (x - jnp.where(empty, 0.0, top)) / gamma, _LOWEST)
-    z = jnp.where(bad | empty, 0.0, z)
-    y = equation(z, b, machine)
-    sum_y = machine.total(y)
-    y = jnp.where(jnp.abs(sum_y - 1) <= _REPAIRABLE, y / sum_y, jnp.nan)
-    return jnp.where(bad, jnp.nan, jnp.where(empty, 0.0, y))
+    sound = ~(bad | empty)
+    # Within these bounds a top score stays 0, and -inf is -inf.
+    scale = jnp.where(bad, 1.0, jnp.clip(1 / gamma, LEAST, 1 / LEAST))
+    b, top = jnp.where(bad, 1.0, jnp.maximum(power - 1, _LEAST_B)), jnp.where(sound, top, 0.0)
+    z = machine.each(lambda x: jnp.maximum((x - top) * scale, _LOWEST), x)
+    y = equation(z, b, sound, machine)
+    sum_y = machine.total(same, y)
+    factor = jnp.where(~bad & (jnp.abs(sum_y - 1) <= _REPAIRABLE), 1 / sum_y, jnp.nan)
+    factor = jnp.where(empty, 0.0, factor)
+    return machine.each(lambda y: y * factor, y)
 
 
 # --- Tsallis -----------------------------------------------------------------------------------------------
@@ -100,10 +116,11 @@ class _Newton(NamedTuple):
     going: jax.Array  # the sum of `active`, a scalar
 
 
-def _arrived(y: jax.Array, rest: jax.Array) -> jax.Array:
-    """The weights after the last step, which is taken in them, to first order: what rounding the unknown leaves over
-    counts as often as there are weights. NaN if that step is no small one."""
-    return jnp.where(jnp.abs(rest) <= SMALL_STEP, jnp.maximum(y, 0.0), jnp.nan)
+def _arrived(y: Any, low: Any, rest: jax.Array, by: jax.Array, machine: Machine) -> Any:
+    """The weights after the last step, `by` times `low`, which is taken in them, to first order: what rounding the
+    unknown leaves over counts as often as there are weights. NaN if that step is no small one."""
+    by = jnp.where(jnp.abs(rest) <= SMALL_STEP, by, jnp.nan)
+    return machine.each(lambda y, low: jnp.maximum(y + by * low, 0.0), y, low)
 
 
 def _newton(
@@ -126,33 +143,29 @@ def _newton(
     return lax.while_loop(lambda s: (s.going > 0) & (s.passes < most), one_pass, state).at
 
 
-def tsallis(z: jax.Array, b: jax.Array, machine: Machine) -> jax.Array:
-    """y with sum 1, up to rounding."""
+def tsallis(z: Any, b: jax.Array, sound: jax.Array, machine: Machine) -> Any:
+    """y with sum 1, up to rounding, where sound."""
 
-    def equation(b, low, mid, _):
+    def equation(b, low, mid):
         log_f = jnp.log(mid)
         return log_f, -expm1(-b * log_f) * mid / low
 
-    convex, concave = ~low_power(b), b > 1
-    return _chosen(
+    limit, concave = b <= _LEAST_B, b > 1
+    convex = sound & ~limit & ~low_power(b)
+    scaled = lambda: machine.each(lambda z: b * z, z)
+    return machine.chosen(
         z,
-        machine,
+        (sound & limit, lambda: _exponential(z, machine)),
         (convex, lambda: _convex(z, jnp.minimum(b, 1.0), convex, machine)),
-        (~convex & ~concave, lambda: _low_powers(b * z, b, ~convex & ~concave, equation, machine)),
-        (concave, lambda: _concave(z, jnp.where(concave, b, 2.0), concave, machine)),
+        *_low_powers(scaled, b, sound & low_power(b) & ~concave, 2, equation, machine),
+        (sound & concave, lambda: _concave(z, jnp.where(concave, b, 2.0), sound & concave, machine)),
     )
 
 
-def _chosen(z: jax.Array, machine: Machine, *cases: tuple[jax.Array, Callable[[], jax.Array]]) -> jax.Array:
-    """Each slice by the solver whose condition holds for it; a solver that no slice asks for does not run."""
-    y = z - z  # zeros, laid out as the weights are: compilers for GPU kernels want that of both branches
-    for wanted, solve in cases:
-
-        def chosen(y=y, wanted=wanted, solve=solve):
-            return jnp.where(wanted, solve(), y)
-
-        y = lax.cond(machine.over_slices(flag(wanted)) > 0, chosen, lambda y=y: y)
-    return y
+def _exponential(z: Any, machine: Machine) -> Any:
+    y = machine.each(jnp.exp, z)
+    scale = 1 / machine.total(same, y)
+    return machine.each(lambda y: y * scale, y)
 
 
 # --- b > 0.4 -----------------------------------------------------------------------------------------------
@@ -172,75 +185,115 @@ class _Threshold(NamedTuple):
 
 
 def _low_powers(
-    z: jax.Array,
+    scores: Callable[[], Any],
     b: jax.Array,
     wanted: jax.Array,
+    moments: int,
     equation: Callable[..., tuple[jax.Array, jax.Array]],
     machine: Machine,
-) -> jax.Array:
-    """u^(1/b) for u = z + e.
+) -> list[tuple[jax.Array, Callable[[], Any]]]:
+    """u^(1/b) for u = z + e, in cases for `Machine.chosen`.
 
-    The equation for e leads from b and the sums of u^(r-1), u^r, u^(r+1) to log F and the step of Newton's method.
+    The equation for e leads from b and the first `moments` sums of u^(r-1), u^r, u^(r+1) to log F and the step of
+    Newton's method.
     """
-    r = 1 / b
 
-    def newton(at):
-        u = (z + at.whole) + at.rest
-        on, u = u > 0, jnp.maximum(u, LEAST)
-        y = jnp.where(on, jnp.where(b == 1, u, jnp.exp(r * jnp.log(u))), 0.0)
-        low = y / u
-        log_f, step = equation(b, *(machine.total(v) for v in (low, y, y * u)))
-        # Dividing by the sum repairs what is left over, but for a share of about b.
-        return y, low, b * jnp.abs(log_f), step
+    def general(u):
+        low = jnp.where(u > 0, jnp.exp((1 / b - 1) * jnp.log(jnp.maximum(u, LEAST))), 0.0)
+        return low, low * u
+
+    powers = {1.0: lambda u: (flag(u > 0), u), 0.5: lambda u: (u, u * u)}
+    cases = [(wanted & (b == at), power) for at, power in powers.items()]
+    others = wanted & (b != 1.0) & (b != 0.5)
+    return [
+        (mine, partial(_low_power, scores, b, mine, power, moments, equation, machine))
+        for mine, power in (*cases, (others, general))
+    ]
+
+
+def _low_power(
+    scores: Callable[[], Any],
+    b: jax.Array,
+    wanted: jax.Array,
+    power: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    moments: int,
+    equation: Callable[..., tuple[jax.Array, jax.Array]],
+    machine: Machine,
+) -> Any:
+    z = scores()
+
+    def terms(at, z):
+        u = jnp.maximum((z + at.whole) + at.rest, 0.0)
+        low, y = power(u)
+        return low, y, y * u
+
+    def newton(terms, *slices):
+        """What is left of the equation, and Newton's step; dividing by the sum repairs the rest but for about b."""
+        log_f, step = equation(b, *machine.sums(lambda *at: terms(*at)[:moments], *slices))
+        return b * jnp.abs(log_f), step
 
     def move(at):
-        _, _, residual, step = newton(at)
+        residual, step = newton(partial(terms, at), z)
         step = jnp.minimum(step, 0.999 * at.whole)
         return _Threshold(*two_parts(at.whole, at.rest - step), step), solved(residual, step, at.step)
 
     start = _Threshold(jnp.ones_like(b), jnp.zeros_like(b), jnp.zeros_like(b))
-    y, low, residual, step = newton(_newton(start, move, wanted, MAX_PASSES, machine))
-    return _arrived(y - r * step * low, residual)
+    at = _newton(start, move, wanted, MAX_PASSES, machine)
+    low, y, high = machine.each(partial(terms, at), z)
+    residual, step = newton(lambda *at: at, low, y, high)
+    return _arrived(y, low, residual, -step / b, machine)
 
 
-def _powers(z: jax.Array, b: jax.Array, log_m: jax.Array, machine: Machine) -> tuple[jax.Array, jax.Array]:
-    """v and the weights `m v^(1/b)`."""
-    w = b * z * jnp.exp(jnp.minimum(-b * log_m, LARGEST_LOG))
-    on = w > -1
-    w = jnp.where(on, w, 0.0)
-    return jnp.where(on, 1 + w, 0.0), jnp.where(on, jnp.exp(log_m + machine.log1p(w) / b), 0.0)
+# --- b <= 0.4 ----------------------------------------------------------------------------------------------
 
 
-def _convex(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine) -> jax.Array:
-    def newton(log_m):
-        """The weights, their derivative by log m, and Newton's step."""
-        v, y = _powers(z, b, log_m, machine)
-        sum_y = machine.total(y)
-        low = jnp.where(v > 0, y / jnp.where(v > 0, v, 1.0), 0.0)
+def _convex(z: Any, b: jax.Array, wanted: jax.Array, machine: Machine) -> Any:
+    def terms(log_m, z):
+        """The derivative of the weights by log m, and the weights."""
+        w, v = _shares(z, b, log_m)
+        low = jnp.where(v > 0, jnp.exp(log_m + (1 / b - 1) * machine.log1p_down(w)), 0.0)
+        return low, low * v
+
+    def newton(low, mid):
         # e' / e - 1, where the tangent of the norm meets 1.
-        change = expm1(-b * jnp.log(sum_y)) * sum_y / machine.total(low)
-        return y, low, machine.log1p(jnp.maximum(change, -0.999)) / b
+        change = expm1(-b * jnp.log(mid)) * mid / low
+        return machine.log1p(jnp.maximum(change, -0.999)) / b
 
     def step(log_m):
-        _, _, change = newton(log_m)
+        change = newton(*machine.sums(partial(terms, log_m), z))
         return log_m + change, jnp.abs(change) <= SMALL_STEP
 
-    y, low, rest = newton(_newton(jnp.zeros_like(b), step, wanted, MAX_PASSES, machine))
-    return _arrived(y + rest * low, rest)
+    log_m = _newton(jnp.zeros_like(b), step, wanted, MAX_PASSES, machine)
+    low, y = machine.each(partial(terms, log_m), z)
+    rest = newton(*machine.sums(lambda *at: at, low, y))
+    return _arrived(y, low, rest, rest, machine)
 
 
-def _concave(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine) -> jax.Array:
+def _shares(z: jax.Array, b: jax.Array, log_m: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """v - 1 and v at a position."""
+    w = jnp.maximum(z * (b * jnp.exp(jnp.minimum(-b * log_m, LARGEST_LOG))), -1.0)
+    return w, 1 + w
+
+
+# --- b > 1 -------------------------------------------------------------------------------------------------
+
+
+def _concave(z: Any, b: jax.Array, wanted: jax.Array, machine: Machine) -> Any:
+    def weight(log_m, z):
+        w, v = _shares(z, b, log_m)
+        return jnp.where(v > 0, jnp.exp(log_m + machine.log1p_down(w) / b), 0.0)
+
     def halve(_, bracket):
         low, high = bracket
         middle = (low + high) / 2
-        above = machine.total(_powers(z, b, middle, machine)[1]) > 1
+        above = machine.total(partial(weight, middle), z) > 1
         return jnp.where(above, low, middle), jnp.where(above, middle, high)
 
-    least = -jnp.log(machine.total(flag(z > _LOWEST)))
+    least = -jnp.log(machine.total(lambda z: flag(z > _LOWEST), z))
     _, log_m = loop(_HALVINGS, halve, (least, jnp.zeros_like(b)))
-    candidates = b * z * jnp.exp(jnp.minimum(-b * log_m, LARGEST_LOG)) > -1 - _NEAR
+    scale = b * jnp.exp(jnp.minimum(-b * log_m, LARGEST_LOG))
 
-    def others(c, e):
+    def others(c, e, z):
         """Whether a position is above c, and what it weighs if c weighs e^(1/b)."""
         above = z > c
         u = jnp.where(above, e + b * (z - c), 1.0)
@@ -248,76 +301,82 @@ def _concave(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine) ->
 
     def next_score(c):
         """The least score above c, where those above c sum to more than 1 by themselves."""
-        above, y = others(c, 0.0)
-        last = machine.total(y) <= 1
-        return jnp.where(last, c, least_of(z, above, machine)), last
+        last = machine.total(lambda z: others(c, 0.0, z)[1], z) <= 1
+        return jnp.where(last, c, least_of(lambda z: z > c, machine, z)), last
 
-    c = _newton(least_of(z, candidates, machine), next_score, wanted, z.shape[-1], machine)
-    ties = machine.total(flag(z == c))
+    # From the least candidate for the support on.
+    c = _newton(least_of(lambda z: z * scale > -1 - _NEAR, machine, z), next_score, wanted, _COUNT, machine)
+    ties = machine.total(lambda z: flag(z == c), z)
 
     def step(w):
-        above, y = others(c, jnp.exp(b * jnp.log(w)))
-        ratio = jnp.exp((b - 1) * (jnp.log(w) - jnp.log(jnp.where(above, y, 1.0))))
-        slope = ties + machine.total(jnp.where(above, ratio, 0.0))
-        next_w = jnp.maximum(w - (machine.total(y) + ties * w - 1) / slope, LEAST)
+        def terms(z):
+            above, y = others(c, jnp.exp(b * jnp.log(w)), z)
+            ratio = jnp.exp((b - 1) * (jnp.log(w) - jnp.log(jnp.where(above, y, 1.0))))
+            return y, jnp.where(above, ratio, 0.0)
+
+        sum_y, slope = machine.sums(terms, z)
+        next_w = jnp.maximum(w - (sum_y + ties * w - 1) / (ties + slope), LEAST)
         return next_w, jnp.abs(next_w - w) <= _SMALL_WEIGHT
 
     w = _newton(1 / ties, step, wanted, MAX_PASSES, machine)
-    _, y = others(c, jnp.exp(b * jnp.log(w)))
-    return jnp.where(z == c, w, y)
+    return machine.each(lambda z: jnp.where(z == c, w, others(c, jnp.exp(b * jnp.log(w)), z)[1]), z)
 
 
 # --- p-norm ------------------------------------------------------------------------------------------------
 
 
-def p_norm(z: jax.Array, b: jax.Array, machine: Machine) -> jax.Array:
-    """y with sum 1, up to rounding."""
+def p_norm(z: Any, b: jax.Array, sound: jax.Array, machine: Machine) -> Any:
+    """y with sum 1, up to rounding, where sound."""
 
     def equation(b, low, mid, high):
         r = 1 / b
         log_f = jnp.log(mid) + (1 - r) / (1 + r) * jnp.log(high)
         return log_f, -expm1(-log_f) / (r * low / mid + (1 - r) * mid / high)
 
-    convex = ~low_power(b)
-    y = _chosen(
+    convex = sound & ~low_power(b)
+    y = machine.chosen(
         z,
-        machine,
         (convex, lambda: _high_powers(z, b, convex, machine)),
-        (~convex, lambda: _low_powers(z, b, ~convex, equation, machine)),
+        *_low_powers(lambda: z, b, sound & low_power(b), 3, equation, machine),
     )
-    return y / machine.total(y)
+    scale = jnp.where(sound, 1 / machine.total(same, y), 0.0)
+    return machine.each(lambda y: y * scale, y)
 
 
-def _high_powers(z: jax.Array, b: jax.Array, wanted: jax.Array, machine: Machine) -> jax.Array:
+def _high_powers(z: Any, b: jax.Array, wanted: jax.Array, machine: Machine) -> Any:
     r = 1 / b
 
-    def newton(log_e):
-        """u^(1/b), its derivative by log e, and Newton's step."""
-        w = z * jnp.exp(jnp.minimum(-log_e, LARGEST_LOG))
-        on = w > -1
-        w = jnp.where(on, w, 0.0)
-        v, y = jnp.where(on, 1 + w, 0.0), jnp.where(on, jnp.exp(machine.log1p(w) * r), 0.0)
-        low = jnp.where(v > 0, y / jnp.where(v > 0, v, 1.0), 0.0)
-        derivative = r * low * (1 - v)
-        mid = machine.total(y)
+    def terms(log_e, z):
+        """The derivative of u^(1/b) by log e, u^(1/b) itself, what u lacks of it, and u^(1/b - 1)."""
+        w = jnp.maximum(z * jnp.exp(jnp.minimum(-log_e, LARGEST_LOG)), -1.0)
+        low = jnp.where(w > -1, jnp.exp((r - 1) * machine.log1p_down(w)), 0.0)
+        y = low * (1 + w)
+        return r * low * -w, y, y * -w, low
+
+    def newton(log_e, mid, lack, low):
         # S_(r+1) is close to S_r for small b, and the equation of the order of b: so what it lacks is summed.
-        lack = machine.total(y * -w) / mid
+        lack = lack / mid
         high = mid * (1 - lack)
         log_f = log_e - machine.log1p(-lack) + 2 * b / (1 + b) * jnp.log(high)
-        spread = machine.total(low) / mid * (1 - lack) - 1
+        spread = low / mid * (1 - lack) - 1
         slope = (1 + r * jnp.where(spread > _NOISE, spread, 0.0)) / (1 - lack)
-        change = expm1(-log_f) / slope
-        return y, derivative, machine.log1p(jnp.maximum(change, -0.999))
+        return machine.log1p(jnp.maximum(expm1(-log_f) / slope, -0.999))
 
     def step(log_e):
-        _, _, change = newton(log_e)
+        change = newton(log_e, *machine.sums(lambda z: terms(log_e, z)[1:], z))
         return log_e + change, jnp.abs(change) <= SMALL_STEP * b
 
-    y, derivative, rest = newton(_newton(jnp.zeros_like(b), step, wanted, MAX_PASSES, machine))
-    return _arrived(y + rest * derivative, rest)
+    log_e = _newton(jnp.zeros_like(b), step, wanted, MAX_PASSES, machine)
+    derivative, *others = machine.each(partial(terms, log_e), z)
+    rest = newton(log_e, *machine.sums(lambda *at: at, *others))
+    return _arrived(others[0], derivative, rest, rest, machine)
 
 
 # --- Pieces ------------------------------------------------------------------------------------------------
+
+
+def same(at: jax.Array) -> jax.Array:
+    return at
 
 
 def low_power(b: Any) -> Any:
@@ -336,8 +395,9 @@ def solved(residual: jax.Array, step: jax.Array, last_step: jax.Array) -> jax.Ar
     return (residual <= _SOLVED) | ((residual < _NOISE) & (2 * jnp.abs(step) > jnp.abs(last_step)))
 
 
-def least_of(v: jax.Array, where: jax.Array, machine: Machine) -> jax.Array:
-    return -machine.most(jnp.where(where, -v, _LOWEST))
+def least_of(where: Callable[..., jax.Array], machine: Machine, *slices: Any) -> jax.Array:
+    """The column of the least numbers of the first slice, where a condition on the slices holds."""
+    return -machine.most(lambda *at: jnp.where(where(*at), -at[0], _LOWEST), *slices)
 
 
 def expm1(x: jax.Array) -> jax.Array:

@@ -9,36 +9,89 @@ The kernels were compiled for H100 and run in an interpreter, never on a device.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from ..._arrays import varying_like
 
-THREADS = 128
+THREADS, WARP = 128, 32
 _AXIS = "smoothmax_step"
 # In JAX 0.9 these kernels do not compile: it lacks operations, and slices of some lengths.
 _SINCE = (0, 10)
 
 
 def run(
-    kernel: Callable[..., None], steps: int, arrays: list[jax.Array], dtypes: tuple[Any, ...], interpret: Any
+    kernel: Callable[..., None],
+    steps: int,
+    arrays: list[jax.Array],
+    dtypes: tuple[Any, ...],
+    interpret: Any,
+    barriers: bool = True,
 ) -> list[jax.Array]:
-    """Runs `kernel(step, *references)` for every step; the results have the first array's shape, and the dtypes."""
-    mosaic = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
+    """Runs `kernel(step, *references)` for every step; the results have the first array's shape, and the dtypes.
+
+    Without `barriers` threads do not wait for each other around stores: for kernels that do not load what they stored.
+    """
+    mosaic = _mosaic()
     first = arrays[0]
     call = mosaic.kernel(
         lambda *refs: kernel(lax.axis_index(_AXIS), *refs),
         out_type=[jax.ShapeDtypeStruct(first.shape, dtype) for dtype in dtypes],
         grid=(steps,),
         grid_names=(_AXIS,),
-        compiler_params=mosaic.CompilerParams(lowering_semantics=mosaic.LoweringSemantics.Lane),
+        compiler_params=mosaic.CompilerParams(
+            lowering_semantics=mosaic.LoweringSemantics.Lane, unsafe_no_auto_barriers=not barriers
+        ),
         interpret=interpret,
     )
     out = call(*(varying_like(a, first) for a in arrays))
     return [varying_like(a, first) for a in out]  # Mosaic GPU forgets over which mesh axes they differ
+
+
+def layout(width: int, by_warps: bool) -> Any:
+    """How an array of one dimension lies in registers: `width` neighbouring numbers in each thread, once in every warp,
+    or once in the warpgroup."""
+    mosaic = _mosaic()
+    if by_warps:
+        tiles, warps = ((WARP * width,), (width,)), (mosaic.Replicated(THREADS // WARP),)
+    else:
+        tiles, warps = ((THREADS * width,), (WARP * width,), (width,)), (-3,)
+    return mosaic.Layout.TILED(mosaic.Tiling(tiles), warps, (-2,), -1)
+
+
+def load(ref: Any, index: tuple[Any, ...], layout: Any) -> jax.Array:
+    """An array from the GPU's main memory, laid out so; anyhow if that is None."""
+    if layout is None:
+        return ref[index]
+    load = _mosaic().load
+    if "idx" in (parameters := inspect.signature(load).parameters) and parameters["idx"].default is inspect._empty:
+        return load(ref, index, layout=layout, optimized=False)  # before JAX 0.11
+    return load(ref.at[index], layout=layout, optimized=False)
+
+
+def warp() -> jax.Array:
+    """Which warp of the warpgroup this thread is in.
+
+    A scalar that differs from warp to warp: what depends on it must not make warps wait for each other.
+    """
+    mosaic = _mosaic()
+    dialect = importlib.import_module("jax.experimental.mosaic.gpu")
+
+    @mosaic.inline_mgpu(return_type=mosaic.ShapeDtypeStruct((), jnp.int32, layout=mosaic.Layout.WG_SPLAT(())))
+    def index(_):
+        value = dialect.utils.warp_idx()
+        return dialect.FragmentedArray.splat(value, (), is_signed=True)
+
+    return index()
+
+
+def _mosaic() -> Any:
+    return importlib.import_module("jax.experimental.pallas.mosaic_gpu")
 
 
 def missing() -> str | None:
@@ -46,7 +99,7 @@ def missing() -> str | None:
     if jax.__version_info__ < _SINCE:
         return f"its kernels for GPUs need JAX {'.'.join(map(str, _SINCE))} or later, and this is {jax.__version__}"
     try:
-        importlib.import_module("jax.experimental.pallas.mosaic_gpu")
+        _mosaic()
     except ImportError as error:
         return f"this JAX cannot load Pallas for GPUs ({error})"
     return None
