@@ -160,8 +160,7 @@ def conjugate(
         reach them. A value that the function merely closes over is a constant. Write the function once, outside of
         loops, and pass what varies as params: a program is compiled for each function.
       implementation: how to solve: "xla", which serves everything, "native" (compiled kernels for CPUs), "pallas"
-        (kernels for TPUs and, by name only, for GPUs), or None for the best that serves the platform, the dtype and
-        the operator.
+        (kernels for TPUs and Hopper GPUs), or None for the best that serves the platform, the dtype and the operator.
 
     Returns:
       An `Operator` with the pure functions `max` and `argmax`.

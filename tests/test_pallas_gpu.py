@@ -2,7 +2,7 @@
 
 In JAX's interpreter of a GPU memory starts as NaN. It runs the steps of a grid one after the other, so it cannot tell
 that two of them touch the same place: no step does, since each has its slices.
-That they compile for H100 is for `tests/accelerators`. On a GPU nothing was run.
+That they compile for H100 is for `tests/accelerators`, and what they compute on a GPU for `on_device.py` there.
 """
 
 import functools
@@ -190,13 +190,90 @@ def test_what_a_kernel_refuses(monkeypatch):
     assert "need JAX 0.10 or later" in refuses(jnp.zeros((2, 5), f32), one, one)
 
 
-def test_on_gpus_it_has_to_be_named(monkeypatch):
-    """No device has run these kernels: nobody gets one without asking."""
-    args = jnp.zeros((2, 5), f32), f32(1), f32(2)
-    monkeypatch.setattr(_kernels, "target", lambda: "gpu")
-    for problem in pallas.gpu_kernels():
-        bounds = (f32(1), f32(1)) if problem == "capped" else ()
-        assert "cuda" not in _kernels.serving(problem, None, *args, *bounds)
-        assert set(_kernels.serving(problem, "pallas", *args, *bounds)) == {"cuda"}
-    monkeypatch.setattr(_kernels, "target", lambda: "tpu")
-    assert set(_kernels.serving("threshold", "pallas", *args)) == {"tpu"}
+ARGS = {problem: (jnp.zeros((2, 5), f32), f32(1), f32(2)) for problem in KERNELS}
+ARGS["capped"] += (f32(1), f32(1))
+HOPPERS = "NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA GH200 480GB"
+OTHERS = "NVIDIA A100-SXM4-80GB", "NVIDIA B200", "NVIDIA L4", "AMD Instinct MI300X"
+
+
+def program_for(kind, chips=1):
+    """Inside, programs are traced for so many chips of a kind."""
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((chips,), ("devices",), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def offered(implementation=None, of=tuple(KERNELS)):
+    """Where some problem is served by a kernel."""
+    return {p for problem in of for p in _kernels.serving(problem, implementation, *ARGS[problem])} - {"cpu"}
+
+
+def test_the_name_finds_the_kernels_of_the_machine():
+    for kind in (*HOPPERS, *OTHERS):
+        with program_for(kind, chips=4):
+            assert offered("pallas") == {"cuda"}
+    with program_for("TPU v5 lite"):
+        assert offered("pallas") == {"tpu"}
+
+
+@pytest.mark.parametrize("problem", KERNELS)
+def test_without_a_name_it_is_taken_on_chips_that_have_run_it(problem, monkeypatch):
+    assert not offered(of=[problem])
+    for kind in (*HOPPERS, *OTHERS):
+        with program_for(kind):
+            assert offered(of=[problem]) == ({"cuda"} if kind in HOPPERS else set())
+    monkeypatch.setattr(_gpu, "missing", lambda: "it cannot be loaded")
+    with program_for(HOPPERS[0]):
+        assert not offered(of=[problem])
+
+
+def test_without_a_name_it_is_taken_where_jit_divides_nothing():
+    inside = []
+
+    def spy(x):
+        inside.append(offered())
+        return x
+
+    batch = jax.sharding.PartitionSpec("devices")
+    with program_for(HOPPERS[0], chips=4):
+        assert not offered()
+        jax.eval_shape(jax.shard_map(spy, in_specs=batch, out_specs=batch), jnp.zeros((8, 5), f32))
+    assert inside == [{"cuda"}]
+
+
+@pytest.mark.parametrize("name", ["softmax", "entmax", "pnormmax", "fusedmax", "oscarmax", "soft_rank"])
+def test_kernels_inside_shard_map(name):
+    """Weights and gradient: arrays in the kernels may differ over the mesh, and loops end with what they start from."""
+
+    def pulled(x):
+        y, pull = jax.vjp(getattr(sm, name), x)
+        return pull(y)[0]
+
+    batch = jax.sharding.PartitionSpec("devices")
+    with program_for(HOPPERS[0], chips=4):
+        shared = jax.shard_map(pulled, in_specs=batch, out_specs=batch)
+        assert jax.eval_shape(shared, jax.ShapeDtypeStruct((8, 16), f32)).shape == (8, 16)
+
+
+@pytest.mark.parametrize("kind", ["cpu", HOPPERS[0], OTHERS[0]])
+def test_programs_for_machines_elsewhere(kind, monkeypatch):
+    """Exported for GPUs on a machine without a Hopper they are in plain JAX; on one with a Hopper its kernel is for
+    GPUs alone, and lengths that are not known yet are for plain JAX. JAX has no program for several kinds of machines
+    with a Pallas kernel in it."""
+    monkeypatch.setitem(_kernels.TABLE, "native", {})
+    x, scores = jax.ShapeDtypeStruct((3, 5), f32), cases.scores(3, 5, 7, np.float32)
+    sparsemax = jax.jit(sm.sparsemax)
+    with program_for(kind):
+        for platforms in (["cuda"], ["cpu"], ["cuda", "cpu"]):
+            if kind in HOPPERS and len(platforms) > 1:
+                with pytest.raises(NotImplementedError, match="multi-platform"):
+                    jax.export.export(sparsemax, platforms=platforms)(x)
+                continue
+            program = jax.export.export(sparsemax, platforms=platforms)(x)
+            assert ("mosaic_gpu" in program.mlir_module()) == (kind in HOPPERS and "cuda" in platforms)
+            if "cpu" in platforms:
+                np.testing.assert_allclose(program.call(scores), sm.sparsemax(scores), rtol=0, atol=1e-6)
+        for shape in ("n, 5", "3, d"):
+            lengths = jax.export.symbolic_shape(shape)
+            program = jax.export.export(sparsemax, platforms=["cuda"])(jax.ShapeDtypeStruct(lengths, f32))
+            assert "mosaic_gpu" not in program.mlir_module()

@@ -66,12 +66,16 @@ def check(implementation: str | None) -> None:
         )
 
 
-def target() -> str:
-    """The platform for which programs are traced: that of the mesh in use, or of the default devices."""
+def device_kind() -> str:
+    """What the devices call themselves for which programs are traced: those of the mesh in use, or the default ones."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    if device is None:
-        return jax.default_backend()
-    return "tpu" if device.device_kind.startswith("TPU") else "cpu" if device.device_kind == "cpu" else "gpu"
+    return (jax.devices()[0] if device is None else device).device_kind
+
+
+def target() -> str:
+    """The platform of those devices."""
+    kind = device_kind()
+    return "tpu" if kind.startswith("TPU") else "cpu" if kind == "cpu" else "gpu"
 
 
 def _offers(kernel: Kernel, *args: Any, **static: Any) -> bool:

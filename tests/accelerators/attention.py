@@ -88,8 +88,7 @@ def _four_chips(platform: str) -> Iterator[Program]:
     def nothing(kernels, facts):
         if facts.sent:
             yield f"sends {facts.sent}, but nothing needs to be"
-        if platform == "tpu":
-            yield from only_kernels(facts, kernels)
+        yield from only_kernels(facts, kernels)
 
     def flags(facts):
         if facts.sent.keys() - {"all-reduce"} or facts.sent.get("all-reduce", set()) - FLAG:
@@ -109,7 +108,8 @@ def _four_chips(platform: str) -> Iterator[Program]:
             if mapping is sm.sparsemax or over == "batch":
                 yield Program(f"attention over {over}, {name}", whole, place, flags, chips=4)
             if mapping is sm.sparsemax or over == "heads":
-                law = partial(nothing, 3)
+                # All of attention or a chain: a kernel forward and two backward. On a GPU the mapping asks for one.
+                law = partial(nothing, 3 if platform == "tpu" or mapping is sm.fusedmax else 1)
                 yield Program(f"attention over {over} by shard_map, {name}", divided, place, law, chips=4)
     # A fused row is one sequence, and blocks slice the keys: over the keys go whole rows of a threshold mapping.
     place = partial(_qkv, keys=1)

@@ -69,7 +69,11 @@ def _operator(case: cases.Case, platform: str) -> Iterator[Program]:
         x = array(mesh, SLICES, width)
         return _params(mesh, case, width), x, _like(x, jnp.bool_), x
 
-    law = partial(_of_slices, case, platform, asked, width)
+    def law(facts):
+        yield from _of_slices(case, platform, asked, width, facts)
+        if facts.kernels and facts.loops:
+            yield f"holds {facts.loops} loops beside the kernels, and nothing is left to search for"
+
     yield Program(f"{case.id}, width {width}", function, arguments, law, may_spill=_may_spill(case))
 
 

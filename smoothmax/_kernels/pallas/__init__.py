@@ -1,9 +1,9 @@
-"""Kernels for TPUs and, by name only, for GPUs, written in Pallas: `implementation="pallas"`.
+"""Kernels for TPUs and GPUs, written in Pallas: `implementation="pallas"`.
 
 jit cannot divide such a kernel among devices, and `custom_partitioning`, which would tell it how, is not there on TPUs.
 So it is taken by default where nothing has to be divided: in a process with one device, and inside `jax.shard_map`.
 
-Those for GPUs were compiled for H100 and run in an interpreter, never on a device: they are never taken by default.
+Those for GPUs are written for Hopper and were run on one: on other chips they are never taken by default.
 
 Pallas is loaded when a kernel is first called, not with the library.
 """
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from .. import Kernel, Solver, register, target
+from .. import Kernel, Solver, device_kind, register, target
 
 # problem -> (file, function); the file says by `refuses_...` what it does not serve, and may say by `pays_...` what it
 # is worth being taken for where nobody asked for it.
@@ -36,7 +37,14 @@ _ON_GPUS = {
     "capped": ("_gpu_capped", "capped_weights"),
     "chain": ("_gpu_chain", "chain_prox"),
     "segment_mean": ("_gpu_chain", "segment_mean"),
+    "attention": ("_gpu_attention", "attention"),
+    "attention_bars": ("_gpu_attention", "attention_bars"),
 }
+
+
+# What NVIDIA calls chips of compute capability 9.0, alone, in parts and beside a CPU. By its name a chip is known where
+# there is none, too: in a mesh for which a program is only compiled.
+_HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
 
 
 def kernels(interpret: Any = False) -> dict[str, Kernel]:
@@ -46,26 +54,32 @@ def kernels(interpret: Any = False) -> dict[str, Kernel]:
       interpret: False for TPUs. Otherwise what `pallas_call` takes under that name, and the kernels are then for CPUs:
         so the tests know the numbers without a TPU.
     """
-
-    def default(file: str, name: str) -> Callable[..., bool]:
-        def wanted(*args: Any, **static: Any) -> bool:
-            return _undivided() and getattr(_load(file), f"pays_{name}", lambda *_, **__: True)(*args, **static)
-
-        return wanted
-
-    platforms = ("cpu",) if interpret else ("tpu",)
-    return {
-        problem: Kernel(_call(*place, interpret), platforms, _refuses(*place), default(*place))
-        for problem, place in _PROBLEMS.items()
-    }
+    return _entries(_PROBLEMS, "tpu", lambda: target() == "tpu", interpret)
 
 
 def gpu_kernels(interpret: Any = False) -> dict[str, Kernel]:
     """What the table holds under "pallas" for GPUs: problem -> kernel; arguments as of `kernels`."""
-    platforms = ("cpu",) if interpret else ("cuda",)
+    return _entries(_ON_GPUS, "cuda", lambda: _HOPPER.search(device_kind()) is not None, interpret)
+
+
+def _entries(
+    problems: dict[str, tuple[str, str]], platform: str, known: Callable[[], bool], interpret: Any
+) -> dict[str, Kernel]:
+    """The kernels of `problems`; where nobody names one it is taken if `known` finds its chips there."""
+
+    def default(file: str, name: str) -> Callable[..., bool]:
+        def wanted(x: Any, *args: Any, **static: Any) -> bool:
+            if not (known() and _undivided()):
+                return False  # before Pallas is loaded
+            lengths_known = all(isinstance(n, int) for n in x.shape)  # in a program to be exported they need not be
+            return lengths_known and getattr(_load(file), f"pays_{name}", lambda *_, **__: True)(x, *args, **static)
+
+        return wanted
+
+    platforms = ("cpu",) if interpret else (platform,)
     return {
-        problem: Kernel(_call(*place, interpret), platforms, _refuses(*place), default=False)
-        for problem, place in _ON_GPUS.items()
+        problem: Kernel(_call(*place, interpret), platforms, _refuses(*place), default(*place))
+        for problem, place in problems.items()
     }
 
 
@@ -82,10 +96,9 @@ def _load(file: str) -> Any:
 
 
 def _undivided() -> bool:
-    """Whether this is a program for a TPU and its arrays are not divided by jit."""
+    """Whether no array of the program is divided by jit."""
     mesh = jax.sharding.get_abstract_mesh()
-    alone = jax.device_count() == 1 if mesh.empty else mesh.size == 1 or mesh.are_all_axes_manual
-    return alone and target() == "tpu"
+    return jax.device_count() == 1 if mesh.empty else mesh.size == 1 or mesh.are_all_axes_manual
 
 
 _on_gpus = gpu_kernels()

@@ -48,7 +48,7 @@ def plan_of(
     queries, keys = whole(query.shape[1], ROWS), whole(key.shape[1], COLUMNS)
     # Twice, so that what the next head needs is fetched meanwhile, if that fits.
     buffers = 2 if 2 * held(query, key, value, bias, mask) <= _tiles.VECTOR_MEMORY else 1
-    return Plan(queries, keys, ROWS, COLUMNS, buffers, is_causal, window, bias is not None, mask is not None)
+    return Plan(queries, keys, ROWS, COLUMNS, is_causal, window, buffers, bias is not None, mask is not None)
 
 
 def inputs_of(
@@ -61,15 +61,20 @@ def inputs_of(
     alpha: jax.Array,
     gamma: jax.Array,
 ) -> Inputs:
-    heads = query.shape[2]
-    # What is out of range gives NaN. Below the least b, entmax is softmax, and its derivative by alpha goes on.
+    b, scale = scalars_of(scale, alpha, gamma, query.shape[2])
+    if bias is not None:
+        bias = _pairs(bias.astype(jnp.float32) / gamma, plan)
+    return Inputs(laid(query, plan.queries), laid(key, plan.keys), laid(value, plan.keys), b, scale, bias)
+
+
+def scalars_of(scale: jax.Array, alpha: jax.Array, gamma: jax.Array, heads: int) -> tuple[jax.Array, jax.Array]:
+    """alpha - 1 and the factor on the products, one a head; what is out of range makes the factor NaN."""
+    # Below the least b, entmax is softmax, and its derivative by alpha goes on.
     b = alpha - 1
     b += lax.stop_gradient(jnp.maximum(b, LEAST_B) - b)
     scale = jnp.where((alpha >= 1) & (alpha <= 2) & (gamma > 0) & (gamma < jnp.inf), scale / gamma, jnp.nan)
-    if bias is not None:
-        bias = _pairs(bias.astype(jnp.float32) / gamma, plan)
     b, scale = (jnp.broadcast_to(a.reshape(-1), (heads,)) for a in (b, scale))
-    return Inputs(laid(query, plan.queries), laid(key, plan.keys), laid(value, plan.keys), b, scale, bias)
+    return b, scale
 
 
 def rules_of(plan: Plan, query: Any, key: Any, mask: Any, query_lengths: Any, key_lengths: Any) -> Rules:

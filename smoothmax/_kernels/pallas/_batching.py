@@ -32,6 +32,23 @@ def over_slices(call: Callable[..., Any]) -> Callable[..., Any]:
     return folded
 
 
+def over_batch(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` for arrays, arguments and results, that all have an axis of the batch in front, under `jax.vmap`."""
+    folded = custom_vmap(call)
+
+    @folded.def_vmap
+    def _(axis_size, in_batched, *args):  # pyright: ignore[reportUnusedFunction]
+        def fold(array, is_batched):
+            array = array if is_batched else jnp.broadcast_to(array, (axis_size, *array.shape))
+            return array.reshape(-1, *array.shape[2:])
+
+        out = folded(*jax.tree.map(fold, args, tuple(in_batched)))
+        unfolded = jax.tree.map(lambda a: a.reshape(axis_size, -1, *a.shape[1:]), out)
+        return unfolded, jax.tree.map(lambda _: True, out)
+
+    return folded
+
+
 def weights_of_slices(run: Callable[..., jax.Array], x: jax.Array, parameters: tuple[Any, ...]) -> jax.Array:
     """`run`, from `(n, d)` scores and `(n, 1 or d)` parameters to weights, for slices `(*batch, d)`; a parameter is one
     number, one a slice, or one a position."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..._arrays import between, eps
-from ._equations import LEAST, Machine, expm1, least_of, same
+from ._machines import LEAST, Machine, expm1, least_of, same
 from ._tiles import flag
 
 # Five to nine passes are the rule. After so many, halvings are of the floats in the bracket, not of its length.
@@ -171,9 +171,7 @@ def _search(problem: _Problem, start: jax.Array | None, wanted: jax.Array, machi
     usable = problem.upper > 0
     # Where each position has the share of its bound that all of them have together.
     points = problem.z - _slope(problem.share * problem.upper, problem.b, machine)
-    low, high = (
-        side * least_of(lambda _, usable: usable, machine, side * points, usable) for side in (1, -1)
-    )
+    low, high = (side * least_of(lambda _, usable: usable, machine, side * points, usable) for side in (1, -1))
     if start is None:
         # Where all positions are free and phi is a square, the root itself.
         start = _ratio(machine.total(same, jnp.where(usable, points, 0.0)), machine.total(same, flag(usable)))

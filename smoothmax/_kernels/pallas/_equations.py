@@ -1,8 +1,5 @@
 """The equations of weights that one threshold a slice determines, as the kernels of every machine solve them.
 
-Columns, one number a slice, are arrays; a slice, or a block of slices, is what a `Machine` makes of it. What is done at
-each position is written as a function of that position, so that a machine may go along a slice piece by piece.
-
 With the largest score moved to 0, z = (x - top) / gamma, and b = alpha - 1 or p - 1, the weights are powers of
 
     v_i = max(1 + s b z_i / e, 0),       s = 1 (Tsallis) or 1 / b (p-norm),
@@ -18,15 +15,13 @@ is written for log m: as b falls to 0, e is 1 to rounding, and a step becomes a 
 **b = 0**, to rounding: the exponential.
 
 **b > 0.4.** There v falls to 0 so fast that thousands of small weights may lie within the rounding of v: what is
-computed instead is u = s b z + e itself, with e in two parts, so that u is exact next to 0; and y = u^(1/b), where b = 1
-and b = 1/2 need no logarithm.
+computed instead is u = s b z + e itself, with e in two parts, so that u is exact next to 0; and y = u^(1/b), where
+b = 1 and b = 1/2 need no logarithm.
 
 **Tsallis, alpha > 2.** v^(1/b) has infinite slope at v = 0, and a threshold cannot be stored precisely enough to say
 what a position next to it weighs. What can be: the least score c of the support and the weight w there. Halving log m
 leaves a handful of candidates for c; from the lowest up, the first one at which the others do not sum to more than 1 is
 c; and `sum (w^b + b (z - c))^(1/b) = 1` is convex in w, for Newton's method from the right.
-
-**p-norm.** y = v^(1/b) / sum v^(1/b), and e solves `e S_r S_(r+1)^((1-r)/(1+r)) = 1` for r = 1/b and S_k = sum v^k.
 """
 
 from __future__ import annotations
@@ -37,50 +32,37 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from ._machines import (
+    LARGEST_LOG,
+    LEAST,
+    LOWEST,
+    MAX_PASSES,
+    SMALL_STEP,
+    Machine,
+    arrived,
+    expm1,
+    iterate,
+    least_of,
+    low_power,
+    same,
+    solved,
+    two_parts,
+)
 from ._tiles import flag, loop
 
-# Newton's passes; five to ten are the rule.
-MAX_PASSES = 64
-# Candidates for the least score of a support: as many as a slice may have.
-_COUNT = 2**30
-# What is left of an equation when it is solved, and what may be nothing but the rounding of sums.
-_SOLVED, _NOISE = 5e-7, 3e-6
-# A step of log m below which the next one, of second order, is rounding.
-SMALL_STEP = 1e-4
 # The least b: y differs from its limit b -> 0 by less than b z^2 y / 2, a third of float32's rounding here.
 _LEAST_B = 1e-7
-# In place of -inf: outside of every support, and safe to compute with.
-_LOWEST = -1e30
+# Candidates for the least score of a support: as many as a slice may have.
+_COUNT = 2**30
 # Halvings of log m: what is left of the bracket is rounding.
 _HALVINGS = 30
 # Positions this close to the threshold, relative to e, are candidates for the support.
 _NEAR = 1e-5
-# The least number that is told from 0; a step of a weight that is rounding.
-LEAST, _SMALL_WEIGHT = 1e-37, 1e-7
-# log 1/e that is as good as infinite: all but the largest scores are off the support.
-LARGEST_LOG = 60.0
+# A step of a weight that is rounding.
+_SMALL_WEIGHT = 1e-7
 # Normalising repairs rounding and no more: a sum further from 1 is a solution that was not reached.
 _REPAIRABLE = 1e-3
-
-
-class Machine(NamedTuple):
-    """What kinds of machines do differently. A column is one number a slice."""
-
-    each: Callable[..., Any]  # a function of positions, and slices, to the slice or the tuple of slices it makes
-    sums: Callable[..., Any]  # a function of positions that makes a tuple, and slices, to the columns of the sums
-    most: Callable[..., Any]  # a function of positions, and slices, to the column of its largest value
-    over_slices: Callable[[jax.Array], jax.Array]  # a column to its sum, a scalar
-    chosen: Callable[..., Any]  # scores and pairs of a column and a solver to weights: by the solver where it is true
-    log1p: Callable[[jax.Array], jax.Array]
-    log1p_down: Callable[[jax.Array], jax.Array]  # for numbers from -1, where it may be large only, to 0
-
-    def total(self, function: Callable[..., jax.Array], *slices: Any) -> jax.Array:
-        """The column of the sums of one function of positions."""
-        [total] = self.sums(lambda *at: (function(*at),), *slices)
-        return total
-
 
 Equation = Callable[[Any, jax.Array, jax.Array, Machine], Any]
 # Scores, parameters, and the machine by its name, to weights.
@@ -96,7 +78,7 @@ def weights(x: Any, gamma: jax.Array, power: jax.Array, *, equation: Equation, m
     # Within these bounds a top score stays 0, and -inf is -inf.
     scale = jnp.where(bad, 1.0, jnp.clip(1 / gamma, LEAST, 1 / LEAST))
     b, top = jnp.where(bad, 1.0, jnp.maximum(power - 1, _LEAST_B)), jnp.where(sound, top, 0.0)
-    z = machine.each(lambda x: jnp.maximum((x - top) * scale, _LOWEST), x)
+    z = machine.each(lambda x: jnp.maximum((x - top) * scale, LOWEST), x)
     y = equation(z, b, sound, machine)
     sum_y = machine.total(same, y)
     factor = jnp.where(~bad & (jnp.abs(sum_y - 1) <= _REPAIRABLE), 1 / sum_y, jnp.nan)
@@ -105,42 +87,6 @@ def weights(x: Any, gamma: jax.Array, power: jax.Array, *, equation: Equation, m
 
 
 # --- Tsallis -----------------------------------------------------------------------------------------------
-
-
-class _Newton(NamedTuple):
-    """The state of a Newton iteration; columns, one number a slice."""
-
-    passes: jax.Array  # a scalar
-    at: Any  # the unknown, a column or several
-    active: jax.Array  # 1 where it still moves, else 0: a finished slice must not depend on the others
-    going: jax.Array  # the sum of `active`, a scalar
-
-
-def _arrived(y: Any, low: Any, rest: jax.Array, by: jax.Array, machine: Machine) -> Any:
-    """The weights after the last step, `by` times `low`, which is taken in them, to first order: what rounding the
-    unknown leaves over counts as often as there are weights. NaN if that step is no small one."""
-    by = jnp.where(jnp.abs(rest) <= SMALL_STEP, by, jnp.nan)
-    return machine.each(lambda y, low: jnp.maximum(y + by * low, 0.0), y, low)
-
-
-def _newton(
-    start: Any,
-    step: Callable[[Any], tuple[Any, jax.Array]],
-    wanted: jax.Array,
-    most: int,
-    machine: Machine,
-) -> Any:
-    """Iterates `step`, from the unknown to its next value and whether that is the last, where wanted."""
-
-    def one_pass(state):
-        at, last = step(state.at)
-        at = jax.tree.map(lambda new, old: jnp.where(state.active > 0, new, old), at, state.at)
-        active = jnp.where(last, 0.0, state.active)
-        return _Newton(state.passes + 1, at, active, machine.over_slices(active))
-
-    active = jnp.where(wanted, jnp.ones_like(jax.tree.leaves(start)[0]), 0.0)
-    state = _Newton(jnp.int32(0), start, active, machine.over_slices(active))
-    return lax.while_loop(lambda s: (s.going > 0) & (s.passes < most), one_pass, state).at
 
 
 def tsallis(z: Any, b: jax.Array, sound: jax.Array, machine: Machine) -> Any:
@@ -152,12 +98,15 @@ def tsallis(z: Any, b: jax.Array, sound: jax.Array, machine: Machine) -> Any:
 
     limit, concave = b <= _LEAST_B, b > 1
     convex = sound & ~limit & ~low_power(b)
-    scaled = lambda: machine.each(lambda z: b * z, z)
+
+    def scaled():
+        return machine.each(lambda z: b * z, z)
+
     return machine.chosen(
         z,
         (sound & limit, lambda: _exponential(z, machine)),
         (convex, lambda: _convex(z, jnp.minimum(b, 1.0), convex, machine)),
-        *_low_powers(scaled, b, sound & low_power(b) & ~concave, 2, equation, machine),
+        *low_powers(scaled, b, sound & low_power(b) & ~concave, 2, equation, machine),
         (sound & concave, lambda: _concave(z, jnp.where(concave, b, 2.0), sound & concave, machine)),
     )
 
@@ -184,7 +133,7 @@ class _Threshold(NamedTuple):
     step: jax.Array
 
 
-def _low_powers(
+def low_powers(
     scores: Callable[[], Any],
     b: jax.Array,
     wanted: jax.Array,
@@ -238,10 +187,10 @@ def _low_power(
         return _Threshold(*two_parts(at.whole, at.rest - step), step), solved(residual, step, at.step)
 
     start = _Threshold(jnp.ones_like(b), jnp.zeros_like(b), jnp.zeros_like(b))
-    at = _newton(start, move, wanted, MAX_PASSES, machine)
+    at = iterate(start, move, wanted, MAX_PASSES, machine)
     low, y, high = machine.each(partial(terms, at), z)
     residual, step = newton(lambda *at: at, low, y, high)
-    return _arrived(y, low, residual, -step / b, machine)
+    return arrived(y, low, residual, -step / b, machine)
 
 
 # --- b <= 0.4 ----------------------------------------------------------------------------------------------
@@ -263,10 +212,10 @@ def _convex(z: Any, b: jax.Array, wanted: jax.Array, machine: Machine) -> Any:
         change = newton(*machine.sums(partial(terms, log_m), z))
         return log_m + change, jnp.abs(change) <= SMALL_STEP
 
-    log_m = _newton(jnp.zeros_like(b), step, wanted, MAX_PASSES, machine)
+    log_m = iterate(jnp.zeros_like(b), step, wanted, MAX_PASSES, machine)
     low, y = machine.each(partial(terms, log_m), z)
     rest = newton(*machine.sums(lambda *at: at, low, y))
-    return _arrived(y, low, rest, rest, machine)
+    return arrived(y, low, rest, rest, machine)
 
 
 def _shares(z: jax.Array, b: jax.Array, log_m: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -289,7 +238,7 @@ def _concave(z: Any, b: jax.Array, wanted: jax.Array, machine: Machine) -> Any:
         above = machine.total(partial(weight, middle), z) > 1
         return jnp.where(above, low, middle), jnp.where(above, middle, high)
 
-    least = -jnp.log(machine.total(lambda z: flag(z > _LOWEST), z))
+    least = -jnp.log(machine.total(lambda z: flag(z > LOWEST), z))
     _, log_m = loop(_HALVINGS, halve, (least, jnp.zeros_like(b)))
     scale = b * jnp.exp(jnp.minimum(-b * log_m, LARGEST_LOG))
 
@@ -305,7 +254,7 @@ def _concave(z: Any, b: jax.Array, wanted: jax.Array, machine: Machine) -> Any:
         return jnp.where(last, c, least_of(lambda z: z > c, machine, z)), last
 
     # From the least candidate for the support on.
-    c = _newton(least_of(lambda z: z * scale > -1 - _NEAR, machine, z), next_score, wanted, _COUNT, machine)
+    c = iterate(least_of(lambda z: z * scale > -1 - _NEAR, machine, z), next_score, wanted, _COUNT, machine)
     ties = machine.total(lambda z: flag(z == c), z)
 
     def step(w):
@@ -318,89 +267,5 @@ def _concave(z: Any, b: jax.Array, wanted: jax.Array, machine: Machine) -> Any:
         next_w = jnp.maximum(w - (sum_y + ties * w - 1) / (ties + slope), LEAST)
         return next_w, jnp.abs(next_w - w) <= _SMALL_WEIGHT
 
-    w = _newton(1 / ties, step, wanted, MAX_PASSES, machine)
+    w = iterate(1 / ties, step, wanted, MAX_PASSES, machine)
     return machine.each(lambda z: jnp.where(z == c, w, others(c, jnp.exp(b * jnp.log(w)), z)[1]), z)
-
-
-# --- p-norm ------------------------------------------------------------------------------------------------
-
-
-def p_norm(z: Any, b: jax.Array, sound: jax.Array, machine: Machine) -> Any:
-    """y with sum 1, up to rounding, where sound."""
-
-    def equation(b, low, mid, high):
-        r = 1 / b
-        log_f = jnp.log(mid) + (1 - r) / (1 + r) * jnp.log(high)
-        return log_f, -expm1(-log_f) / (r * low / mid + (1 - r) * mid / high)
-
-    convex = sound & ~low_power(b)
-    y = machine.chosen(
-        z,
-        (convex, lambda: _high_powers(z, b, convex, machine)),
-        *_low_powers(lambda: z, b, sound & low_power(b), 3, equation, machine),
-    )
-    scale = jnp.where(sound, 1 / machine.total(same, y), 0.0)
-    return machine.each(lambda y: y * scale, y)
-
-
-def _high_powers(z: Any, b: jax.Array, wanted: jax.Array, machine: Machine) -> Any:
-    r = 1 / b
-
-    def terms(log_e, z):
-        """The derivative of u^(1/b) by log e, u^(1/b) itself, what u lacks of it, and u^(1/b - 1)."""
-        w = jnp.maximum(z * jnp.exp(jnp.minimum(-log_e, LARGEST_LOG)), -1.0)
-        low = jnp.where(w > -1, jnp.exp((r - 1) * machine.log1p_down(w)), 0.0)
-        y = low * (1 + w)
-        return r * low * -w, y, y * -w, low
-
-    def newton(log_e, mid, lack, low):
-        # S_(r+1) is close to S_r for small b, and the equation of the order of b: so what it lacks is summed.
-        lack = lack / mid
-        high = mid * (1 - lack)
-        log_f = log_e - machine.log1p(-lack) + 2 * b / (1 + b) * jnp.log(high)
-        spread = low / mid * (1 - lack) - 1
-        slope = (1 + r * jnp.where(spread > _NOISE, spread, 0.0)) / (1 - lack)
-        return machine.log1p(jnp.maximum(expm1(-log_f) / slope, -0.999))
-
-    def step(log_e):
-        change = newton(log_e, *machine.sums(lambda z: terms(log_e, z)[1:], z))
-        return log_e + change, jnp.abs(change) <= SMALL_STEP * b
-
-    log_e = _newton(jnp.zeros_like(b), step, wanted, MAX_PASSES, machine)
-    derivative, *others = machine.each(partial(terms, log_e), z)
-    rest = newton(log_e, *machine.sums(lambda *at: at, *others))
-    return _arrived(others[0], derivative, rest, rest, machine)
-
-
-# --- Pieces ------------------------------------------------------------------------------------------------
-
-
-def same(at: jax.Array) -> jax.Array:
-    return at
-
-
-def low_power(b: Any) -> Any:
-    """Whether u is computed rather than v."""
-    return b > 0.4
-
-
-def two_parts(whole: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Their sum, and what rounding it leaves over."""
-    rounded = whole + rest
-    return rounded, (whole - rounded) + rest
-
-
-def solved(residual: jax.Array, step: jax.Array, last_step: jax.Array) -> jax.Array:
-    """Whether what is left of an equation is nothing, or nothing but the rounding of sums."""
-    return (residual <= _SOLVED) | ((residual < _NOISE) & (2 * jnp.abs(step) > jnp.abs(last_step)))
-
-
-def least_of(where: Callable[..., jax.Array], machine: Machine, *slices: Any) -> jax.Array:
-    """The column of the least numbers of the first slice, where a condition on the slices holds."""
-    return -machine.most(lambda *at: jnp.where(where(*at), -at[0], _LOWEST), *slices)
-
-
-def expm1(x: jax.Array) -> jax.Array:
-    """exp(x) - 1, which the compilers for kernels have no operation for."""
-    t = jnp.tanh(x / 2)
-    return jnp.where(x < 1, 2 * t / (1 - jnp.where(x < 1, t, 0.0)), jnp.exp(x) - 1)

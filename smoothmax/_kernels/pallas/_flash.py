@@ -32,8 +32,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from ..._arrays import greatest
-from ._equations import LARGEST_LOG, LEAST, MAX_PASSES, SMALL_STEP, expm1, low_power, solved, two_parts
 from ._flash_blocks import LOWEST, Head, Plan, block_scores, has_weight
+from ._machines import LARGEST_LOG, LEAST, MAX_PASSES, SMALL_STEP, expm1, low_power, solved, two_parts
 from ._tiles import flag, loop_over
 
 # |b log y| below which d alpha is computed by its series, since the closed form cancels.
@@ -228,7 +228,7 @@ def backward_queries(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, blocks_r
             if dz_ref is not None:
                 dz_ref[keys(j), :] = dz.astype(dz_ref.dtype)
             dq, *rows = carry
-            changes = -jnp.where(s > 0, dz * _entropy_change(head.b, log_y), 0.0), dz * products
+            changes = -jnp.where(s > 0, dz * entropy_change(head.b, log_y), 0.0), dz * products
             rows = (row + jnp.sum(change, axis=0, keepdims=True) for row, change in zip(rows, changes, strict=True))
             return dq + _product(dz.astype(k.dtype), k, 0, 0), *rows
 
@@ -274,7 +274,7 @@ def backward_keys(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, rows_ref, b
 # --- Pieces ------------------------------------------------------------------------------------------------
 
 
-def _entropy_change(b: Any, log_y: jax.Array) -> jax.Array:
+def entropy_change(b: Any, log_y: jax.Array) -> jax.Array:
     """d/d alpha of phi'(y), but for a constant: (L e^L - e^L + 1) / b^2 with L = b log y."""
     x = b * log_y
     series = log_y**2 * (1 / 2 + x * (1 / 3 + x * (1 / 8 + x * (1 / 30 + x / 144))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -15,26 +16,22 @@ from ._tiles import flag
 LOWEST = -1e30
 
 
-class Plan(NamedTuple):
-    """What is static about a call.
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """What is static about a call, on every machine.
 
     Attributes:
       queries, keys: how many there are, padding to whole blocks included.
       rows, columns: how many queries and keys a block has.
-      buffers: how many blocks of whole length lie in memory at a time, 1 or 2.
       is_causal, window: the rules of visibility.
-      has_bias, has_mask: whether there are such arrays.
     """
 
     queries: int
     keys: int
     rows: int
     columns: int
-    buffers: int
     is_causal: bool
     window: tuple[int, int] | None
-    has_bias: bool
-    has_mask: bool
 
     def key_blocks(self, i: Any, length: Any) -> tuple[Any, Any]:
         """The first of the key blocks that query block i may see, and the first after them."""
@@ -59,6 +56,20 @@ class Plan(NamedTuple):
             start = jnp.maximum(start, jnp.maximum(first - right, 0) // self.rows)
             end = jnp.minimum(end, jnp.maximum(last + left, -1) // self.rows + 1)
         return jnp.minimum(start, end), end
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan(Blocks):
+    """And on TPUs.
+
+    Attributes:
+      buffers: how many blocks of whole length lie in memory at a time, 1 or 2.
+      has_bias, has_mask: whether there are such arrays.
+    """
+
+    buffers: int
+    has_bias: bool
+    has_mask: bool
 
 
 class Head(NamedTuple):

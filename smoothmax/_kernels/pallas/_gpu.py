@@ -3,7 +3,7 @@
 One warpgroup, 128 threads, does a step of the grid. Arrays stay in the GPU's main memory, and a kernel loads what it
 needs from there into registers.
 
-The kernels were compiled for H100 and run in an interpreter, never on a device.
+The kernels were compiled for H100, run in an interpreter, and run on an H200.
 """
 
 from __future__ import annotations
@@ -25,6 +25,16 @@ _AXIS = "smoothmax_step"
 _SINCE = (0, 10)
 
 
+class _WhenUsed:
+    """Pallas for GPUs, loaded when something of it is first used: not every machine can."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("jax.experimental.pallas.mosaic_gpu"), name)
+
+
+mosaic: Any = _WhenUsed()
+
+
 def run(
     kernel: Callable[..., None],
     steps: int,
@@ -37,7 +47,6 @@ def run(
 
     Without `barriers` threads do not wait for each other around stores: for kernels that do not load what they stored.
     """
-    mosaic = _mosaic()
     first = arrays[0]
     call = mosaic.kernel(
         lambda *refs: kernel(lax.axis_index(_AXIS), *refs),
@@ -56,7 +65,6 @@ def run(
 def layout(width: int, by_warps: bool) -> Any:
     """How an array of one dimension lies in registers: `width` neighbouring numbers in each thread, once in every warp,
     or once in the warpgroup."""
-    mosaic = _mosaic()
     if by_warps:
         tiles, warps = ((WARP * width,), (width,)), (mosaic.Replicated(THREADS // WARP),)
     else:
@@ -68,7 +76,7 @@ def load(ref: Any, index: tuple[Any, ...], layout: Any) -> jax.Array:
     """An array from the GPU's main memory, laid out so; anyhow if that is None."""
     if layout is None:
         return ref[index]
-    load = _mosaic().load
+    load = mosaic.load
     if "idx" in (parameters := inspect.signature(load).parameters) and parameters["idx"].default is inspect._empty:
         return load(ref, index, layout=layout, optimized=False)  # before JAX 0.11
     return load(ref.at[index], layout=layout, optimized=False)
@@ -79,7 +87,6 @@ def warp() -> jax.Array:
 
     A scalar that differs from warp to warp: what depends on it must not make warps wait for each other.
     """
-    mosaic = _mosaic()
     dialect = importlib.import_module("jax.experimental.mosaic.gpu")
 
     @mosaic.inline_mgpu(return_type=mosaic.ShapeDtypeStruct((), jnp.int32, layout=mosaic.Layout.WG_SPLAT(())))
@@ -90,16 +97,12 @@ def warp() -> jax.Array:
     return index()
 
 
-def _mosaic() -> Any:
-    return importlib.import_module("jax.experimental.pallas.mosaic_gpu")
-
-
 def missing() -> str | None:
     """Why this JAX cannot serve, or None."""
     if jax.__version_info__ < _SINCE:
         return f"its kernels for GPUs need JAX {'.'.join(map(str, _SINCE))} or later, and this is {jax.__version__}"
     try:
-        _mosaic()
+        importlib.import_module("jax.experimental.pallas.mosaic_gpu")
     except ImportError as error:
         return f"this JAX cannot load Pallas for GPUs ({error})"
     return None

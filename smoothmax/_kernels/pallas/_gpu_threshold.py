@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from . import _equations, _gpu
+from . import _equations, _gpu, _p_norm_equations
 from ._batching import weights_of_slices
-from ._equations import LEAST, Equation, Machine, Weights
+from ._equations import Equation, Weights
+from ._machines import LEAST, Machine
 
 # The widest slice whose numbers, and what a pass makes of them, stay in registers: up to 255 for each thread.
 _WIDEST = 4096
@@ -52,7 +53,7 @@ def tsallis_weights(x: jax.Array, gamma: Any, alpha: Any, *, interpret: Any = Fa
 
 def p_norm_weights(x: jax.Array, gamma: Any, p: Any, *, interpret: Any = False) -> jax.Array:
     """p-norm weights of float32 slices `(*batch, d)`, 1 < p <= 2; as `_solvers.p_norm_weights`."""
-    return _call(_equations.p_norm, x, gamma, p, interpret)
+    return _call(_p_norm_equations.p_norm, x, gamma, p, interpret)
 
 
 def _call(equation: Equation, x: jax.Array, gamma: Any, power: Any, interpret: Any) -> jax.Array:

@@ -13,9 +13,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ..._arrays import total, varying_like
-from . import _equations
+from . import _equations, _p_norm_equations
 from ._batching import weights_of_slices
-from ._equations import Equation, Machine, Weights
+from ._equations import Equation, Weights
+from ._machines import Machine
 from ._tiles import LANES, MEMORY_LIMIT, SUBLANES, VECTOR_MEMORY, flag, result
 
 # Arrays of a block that a pass may hold at once, a generous count.
@@ -25,7 +26,7 @@ _BLOCK = 2**16
 
 
 def _chosen(z: jax.Array, *cases: tuple[jax.Array, Callable[[], jax.Array]]) -> jax.Array:
-    """Each slice of a block by the solver whose condition holds for it; a solver that no slice asks for does not run."""
+    """Each slice of a block by the solver whose condition holds for it; a solver that no slice needs does not run."""
     y = jnp.zeros_like(z)
     for wanted, solve in cases:
 
@@ -77,7 +78,7 @@ def tsallis_weights(x: jax.Array, gamma: Any, alpha: Any, *, interpret: Any = Fa
 
 def p_norm_weights(x: jax.Array, gamma: Any, p: Any, *, interpret: Any = False) -> jax.Array:
     """p-norm weights of float32 slices `(*batch, d)`, 1 < p <= 2; as `_solvers.p_norm_weights`."""
-    return _call(_equations.p_norm, x, gamma, p, interpret)
+    return _call(_p_norm_equations.p_norm, x, gamma, p, interpret)
 
 
 def _call(equation: Equation, x: jax.Array, gamma: Any, power: Any, interpret: Any) -> jax.Array:

@@ -1,0 +1,151 @@
+"""Flash attention for GPUs, interpreted on a CPU: the same numbers as attention in plain JAX, and gradients.
+
+Blocks are small here, so that there are several, and numbers are float32, so that one sees more than the rounding of
+bfloat16. The interpreter has the products in plain JAX: those of the matrix unit are for a GPU.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import normal
+
+import smoothmax as sm
+from smoothmax import _kernels
+from smoothmax._kernels import pallas
+from smoothmax._kernels.pallas import _gpu, _gpu_attention, _gpu_flash
+
+interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
+pytestmark = [
+    pytest.mark.skipif(_gpu.missing() is not None, reason=str(_gpu.missing())),
+    pytest.mark.usefixtures("no_x64", "interpreted"),
+]
+
+f32 = jnp.float32
+B, T, S, N, K, H, V = 1, 12, 27, 2, 1, 8, 6  # two query heads share a key head; no length is whole blocks
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    for name, value in {"_ROWS": 8, "_COLUMNS": 16, "_FEWER": 8, "_TILE": 8}.items():
+        monkeypatch.setattr(_gpu_attention, name, value)
+    monkeypatch.setattr(_gpu_flash, "NEAR", 1e-3)
+    monkeypatch.setattr(_gpu_flash, "SOLVED", 1e-5)
+    kernels = pallas.gpu_kernels(interpreter.InterpretGPUParams(uninitialized_memory="nan"))
+    any_dtype = {name: dataclasses.replace(kernels[name], refuses=lambda *_, **__: None) for name in kernels}
+    monkeypatch.setitem(_kernels.TABLE, "pallas", any_dtype)
+
+
+def draw(seed, *shape):
+    # Of a size that makes weights of a few keys, so that some blocks have none.
+    return 1.5 * normal(seed, *shape)
+
+
+def per_head(*values):
+    return jnp.asarray(values, f32)[:, None, None]
+
+
+LENGTHS = {"query_seq_lengths": np.int32([11]), "key_value_seq_lengths": np.int32([19])}
+# A mapping, its hyper-parameters, and options.
+CASES = {
+    "one alpha and gamma a head, window": (
+        sm.entmax,
+        {"alpha": per_head(1.05, 1.5), "gamma": per_head(0.7, 1.3)},
+        {"local_window_size": (5, 3)},
+    ),
+    "sparsemax, causal, lengths": (sm.sparsemax, {"gamma": f32(0.8)}, {"is_causal": True, **LENGTHS}),
+    "softmax, all": (sm.softmax, {}, {}),
+}
+
+
+def attention_of(case, implementation):
+    """Attention as a function of (query, key, value, hyper-parameters, scale), and arguments."""
+    mapping, params, options = CASES[case]
+
+    def attend(q, k, v, params, scale):
+        of_params = functools.partial(mapping, **params)
+        return sm.dot_product_attention(
+            q, k, v, mapping=of_params, scale=scale, implementation=implementation, **options
+        )
+
+    return attend, (draw(0, B, T, N, H), draw(1, B, S, K, H), draw(2, B, S, K, V), params, f32(0.6))
+
+
+def pulled(function, bar):
+    def call(*args):
+        output, pull = jax.vjp(function, *args)
+        return output, pull(bar)
+
+    return jax.jit(call)
+
+
+def assert_close(results, expected, within):
+    for a, b in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        # What belongs to a head or to all is a sum of thousands of numbers of either sign; plain JAX rounds it more.
+        terms = 5 if b.size <= N else 1
+        np.testing.assert_allclose(a, b, rtol=0, atol=within * terms * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_output_and_gradients_are_those_of_the_plain_form(case):
+    by_kernels, args = attention_of(case, "pallas")
+    plain, _ = attention_of(case, "xla")
+    bar = draw(9, B, T, N, V)
+    # 2e-5 for numbers of size 1; sums over queries are larger, and so is their rounding.
+    assert_close(pulled(by_kernels, bar)(*args), pulled(plain, bar)(*args), 2e-5)
+
+
+def test_bad_queries_and_padding():
+    """What is not finite stays with its query, and padding may hold anything."""
+    by_kernels, (q, k, v, params, scale) = attention_of("sparsemax, causal, lengths", "pallas")
+    call = jax.jit(lambda q, k, v: by_kernels(q, k, v, params, scale))
+    bad = q.at[0, 3, 1].set(jnp.nan).at[0, 5, 0].set(jnp.inf).at[0, 11:].set(jnp.nan)
+    y = call(bad, k.at[0, 19:].set(jnp.inf), v.at[0, 19:].set(jnp.nan))
+    assert np.isnan(y[0, 3, 1]).all()
+    assert np.isnan(y[0, 5, 0]).all()
+    clean = call(q, k, v)
+    np.testing.assert_array_equal(y.at[0, 3, 1].set(clean[0, 3, 1]).at[0, 5, 0].set(clean[0, 5, 0]), clean)
+
+
+def test_a_search_that_did_not_arrive_says_nan(monkeypatch):
+    monkeypatch.setattr(_gpu_flash, "MAX_PASSES", 0)
+    by_kernels, args = attention_of("one alpha and gamma a head, window", "pallas")
+    output, bars = pulled(by_kernels, draw(9, B, T, N, V))(*args)
+    assert np.isnan(output).all()
+    assert np.isnan(bars[0]).any()
+
+
+def test_vmap_is_a_larger_batch():
+    q, k, v = draw(0, 2, 8, N, H), draw(1, B, 16, K, H), draw(2, B, 16, K, V)
+    kernel = _kernels.TABLE["pallas"]["attention"].call
+    scales = jnp.asarray([0.3, 0.6], f32)
+
+    def one(q, scale):
+        return kernel(q, k, v, None, scale, f32(1.5), f32(1), None, None, None)[0]
+
+    together = jax.jit(jax.vmap(one))(q[:, None], scales)
+    for i in range(2):
+        np.testing.assert_array_equal(together[i], jax.jit(one)(q[i][None], scales[i]))
+
+
+def test_what_a_kernel_refuses(monkeypatch):
+    refuses = pallas.gpu_kernels()["attention"].refuses
+    monkeypatch.setattr(_gpu_attention, "_TILE", 64)
+    monkeypatch.setattr(_gpu_attention, "_ROWS", 64)
+    monkeypatch.setattr(_gpu_attention, "_COLUMNS", 128)
+
+    def refusal(length=128, dtype=jnp.bfloat16, size=64, bias=None, mask=None):
+        q = jax.ShapeDtypeStruct((1, length, 2, size), dtype)
+        return refuses(q, q, q, bias, None, None, None, mask, None, None)
+
+    assert refusal() is None
+    assert "bfloat16, as the matrix unit does, not float32" in refusal(dtype=f32)
+    assert "no array as bias" in refusal(bias=jnp.zeros((1, 1, 1, 1)))
+    assert "no array as mask" in refusal(mask=jnp.ones((1, 1, 1, 1), bool))
+    assert "size up to 128, not 192" in refusal(size=192)
+    assert "of shared memory" in refusal(2**20)
+    assert "empty" in refusal(0)
