@@ -78,7 +78,7 @@ def weights(x: Any, gamma: jax.Array, power: jax.Array, *, equation: Equation, m
     # Within these bounds a top score stays 0, and -inf is -inf.
     scale = jnp.where(bad, 1.0, jnp.clip(1 / gamma, LEAST, 1 / LEAST))
     b, top = jnp.where(bad, 1.0, jnp.maximum(power - 1, _LEAST_B)), jnp.where(sound, top, 0.0)
-    z = machine.each(lambda x: jnp.maximum((x - top) * scale, LOWEST), x)
+    z = machine.kept(machine.each(lambda x: jnp.maximum((x - top) * scale, LOWEST), x))
     y = equation(z, b, sound, machine)
     sum_y = machine.total(same, y)
     factor = jnp.where(~bad & (jnp.abs(sum_y - 1) <= _REPAIRABLE), 1 / sum_y, jnp.nan)

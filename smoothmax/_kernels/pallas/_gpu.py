@@ -42,15 +42,18 @@ def run(
     dtypes: tuple[Any, ...],
     interpret: Any,
     barriers: bool = True,
+    scratch: tuple[Any, ...] = (),
 ) -> list[jax.Array]:
     """Runs `kernel(step, *references)` for every step; the results have the first array's shape, and the dtypes.
 
-    Without `barriers` threads do not wait for each other around stores: for kernels that do not load what they stored.
+    Without `barriers` threads do not wait for each other around stores: for kernels whose threads load nothing that
+    another one stored. `scratch` are places that a step has to itself, and the last references.
     """
     first = arrays[0]
     call = mosaic.kernel(
         lambda *refs: kernel(lax.axis_index(_AXIS), *refs),
         out_type=[jax.ShapeDtypeStruct(first.shape, dtype) for dtype in dtypes],
+        scratch_types=scratch,
         grid=(steps,),
         grid_names=(_AXIS,),
         compiler_params=mosaic.CompilerParams(
@@ -73,7 +76,7 @@ def layout(width: int, by_warps: bool) -> Any:
 
 
 def load(ref: Any, index: tuple[Any, ...], layout: Any) -> jax.Array:
-    """An array from the GPU's main memory, laid out so; anyhow if that is None."""
+    """An array from memory, laid out so; anyhow if that is None."""
     if layout is None:
         return ref[index]
     load = mosaic.load

@@ -1,7 +1,7 @@
-"""Weights that one threshold a slice determines, for GPUs: a slice is read once and solved in registers.
+"""Weights that one threshold a slice determines, for GPUs: a slice is read once and solved on the chip.
 
-One warpgroup, 128 threads, solves one slice, and each thread holds every 128th number of it, or pair of numbers. A
-sum along the slice is one over each thread's numbers, over the threads of a warp, and over the four warps.
+A warp, 32 threads, solves a slice in its registers; a wider one is solved by a warpgroup, 128 threads, in registers or
+shared memory. A sum along a slice is one over each thread's numbers, over the threads of a warp, and over the warps.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from . import _equations, _gpu, _p_norm_equations
+from . import _equations, _gpu, _gpu_wide, _p_norm_equations
 from ._batching import weights_of_slices
 from ._equations import Equation, Weights
-from ._machines import LEAST, Machine
+from ._machines import LEAST, Machine, same
 
-# The widest slice whose numbers, and what a pass makes of them, stay in registers: up to 255 for each thread.
-_WIDEST = 4096
+# The widest slice: three of them fit into shared memory at a time.
+_WIDEST = 16384
 # The widest slice that lies within a warp.
 _BY_WARPS = 1024
 # How many neighbouring numbers a thread loads at a time.
@@ -37,7 +37,7 @@ def refuses(x: Any, widest: int) -> str | None:
     if x.dtype != jnp.float32:
         return f"its threshold kernel computes in float32, not {x.dtype}"
     if not 1 <= x.shape[-1] <= widest:
-        return f"its threshold kernel holds slices of 1 to {widest} positions in registers, not of {x.shape[-1]}"
+        return f"its threshold kernel holds slices of 1 to {widest} positions on the chip, not of {x.shape[-1]}"
     if x.size == 0:
         return "there are no slices"
     return _gpu.missing()
@@ -77,11 +77,17 @@ def _run(weights: Weights, rows: jax.Array, others: list[jax.Array], interpret: 
         return jnp.pad(a, ((0, 0), (0, more)), constant_values=value) if more else a
 
     others = [padded(a, 0.0) if a.shape[-1] > 1 else a[:, 0] for a in others]
-    inputs = [padded(rows, -jnp.inf), *others]
-    if whole:
-        form = form._replace(piece=d + more)
-    kernel = partial(_kernel, weights=weights, form=form, slices=n)
-    [y] = _gpu.run(kernel, -(-n // form.slices), inputs, (rows.dtype,), interpret, barriers=False)
+    rows = padded(rows, -jnp.inf)
+    run = partial(_gpu.run, interpret=interpret, barriers=False)
+    if d > _BY_WARPS and not whole:
+        rows = rows.reshape(n, -1, form.piece)
+        place = _gpu.mosaic.SMEM(rows.shape[1:], rows.dtype)
+        kernel = partial(_wide_kernel, weights=weights, layout=form.layout)
+        [y] = run(kernel, n, [rows, *others], (rows.dtype,), scratch=(place,))
+        y = y.reshape(n, -1)
+    else:
+        kernel = partial(_kernel, weights=weights, form=form._replace(piece=d + more) if whole else form, slices=n)
+        [y] = run(kernel, -(-n // form.slices), [rows, *others], (rows.dtype,))
     return y[:, :d] if more else y
 
 
@@ -122,6 +128,13 @@ def _kernel(i, *refs, weights, form, slices):
     made = weights(*map(load, inputs), machine=_MACHINE)
     for piece, y in zip(pieces, made if len(pieces) > 1 else [made], strict=True):
         y_ref[row, piece] = y
+
+
+def _wide_kernel(row, *refs, weights, layout):
+    x_ref, *others, y_ref, place = refs
+    machine = _gpu_wide.machine(place, layout, _log1p, _log1p_down)
+    made = weights(_gpu_wide.fetch(place, x_ref, row, layout), *(ref[row] for ref in others), machine=machine)
+    _gpu_wide.store(made, place, y_ref, row)
 
 
 def _made(function, slices):
@@ -174,4 +187,4 @@ def _one_plus(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 # A slice is an array or a tuple of several, its pieces, and a column is a scalar.
-_MACHINE = Machine(_each, _sums, _most, lambda column: column, _chosen, _log1p, _log1p_down)
+_MACHINE = Machine(_each, _sums, _most, lambda column: column, _chosen, _log1p, _log1p_down, same)

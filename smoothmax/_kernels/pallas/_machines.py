@@ -37,6 +37,7 @@ class Machine(NamedTuple):
     chosen: Callable[..., Any]  # scores and pairs of a column and a solver to weights: by the solver where it is true
     log1p: Callable[[jax.Array], jax.Array]
     log1p_down: Callable[[jax.Array], jax.Array]  # for numbers from -1, where it may be large only, to 0
+    kept: Callable[[Any], Any]  # a slice to the same one, where it is better computed now than where it is used
 
     def total(self, function: Callable[..., jax.Array], *slices: Any) -> jax.Array:
         """The column of the sums of one function of positions."""

@@ -16,7 +16,7 @@ from ..._arrays import total, varying_like
 from . import _equations, _p_norm_equations
 from ._batching import weights_of_slices
 from ._equations import Equation, Weights
-from ._machines import Machine
+from ._machines import Machine, same
 from ._tiles import LANES, MEMORY_LIMIT, SUBLANES, VECTOR_MEMORY, flag, result
 
 # Arrays of a block that a pass may hold at once, a generous count.
@@ -46,6 +46,7 @@ MACHINE = Machine(
     _chosen,
     jnp.log1p,
     jnp.log1p,
+    same,
 )
 
 
