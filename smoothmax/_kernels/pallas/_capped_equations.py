@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..._arrays import between, eps
-from ._equations import LEAST, Machine, expm1, least_of
+from ._machines import LEAST, Machine, expm1, least_of, same
 from ._tiles import flag
 
 # Five to nine passes are the rule. After so many, halvings are of the floats in the bracket, not of its length.
@@ -81,10 +81,10 @@ def capped(
     """Scores, columns of hyper-parameters, and bounds, one a slice or one a position, to weights."""
     known = (alpha == 0) | ((alpha >= 1) & (alpha < jnp.inf))
     good = known & (gamma > 0) & (gamma < jnp.inf) & (total >= 0) & (total < jnp.inf)
-    top = machine.most(jnp.where(x < jnp.inf, x, -jnp.inf))
-    bad = ~good | (machine.most(flag(~(x < jnp.inf))) > 0)
+    top = machine.most(same, jnp.where(x < jnp.inf, x, -jnp.inf))
+    bad = ~good | (machine.most(same, flag(~(x < jnp.inf))) > 0)
     empty = top == -jnp.inf
-    spoiled = machine.most(flag(~((upper >= 0) & (x < jnp.inf)))) > 0
+    spoiled = machine.most(same, flag(~((upper >= 0) & (x < jnp.inf)))) > 0
     top, gamma = jnp.where(empty, 0.0, top), jnp.where(good, gamma, 1.0)
     problem = _problem(x, top, gamma, jnp.where(good, alpha - 1, 1.0), jnp.where(good, total, 0.0), upper, machine)
 
@@ -108,7 +108,7 @@ def _problem(
     """Scores about the largest one, and bounds that the weights can reach: those of the others are at least 0."""
     most = jnp.where(b < 0, jnp.minimum(total, 1.0), total)
     upper = jnp.where(x > -jnp.inf, jnp.minimum(upper, most), 0.0)
-    room = machine.total(upper)
+    room = machine.total(same, upper)
     share = jnp.where((room > 0) | (total == 0), _ratio(total, room), jnp.inf)
     return _Problem(_about(top, x, gamma, upper), upper, b, total, share)
 
@@ -132,7 +132,7 @@ def _solved(
     problem = problem._replace(z=z)
 
     y, rate = _weights(problem, s.tau, machine)
-    y = jnp.clip(y + rate * _ratio(_lack(problem, y, machine), machine.total(rate)), 0.0, problem.upper)
+    y = jnp.clip(y + rate * _ratio(_lack(problem, y, machine), machine.total(same, rate)), 0.0, problem.upper)
     straddled = flag((wanted > 0) & ~(s.active > 0) & ~(s.found > 0) & (s.over >= 0) & (s.under <= 0))
 
     def mixed():
@@ -143,7 +143,7 @@ def _solved(
         return jnp.where(straddled > 0, less + part * (more - less), y)
 
     y = lax.cond(machine.over_slices(straddled) > 0, mixed, lambda: y)
-    near = jnp.abs(machine.total(y) - problem.total) <= _REPAIRABLE * problem.total
+    near = jnp.abs(machine.total(same, y) - problem.total) <= _REPAIRABLE * problem.total
     return y, flag(near & (s.found + straddled > 0))
 
 
@@ -159,7 +159,7 @@ def _searched_again(
     """Slices whose threshold is far below the top, where scores are coarse: about the score next to it."""
     usable = problem.upper > 0
     distance = jnp.where(usable, jnp.abs(problem.z - s.tau), jnp.inf)
-    centre = machine.most(jnp.where(usable & (distance == -machine.most(-distance)), x, -jnp.inf))
+    centre = machine.most(same, jnp.where(usable & (distance == -machine.most(same, -distance)), x, -jnp.inf))
     centre = jnp.where(far > 0, centre, top)
     z = _about(centre, x, gamma, problem.upper)
     again = _search(problem._replace(z=z), s.tau - (centre - top) / gamma, far, machine)
@@ -171,10 +171,10 @@ def _search(problem: _Problem, start: jax.Array | None, wanted: jax.Array, machi
     usable = problem.upper > 0
     # Where each position has the share of its bound that all of them have together.
     points = problem.z - _slope(problem.share * problem.upper, problem.b, machine)
-    low, high = least_of(points, usable, machine), -least_of(-points, usable, machine)
+    low, high = (side * least_of(lambda _, usable: usable, machine, side * points, usable) for side in (1, -1))
     if start is None:
         # Where all positions are free and phi is a square, the root itself.
-        start = _ratio(machine.total(jnp.where(usable, points, 0.0)), machine.total(flag(usable)))
+        start = _ratio(machine.total(same, jnp.where(usable, points, 0.0)), machine.total(same, flag(usable)))
     low, high = (v + side * _MARGIN * eps(start) * (1 + jnp.abs(v)) for v, side in ((low, -1), (high, 1)))
     low, high, start = (jnp.where(wanted > 0, v, 0.0) for v in (low, high, jnp.clip(start, low, high)))
     none, one = jnp.zeros_like(start), jnp.ones_like(start)
@@ -190,7 +190,7 @@ def _one_pass(problem: _Problem, s: _Search, machine: Machine) -> _Search:
     low, over = (jnp.where(excess >= 0, new, old) for new, old in ((s.tau, s.low), (excess, s.over)))
     high, under = (jnp.where(excess <= 0, new, old) for new, old in ((s.tau, s.high), (excess, s.under)))
 
-    rate = machine.total(rate)
+    rate = machine.total(same, rate)
     newton = s.tau + jnp.where(rate > 0, _ratio(excess, rate), jnp.inf)
     middle = jnp.where(s.passes < _PATIENCE, low + (high - low) / 2, between(low, high))
     slow = 2 * jnp.abs(excess) > jnp.abs(s.excess)
@@ -199,7 +199,7 @@ def _one_pass(problem: _Problem, s: _Search, machine: Machine) -> _Search:
     # A sum that is right to rounding, or to noise that does not shrink any more, has its threshold; if few weights are
     # free, what is left over must be little to each, as far as floats resolve the threshold.
     resolved = jnp.maximum(rate * jnp.maximum(jnp.abs(s.tau) / 4, 1.0), 1.0)
-    few = jnp.maximum(machine.most(problem.upper), 1.0) * resolved
+    few = jnp.maximum(machine.most(same, problem.upper), 1.0) * resolved
     found = jnp.abs(excess) <= jnp.where(slow, 8.0, 4.0) * eps(y) * jnp.minimum(problem.total, few)
     tau = jnp.where(found, s.tau, tau)
     active = flag(~found & (low < middle) & (middle < high))
@@ -216,7 +216,7 @@ def _lack(problem: _Problem, y: jax.Array, machine: Machine) -> jax.Array:
     bits = lax.bitcast_convert_type(jnp.maximum(problem.total, _LEAST_TOTAL), jnp.int32)
     unit = lax.bitcast_convert_type(bits & jnp.int32(_EXPONENT), jnp.float32) * jnp.float32(2.0**-22)
     coarse = (y / unit).astype(jnp.int32).astype(jnp.float32) * unit
-    return (problem.total - machine.total(coarse)) - machine.total(y - coarse)
+    return (problem.total - machine.total(same, coarse)) - machine.total(same, y - coarse)
 
 
 def _chosen(wanted: jax.Array, new: _Search, old: _Search) -> _Search:

@@ -32,8 +32,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from ..._arrays import greatest
-from ._equations import LARGEST_LOG, LEAST, MAX_PASSES, SMALL_STEP, expm1, low_power, solved, two_parts
 from ._flash_blocks import LOWEST, Head, Plan, block_scores, has_weight
+from ._machines import LARGEST_LOG, LEAST, MAX_PASSES, SMALL_STEP, expm1, low_power, solved, two_parts
 from ._tiles import flag, loop_over
 
 # |b log y| below which d alpha is computed by its series, since the closed form cancels.

@@ -11,15 +11,17 @@ interpreter does not show it. Kernels ask such numbers only whether they are equ
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from ..._arrays import varying_like
 
-THREADS = 128
+THREADS, WARP = 128, 32
 _AXIS = "smoothmax_step"
 # In JAX 0.9 these kernels do not compile: it lacks operations, and slices of some lengths.
 _SINCE = (0, 10)
@@ -42,22 +44,22 @@ def run(
     results: tuple[Any, ...],
     interpret: Any,
     *,
-    shared: tuple[tuple[int, ...], ...] = (),
     barriers: bool = True,
+    scratch: tuple[Any, ...] = (),
 ) -> list[jax.Array]:
-    """Runs `kernel(step, *references)` for every step: to the arrays, the results, and what is shared.
+    """Runs `kernel(step, *references)` for every step: to the arrays, the results, and the scratch.
 
     Args:
       results: forms, or dtypes: the shape is then that of the first array.
-      shared: the shapes of arrays of float32 in the memory that the threads of a step share.
       barriers: whether the threads wait for each other before and after anything is written. Without it a kernel calls
         `barrier` between what one thread writes and another one reads, or the other way round.
+      scratch: places that a step has to itself.
     """
     first = arrays[0]
     call = mosaic.kernel(
         lambda *refs: kernel(lax.axis_index(_AXIS), *refs),
         out_type=[r if isinstance(r, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(first.shape, r) for r in results],
-        scratch_types=[mosaic.SMEM(shape, jax.numpy.float32) for shape in shared],
+        scratch_types=scratch,
         grid=(steps,),
         grid_names=(_AXIS,),
         compiler_params=mosaic.CompilerParams(
@@ -76,9 +78,43 @@ def barrier(interpret: Any) -> None:
     """
     if interpret:  # there a step is one thread
         return
-    mosaic = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
     wait = importlib.import_module("jax.experimental.mosaic.gpu").warpgroup_barrier
     mosaic.inline_mgpu()(lambda _: wait())()
+
+
+def layout(width: int, by_warps: bool) -> Any:
+    """How an array of one dimension lies in registers: `width` neighbouring numbers in each thread, once in every warp,
+    or once in the warpgroup."""
+    if by_warps:
+        tiles, warps = ((WARP * width,), (width,)), (mosaic.Replicated(THREADS // WARP),)
+    else:
+        tiles, warps = ((THREADS * width,), (WARP * width,), (width,)), (-3,)
+    return mosaic.Layout.TILED(mosaic.Tiling(tiles), warps, (-2,), -1)
+
+
+def load(ref: Any, index: tuple[Any, ...], layout: Any) -> jax.Array:
+    """An array from memory, laid out so; anyhow if that is None."""
+    if layout is None:
+        return ref[index]
+    load = mosaic.load
+    if "idx" in (parameters := inspect.signature(load).parameters) and parameters["idx"].default is inspect._empty:
+        return load(ref, index, layout=layout, optimized=False)  # before JAX 0.11
+    return load(ref.at[index], layout=layout, optimized=False)
+
+
+def warp() -> jax.Array:
+    """Which warp of the warpgroup this thread is in.
+
+    A scalar that differs from warp to warp: what depends on it must not make warps wait for each other.
+    """
+    dialect = importlib.import_module("jax.experimental.mosaic.gpu")
+
+    @mosaic.inline_mgpu(return_type=mosaic.ShapeDtypeStruct((), jnp.int32, layout=mosaic.Layout.WG_SPLAT(())))
+    def index(_):
+        value = dialect.utils.warp_idx()
+        return dialect.FragmentedArray.splat(value, (), is_signed=True)
+
+    return index()
 
 
 def missing() -> str | None:

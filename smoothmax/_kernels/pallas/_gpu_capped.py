@@ -25,4 +25,4 @@ def capped_weights(
 
     The other arguments and the result are those of `_solvers.capped_weights`.
     """
-    return by_slices(_capped_equations.capped, x, (gamma, alpha, total, upper), interpret)
+    return by_slices(_capped_equations.capped, x, (gamma, alpha, total, upper), interpret, whole=True)

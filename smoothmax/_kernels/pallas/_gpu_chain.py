@@ -176,7 +176,7 @@ def _chains(x: jax.Array, up: jax.Array, down: jax.Array, *, interpret: Any) -> 
         [x, pieces.places(), *laid],
         (x.dtype, mask, mask),
         interpret,
-        shared=memory,
+        scratch=tuple(_gpu.mosaic.SMEM(shape, jnp.float32) for shape in memory),
         barriers=False,
     )
     return pieces.joined(t).reshape(*batch, d), pieces.signs(*borders).reshape(*batch, d)
@@ -212,7 +212,8 @@ def _means(v: jax.Array, jumps: jax.Array, weight: jax.Array, *, interpret: Any)
 
     memory = BOARD, pieces.shared, pieces.shared
     arrays = [pieces.cut(rows, 0.0), pieces.places(), cuts, weight]
-    [mean] = _gpu.run(kernel, pieces.blocks, arrays, (v.dtype,), interpret, shared=memory, barriers=False)
+    scratch = tuple(_gpu.mosaic.SMEM(shape, jnp.float32) for shape in memory)
+    [mean] = _gpu.run(kernel, pieces.blocks, arrays, (v.dtype,), interpret, scratch=scratch, barriers=False)
     return pieces.joined(mean).reshape(*batch, d)
 
 

@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from ._flash_blocks import LOWEST, Blocks
-from ._gpu import mosaic
+from ._gpu import load, mosaic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def read(plan: Plan, ref: Any, axis: int = 0) -> jax.Array:
     """One number for each line of a block, along that axis."""
     if plan.interpreted:
         return ref[...]
-    return mosaic.load(ref, (), layout=mosaic.Layout.WGMMA.reduce(1 - axis), optimized=False)
+    return load(ref, (), mosaic.Layout.WGMMA.reduce(1 - axis))
 
 
 def scores(plan: Plan, head: Head, products: jax.Array, first_query: Any, first_key: Any, queries: int) -> jax.Array:

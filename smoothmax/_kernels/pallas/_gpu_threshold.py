@@ -1,23 +1,30 @@
-"""Weights that one threshold a slice determines, for GPUs: a slice is read once and solved in registers.
+"""Weights that one threshold a slice determines, for GPUs: a slice is read once and solved on the chip.
 
-One warpgroup, 128 threads, solves one slice, and each thread holds every 128th number of it, or pair of numbers. A
-sum along the slice is one over each thread's numbers, over the threads of a warp, and over the four warps.
+A warp, 32 threads, solves a slice in its registers; a wider one is solved by a warpgroup, 128 threads, in registers or
+shared memory. A sum along a slice is one over each thread's numbers, over the threads of a warp, and over the warps.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from functools import partial, reduce
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
 
-from . import _equations, _gpu
+from . import _equations, _gpu, _gpu_wide, _p_norm_equations
 from ._batching import weights_of_slices
-from ._equations import Equation, Machine, Weights
+from ._equations import Equation, Weights
+from ._machines import LEAST, Machine, same
 
-# The widest slice whose numbers, and what a pass makes of them, stay in registers: up to 255 for each thread.
-_WIDEST = 4096
+# The widest slice: three of them fit into shared memory at a time.
+_WIDEST = 16384
+# The widest slice that lies within a warp.
+_BY_WARPS = 1024
+# How many neighbouring numbers a thread loads at a time.
+_VECTORS = (4, 2, 1)
 
 
 def refuses_tsallis_weights(x: Any, gamma: Any, power: Any) -> str | None:
@@ -30,7 +37,7 @@ def refuses(x: Any, widest: int) -> str | None:
     if x.dtype != jnp.float32:
         return f"its threshold kernel computes in float32, not {x.dtype}"
     if not 1 <= x.shape[-1] <= widest:
-        return f"its threshold kernel holds slices of 1 to {widest} positions in registers, not of {x.shape[-1]}"
+        return f"its threshold kernel holds slices of 1 to {widest} positions on the chip, not of {x.shape[-1]}"
     if x.size == 0:
         return "there are no slices"
     return _gpu.missing()
@@ -46,47 +53,138 @@ def tsallis_weights(x: jax.Array, gamma: Any, alpha: Any, *, interpret: Any = Fa
 
 def p_norm_weights(x: jax.Array, gamma: Any, p: Any, *, interpret: Any = False) -> jax.Array:
     """p-norm weights of float32 slices `(*batch, d)`, 1 < p <= 2; as `_solvers.p_norm_weights`."""
-    return _call(_equations.p_norm, x, gamma, p, interpret)
+    return _call(_p_norm_equations.p_norm, x, gamma, p, interpret)
 
 
 def _call(equation: Equation, x: jax.Array, gamma: Any, power: Any, interpret: Any) -> jax.Array:
     return by_slices(partial(_equations.weights, equation=equation), x, (gamma, power), interpret)
 
 
-def by_slices(weights: Weights, x: jax.Array, parameters: tuple[Any, ...], interpret: Any) -> jax.Array:
+def by_slices(
+    weights: Weights, x: jax.Array, parameters: tuple[Any, ...], interpret: Any, whole: bool = False
+) -> jax.Array:
     """`weights` of slices `(*batch, d)`; a parameter is one number, one a slice, or one a position."""
-    return weights_of_slices(partial(_run, weights, interpret=interpret), x, parameters)
+    return weights_of_slices(partial(_run, weights, interpret=interpret, whole=whole), x, parameters)
 
 
-def _run(weights: Weights, rows: jax.Array, others: list[jax.Array], interpret: Any) -> jax.Array:
-    """`(n, d)` scores and `(n, 1 or d)` parameters to `(n, d)` weights, one step of the grid a slice."""
+def _run(weights: Weights, rows: jax.Array, others: list[jax.Array], interpret: Any, whole: bool) -> jax.Array:
+    """`(n, d)` scores and `(n, 1 or d)` parameters to `(n, d)` weights."""
     n, d = rows.shape
+    form = _form(d, bool(interpret), _BY_WARPS if not whole else _BY_WARPS // 2)
+    more = -d % form.piece
 
     def padded(a, value):
-        return jnp.pad(a, ((0, 0), (0, -d % _gpu.THREADS)), constant_values=value)
+        return jnp.pad(a, ((0, 0), (0, more)), constant_values=value) if more else a
 
     others = [padded(a, 0.0) if a.shape[-1] > 1 else a[:, 0] for a in others]
-    inputs = [padded(rows, -jnp.inf), *others]
-    [y] = _gpu.run(partial(_kernel, weights=weights), n, inputs, (rows.dtype,), interpret)
-    return y[:, :d]
+    rows = padded(rows, -jnp.inf)
+    run = partial(_gpu.run, interpret=interpret, barriers=False)
+    if d > _BY_WARPS and not whole:
+        rows = rows.reshape(n, -1, form.piece)
+        place = _gpu.mosaic.SMEM(rows.shape[1:], rows.dtype)
+        kernel = partial(_wide_kernel, weights=weights, layout=form.layout)
+        [y] = run(kernel, n, [rows, *others], (rows.dtype,), scratch=(place,))
+        y = y.reshape(n, -1)
+    else:
+        kernel = partial(_kernel, weights=weights, form=form._replace(piece=d + more) if whole else form, slices=n)
+        [y] = run(kernel, -(-n // form.slices), [rows, *others], (rows.dtype,))
+    return y[:, :d] if more else y
 
 
-def _kernel(i, *refs, weights):
+class _Form(NamedTuple):
+    """How slices lie in the threads of a warpgroup.
+
+    Attributes:
+      slices: how many it solves at a time: one, or one in each of its four warps.
+      piece: how many numbers of a slice are one array.
+      layout: where they lie in registers; None in an interpreter.
+    """
+
+    slices: int
+    piece: int
+    layout: Any
+
+
+def _form(d: int, interpret: bool, widest: int) -> _Form:
+    by_warps = d <= widest
+    threads = _gpu.WARP if by_warps else _gpu.THREADS
+    # Each thread loads four neighbouring numbers at a time, if that leaves no more of a slice empty than fewer do.
+    width = next(w for w in _VECTORS if -d % (w * threads) == -d % threads or w == 1)
+    layout = None if interpret else _gpu.layout(width, by_warps)
+    return _Form(_gpu.THREADS // threads if layout else 1, width * threads, layout)
+
+
+def _kernel(i, *refs, weights, form, slices):
     *inputs, y_ref = refs
-    y_ref[i] = weights(*(ref[i] for ref in inputs), machine=_MACHINE)
+    row = i if form.slices == 1 else jnp.minimum(i * form.slices + _gpu.warp(), slices - 1)
+    pieces = [pl.ds(start, form.piece) for start in range(0, y_ref.shape[-1], form.piece)]
+
+    def load(ref):
+        if len(ref.shape) == 1:
+            return ref[row]
+        loaded = tuple(_gpu.load(ref, (row, piece), form.layout) for piece in pieces)
+        return loaded[0] if len(pieces) == 1 else loaded
+
+    made = weights(*map(load, inputs), machine=_MACHINE)
+    for piece, y in zip(pieces, made if len(pieces) > 1 else [made], strict=True):
+        y_ref[row, piece] = y
+
+
+def _wide_kernel(row, *refs, weights, layout):
+    x_ref, *others, y_ref, place = refs
+    machine = _gpu_wide.machine(place, layout, _log1p, _log1p_down)
+    made = weights(_gpu_wide.fetch(place, x_ref, row, layout), *(ref[row] for ref in others), machine=machine)
+    _gpu_wide.store(made, place, y_ref, row)
+
+
+def _made(function, slices):
+    """What a function of positions makes of each piece of slices."""
+    if not isinstance(slices[0], tuple):
+        return [function(*slices)]
+    return [function(*at) for at in zip(*slices, strict=True)]
+
+
+def _each(function, *slices):
+    made = _made(function, slices)
+    if len(made) == 1:
+        return made[0]
+    return tuple(zip(*made, strict=True)) if isinstance(made[0], tuple) else tuple(made)
+
+
+def _sums(function, *slices):
+    return tuple(jnp.sum(v) for v in reduce(lambda a, b: tuple(map(jnp.add, a, b)), _made(function, slices)))
+
+
+def _most(function, *slices):
+    return jnp.max(reduce(jnp.maximum, _made(function, slices)))
+
+
+def _chosen(z, *cases):
+    """A slice by the solver whose condition holds for it; zeros if there is none."""
+    if not cases:
+        return _each(lambda z: z - z, z)  # laid out as weights, as the compiler wants it of all branches
+    (wanted, solve), *others = cases
+    # In this order: the compiler goes twice through what is done where a condition is false.
+    return lax.cond(~wanted, lambda: _chosen(z, *others), solve)
 
 
 def _log1p(x: jax.Array) -> jax.Array:
-    """log(1 + x), which the compiler for GPU kernels has no operation for; near 0, the series of 2 artanh x/(2 + x)."""
-    near = jnp.abs(x) < 0.25
-    t = jnp.where(near, x, 0.0)
-    t = t / (2 + t)
-    square = t * t
-    series = 1 / 11
-    for odd in (9, 7, 5, 3, 1):
-        series = 1 / odd + square * series
-    return jnp.where(near, 2 * t * series, jnp.log(jnp.where(near, 1.0, 1 + x)))
+    """log(1 + x), large where x = -1, which the compiler for GPU kernels has no operation for."""
+    v, lost = _one_plus(x)
+    return jnp.log(v) + lost / v
 
 
-# A slice is one axis, and a column is a scalar.
-_MACHINE = Machine(jnp.sum, jnp.max, lambda column: column, _log1p)
+def _log1p_down(x: jax.Array) -> jax.Array:
+    """The same for -1 <= x <= 0: below -1/2 nothing is lost, and above, 1 - x is as good as 1 / (1 + x)."""
+    v, lost = _one_plus(x)
+    return jnp.log(v) + lost * (1 - x)
+
+
+def _one_plus(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """1 + x, and what its rounding loses. The bound is there for XLA too, which would take 1 + x - 1 for x."""
+    v = jnp.maximum(1 + x, LEAST)
+    return v, x - (v - 1)
+
+
+# A slice is an array or a tuple of several, its pieces, and a column is a scalar.
+_MACHINE = Machine(_each, _sums, _most, lambda column: column, _chosen, _log1p, _log1p_down, same)

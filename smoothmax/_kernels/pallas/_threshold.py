@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ..._arrays import total, varying_like
-from . import _equations
+from . import _equations, _p_norm_equations
 from ._batching import weights_of_slices
-from ._equations import Equation, Machine, Weights
-from ._tiles import LANES, MEMORY_LIMIT, SUBLANES, VECTOR_MEMORY, result
+from ._equations import Equation, Weights
+from ._machines import Machine, same
+from ._tiles import LANES, MEMORY_LIMIT, SUBLANES, VECTOR_MEMORY, flag, result
 
 # Arrays of a block that a pass may hold at once, a generous count.
 _ARRAYS = 16
 # Numbers in a block of slices, where one slice is not more already: the code is as long as a block has registers.
 _BLOCK = 2**16
-_MACHINE = Machine(total, lambda v: jnp.max(v, axis=-1, keepdims=True), jnp.sum, jnp.log1p)
+
+
+def _chosen(z: jax.Array, *cases: tuple[jax.Array, Callable[[], jax.Array]]) -> jax.Array:
+    """Each slice of a block by the solver whose condition holds for it; a solver that no slice needs does not run."""
+    y = jnp.zeros_like(z)
+    for wanted, solve in cases:
+
+        def chosen(y=y, wanted=wanted, solve=solve):
+            return jnp.where(wanted, solve(), y)
+
+        y = lax.cond(jnp.sum(flag(wanted)) > 0, chosen, lambda y=y: y)
+    return y
+
+
+# A block of slices is one array.
+MACHINE = Machine(
+    lambda function, *slices: function(*slices),
+    lambda function, *slices: tuple(total(v) for v in function(*slices)),
+    lambda function, *slices: jnp.max(function(*slices), axis=-1, keepdims=True),
+    jnp.sum,
+    _chosen,
+    jnp.log1p,
+    jnp.log1p,
+    same,
+)
 
 
 def refuses_tsallis_weights(x: Any, gamma: Any, power: Any) -> str | None:
@@ -52,7 +79,7 @@ def tsallis_weights(x: jax.Array, gamma: Any, alpha: Any, *, interpret: Any = Fa
 
 def p_norm_weights(x: jax.Array, gamma: Any, p: Any, *, interpret: Any = False) -> jax.Array:
     """p-norm weights of float32 slices `(*batch, d)`, 1 < p <= 2; as `_solvers.p_norm_weights`."""
-    return _call(_equations.p_norm, x, gamma, p, interpret)
+    return _call(_p_norm_equations.p_norm, x, gamma, p, interpret)
 
 
 def _call(equation: Equation, x: jax.Array, gamma: Any, power: Any, interpret: Any) -> jax.Array:
@@ -91,4 +118,4 @@ def _run(weights: Weights, rows: jax.Array, others: list[jax.Array], interpret: 
 
 def _kernel(*refs, weights):
     *inputs, y_ref = refs
-    y_ref[...] = weights(*(ref[...] for ref in inputs), machine=_MACHINE)
+    y_ref[...] = weights(*(ref[...] for ref in inputs), machine=MACHINE)
