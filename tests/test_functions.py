@@ -293,3 +293,16 @@ def test_penalties_compose():
         base = cp.sum_squares(v) / 2 + 1.5 * cp.sum(cp.power(v, 4))
         found, _ = oracles.conic_maximum(row, v, 0.5 * (base + 0.1 * cp.norm1(cp.diff(v)) + 0.02 * oscar))
         np.testing.assert_allclose(y[i], found, rtol=0, atol=FLAT)
+
+
+def test_products_of_the_library_keep_all_digits_on_accelerators():
+    """Where nothing is said, a GPU multiplies float32 with 10 bits and a TPU with 7: a certificate would refuse all."""
+
+    def pulled(x, bar):
+        y, pull = jax.vjp(lambda x: sm.conjugate(lambda y, p: p * jnp.sum(y**2) ** 2, params=1.0).argmax(x), x)
+        return y, pull(bar)
+
+    text = jax.jit(pulled).lower(*[jax.ShapeDtypeStruct((3, 5), jnp.float32)] * 2).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)

@@ -7,6 +7,7 @@ Omega dips below its tangent between any two of a few points, or is not finite a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -92,8 +93,10 @@ def _above_tangents(problem: Problem, points: jax.Array, c: jax.Array) -> jax.Ar
         own = jnp.moveaxis(jnp.diagonal(products, axis1=0, axis2=1), -1, 0)
         return values[None] + sign * values[:, None] + own[:, None] + sign * products
 
-    above = differences(values, jnp.einsum("a...i,b...i->ab...", c, points), -1)
-    noise = differences(jnp.abs(values), jnp.einsum("a...i,b...i->ab...", jnp.abs(c), points), 1)
+    # Accelerators multiply with fewer digits unless they are told.
+    products = partial(jnp.einsum, "a...i,b...i->ab...", precision="highest")
+    above = differences(values, products(c, points), -1)
+    noise = differences(jnp.abs(values), products(jnp.abs(c), points), 1)
     fits = above >= -_ROUNDING * eps(c) * noise
     # A function that underflows has no slope there, and that point says nothing; at y itself it must have one.
     sloped = jnp.all(jnp.isfinite(c), -1)

@@ -122,8 +122,8 @@ def _long(platform: str) -> Iterator[Program]:
 
     def law(most, what, facts):
         yield from alone(facts)
-        # One forward, one along the keys, one along the queries; on GPUs one for what belongs to a head, too.
-        yield from only_kernels(facts, 3 if platform == "tpu" else 4)
+        # One forward, one along the keys, one along the queries; on GPUs one more forward, and one for the scalars.
+        yield from only_kernels(facts, 3 if platform == "tpu" else 5)
         yield from no_spills(facts)
         yield from within(facts.temporary, most, what)
 

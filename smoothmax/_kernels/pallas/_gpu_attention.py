@@ -53,9 +53,11 @@ def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any,
     return _gpu.missing()
 
 
-def pays_attention(query: Any, *_: Any, **__: Any) -> bool:
-    """Whether it is worth it: fewer queries would leave most of a block empty, and few of them have few scores."""
-    return isinstance(query.shape[1], int) and query.shape[1] >= 2 * _ROWS
+def pays_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> bool:
+    """Whether it is worth it: fewer queries would leave most of a block empty. Wide heads have no comparison yet of
+    their numbers on a device."""
+    narrow = max(query.shape[3], value.shape[3]) <= _TILE
+    return narrow and isinstance(query.shape[1], int) and query.shape[1] >= 2 * _ROWS
 
 
 refuses_attention_bars, pays_attention_bars = refuses_attention, pays_attention

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from . import _capped_equations
-from ._gpu_threshold import by_slices, refuses
+from ._gpu_threshold import by_slices, pays_tsallis_weights, refuses
 
 # As there; with bounds, a pass makes more numbers of each position.
 _WIDEST = 2048
@@ -16,6 +16,9 @@ _WIDEST = 2048
 def refuses_capped_weights(x: Any, gamma: Any, alpha: Any, total: Any, upper: Any) -> str | None:
     """Why the kernel cannot serve, or None."""
     return refuses(x, _WIDEST)
+
+
+pays_capped_weights = pays_tsallis_weights
 
 
 def capped_weights(

@@ -46,6 +46,14 @@ def refuses(x: Any, widest: int) -> str | None:
 refuses_p_norm_weights = refuses_tsallis_weights
 
 
+def pays_tsallis_weights(x: Any, *_: Any) -> bool:
+    """Whether it is worth it. Wider slices were solved on a device, but not timed by themselves."""
+    return x.shape[-1] <= _BY_WARPS
+
+
+pays_p_norm_weights = pays_tsallis_weights
+
+
 def tsallis_weights(x: jax.Array, gamma: Any, alpha: Any, *, interpret: Any = False) -> jax.Array:
     """Tsallis weights of float32 slices `(*batch, d)`, any alpha >= 1; as `_solvers.tsallis_weights`."""
     return _call(_equations.tsallis, x, gamma, alpha, interpret)
