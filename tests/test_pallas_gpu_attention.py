@@ -16,7 +16,7 @@ from cases import normal
 import smoothmax as sm
 from smoothmax import _kernels
 from smoothmax._kernels import pallas
-from smoothmax._kernels.pallas import _gpu, _gpu_attention, _gpu_flash
+from smoothmax._kernels.pallas import _gpu, _gpu_attention_layout, _gpu_flash
 
 interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
 pytestmark = [
@@ -30,8 +30,8 @@ B, T, S, N, K, H, V = 1, 12, 27, 2, 1, 8, 6  # two query heads share a key head;
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    for name, value in {"_ROWS": 8, "_COLUMNS": 16, "_FEWER": 8, "_TILE": 8}.items():
-        monkeypatch.setattr(_gpu_attention, name, value)
+    for name, value in {"ROWS": 8, "COLUMNS": 16, "FEWER": 8, "TILE": 8}.items():
+        monkeypatch.setattr(_gpu_attention_layout, name, value)
     monkeypatch.setattr(_gpu_flash, "NEAR", 1e-4)
     kernels = pallas.gpu_kernels(interpreter.InterpretGPUParams(uninitialized_memory="nan"))
     any_dtype = {name: dataclasses.replace(kernels[name], refuses=lambda *_, **__: None) for name in kernels}
@@ -48,24 +48,25 @@ def per_head(*values):
 
 
 LENGTHS = {"query_seq_lengths": np.int32([11]), "key_value_seq_lengths": np.int32([19])}
-# A mapping, its hyper-parameters, and options.
+# Hyper-parameters of entmax, and options: each of the ways to its weights once.
 CASES = {
-    "one alpha and gamma a head, window": (
-        sm.entmax,
-        {"alpha": per_head(1.05, 1.5), "gamma": per_head(0.7, 1.3)},
+    "alphas of 1 and 1.5, a gamma a head, window": (
+        {"alpha": per_head(1.0, 1.5), "gamma": per_head(0.7, 1.3)},
         {"local_window_size": (5, 3)},
     ),
-    "sparsemax, causal, lengths": (sm.sparsemax, {"gamma": f32(0.8)}, {"is_causal": True, **LENGTHS}),
-    "softmax, all": (sm.softmax, {}, {}),
+    "alphas of 2 and 1.3, causal, lengths": (
+        {"alpha": per_head(2.0, 1.3), "gamma": f32(0.8)},
+        {"is_causal": True, **LENGTHS},
+    ),
 }
 
 
 def attention_of(case, implementation):
     """Attention as a function of (query, key, value, hyper-parameters, scale), and arguments."""
-    mapping, params, options = CASES[case]
+    params, options = CASES[case]
 
     def attend(q, k, v, params, scale):
-        of_params = functools.partial(mapping, **params)
+        of_params = functools.partial(sm.entmax, **params)
         return sm.dot_product_attention(
             q, k, v, mapping=of_params, scale=scale, implementation=implementation, **options
         )
@@ -100,7 +101,7 @@ def test_output_and_gradients_are_those_of_the_plain_form(case):
 
 def test_bad_queries_and_padding():
     """What is not finite stays with its query, and padding may hold anything."""
-    by_kernels, (q, k, v, params, scale) = attention_of("sparsemax, causal, lengths", "pallas")
+    by_kernels, (q, k, v, params, scale) = attention_of("alphas of 2 and 1.3, causal, lengths", "pallas")
     call = jax.jit(lambda q, k, v: by_kernels(q, k, v, params, scale))
     bad = q.at[0, 3, 1].set(jnp.nan).at[0, 5, 0].set(jnp.inf).at[0, 11:].set(jnp.nan)
     y = call(bad, k.at[0, 19:].set(jnp.inf), v.at[0, 19:].set(jnp.nan))
@@ -112,7 +113,7 @@ def test_bad_queries_and_padding():
 
 def test_a_search_that_did_not_arrive_says_nan(monkeypatch):
     monkeypatch.setattr(_gpu_flash, "MAX_PASSES", 0)
-    by_kernels, args = attention_of("one alpha and gamma a head, window", "pallas")
+    by_kernels, args = attention_of("alphas of 1 and 1.5, a gamma a head, window", "pallas")
     output, bars = pulled(by_kernels, draw(9, B, T, N, V))(*args)
     assert np.isnan(output).all()
     assert np.isnan(bars[0]).any()
@@ -133,9 +134,9 @@ def test_vmap_is_a_larger_batch():
 
 def test_what_a_kernel_refuses(monkeypatch):
     refuses = pallas.gpu_kernels()["attention"].refuses
-    monkeypatch.setattr(_gpu_attention, "_TILE", 64)
-    monkeypatch.setattr(_gpu_attention, "_ROWS", 64)
-    monkeypatch.setattr(_gpu_attention, "_COLUMNS", 128)
+    monkeypatch.setattr(_gpu_attention_layout, "TILE", 64)
+    monkeypatch.setattr(_gpu_attention_layout, "ROWS", 64)
+    monkeypatch.setattr(_gpu_attention_layout, "COLUMNS", 128)
 
     def refusal(length=128, dtype=jnp.bfloat16, size=64, bias=None, mask=None):
         q = jax.ShapeDtypeStruct((1, length, 2, size), dtype)

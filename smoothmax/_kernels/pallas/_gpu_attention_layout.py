@@ -1,0 +1,168 @@
+"""How the arguments of attention on GPUs are laid out, in blocks, and how its kernels are run on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from ..._arrays import varying_like
+from ._attention_layout import scalars_of, whole
+from ._gpu import mosaic
+from ._gpu_flash_blocks import Head, Plan
+
+# Queries of a block, and keys of one: where values are averaged, and elsewhere, or with wide heads, where registers are
+# dear: with 128 for each of its threads a multiprocessor has four blocks at a time, and one waits while others compute.
+ROWS, COLUMNS, FEWER = 64, 128, 64
+# Numbers of a row of a tile in shared memory, as the matrix unit wants it. Wider heads would need more registers.
+TILE, WIDEST = 64, 128
+# Marks of blocks are read together: so many in a line, and by so many, since 128 threads copy them; 256 lines at most.
+LINE, LINES, MOST = 4, 32, 1024
+
+
+class Arrays(NamedTuple):
+    """The arguments as the kernels take them."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    b: jax.Array  # (B, N): alpha - 1
+    scale: jax.Array  # (B, N)
+
+
+class Lengths(NamedTuple):
+    """Numbers of real queries and keys, (B,)."""
+
+    queries: jax.Array
+    keys: jax.Array
+
+
+class How(NamedTuple):
+    """What is static about a call."""
+
+    is_causal: bool
+    window: tuple[int, int] | None
+    interpret: Any
+
+
+def arrays_of(query: Any, key: Any, value: Any, scale: Any, alpha: Any, gamma: Any) -> Arrays:
+    b, scale = (jnp.broadcast_to(a, query.shape[:3:2]) for a in scalars_of(scale, alpha, gamma, query.shape[2]))
+    return Arrays(filled(query, ROWS), filled(key, COLUMNS), filled(value, COLUMNS), b, scale)
+
+
+def filled(array: jax.Array, block: int) -> jax.Array:
+    """`(B, length, heads, size)`, filled up with zeros to whole blocks and tiles."""
+    more = whole(array.shape[1], block) - array.shape[1], whole(array.shape[3], TILE) - array.shape[3]
+    return jnp.pad(array, ((0, 0), (0, more[0]), (0, 0), (0, more[1])))
+
+
+def lengths_of(query: Any, key: Any, query_lengths: Any, key_lengths: Any) -> Lengths:
+    def within(lengths: jax.Array | None, array: jax.Array) -> jax.Array:
+        full = varying_like(jnp.full((array.shape[0],), array.shape[1], jnp.int32), query)
+        return full if lengths is None else jnp.minimum(lengths, full)
+
+    return Lengths(within(query_lengths, query), within(key_lengths, key))
+
+
+def columns_of(q: Any, v: Any) -> int:
+    """Keys of a block where values are averaged."""
+    return COLUMNS if max(q.shape[3], v.shape[3]) <= TILE else FEWER
+
+
+class Place(NamedTuple):
+    """Where in the arrays a step of the grid works."""
+
+    plan: Plan
+    batch: Any
+    head: Any
+    key_head: Any
+    block: Any
+
+    def queries(self, ref: Any, i: Any = None) -> Any:
+        """A block of queries `(rows, size)` of an array `(B, T, N, size)`; the step's own, or the given one."""
+        return ref.at[self.batch, self._rows(i), self.head]
+
+    def keys(self, ref: Any, j: Any = None, of_queries: bool = False) -> Any:
+        """A block of keys; of an array with a head for each query head where told."""
+        j, size = self.block if j is None else j, self.plan.columns
+        return ref.at[self.batch, pl.ds(j * size, size), self.head if of_queries else self.key_head]
+
+    def columns(self, ref: Any, i: Any = None) -> Any:
+        """A block of queries of an array `(B, N, ..., T)`."""
+        return ref.at[(self.batch, self.head, *[slice(None)] * (len(ref.shape) - 3), self._rows(i))]
+
+    def each(self, refs: Any) -> Any:
+        """The step's own part of results of either kind."""
+        return (self.queries(ref) if len(ref.shape) == 4 else self.columns(ref) for ref in refs)
+
+    def _rows(self, i: Any) -> Any:
+        return pl.ds((self.block if i is None else i) * self.plan.rows, self.plan.rows)
+
+
+def run(
+    how: How,
+    body: Callable[..., None],
+    arrays: Arrays,
+    lengths: Lengths,
+    more: tuple[jax.Array, ...],
+    columns: int,
+    along_keys: bool,
+    out: tuple[tuple[tuple[int, ...], Any], ...],
+    scratch: tuple[Any, ...],
+) -> list[jax.Array]:
+    """Runs `body(head, place, *references)` for each batch element, query head and block."""
+    (batch, queries, heads, _), (_, keys, key_heads, _) = arrays.q.shape, arrays.k.shape
+    plan = Plan(queries, keys, ROWS, columns, how.is_causal, how.window, bool(how.interpret))
+    blocks = queries // ROWS if along_keys else keys // columns
+
+    def kernel(b, scale, query_length, key_length, *refs):
+        batch, n, block = (lax.axis_index(name) for name in ("batch", "head", "block"))
+        if along_keys and how.is_causal:
+            block = blocks - 1 - block  # those with the most keys first
+        head = Head(b[batch, n], scale[batch, n], query_length[batch], key_length[batch])
+        body(head, Place(plan, batch, n, n // (heads // key_heads), block), *refs)
+
+    call = mosaic.kernel(
+        kernel,
+        out_type=[jax.ShapeDtypeStruct(*form) for form in out],
+        scratch_types=scratch,
+        grid=(heads, blocks, batch),
+        grid_names=("head", "block", "batch"),
+        compiler_params=mosaic.CompilerParams(approx_math=True, lowering_semantics=mosaic.LoweringSemantics.Lane),
+        interpret=how.interpret,
+    )
+    results = call(arrays.b, arrays.scale, *lengths, arrays.q, arrays.k, arrays.v, *more)
+    return [varying_like(a, arrays.q) for a in results]  # Mosaic GPU forgets over which mesh axes they differ
+
+
+def tiles(dtype: Any, *shape: int) -> Any:
+    """Shared memory for a matrix, or several, laid out for the matrix unit."""
+    layout = mosaic.TilingTransform((8, TILE)), mosaic.SwizzleTransform(TILE * jnp.dtype(dtype).itemsize)
+    return mosaic.SMEM(shape, dtype, transforms=layout)
+
+
+def barriers(*counts: int) -> tuple[Any, ...]:
+    return tuple(mosaic.Barrier(num_barriers=n) for n in counts)
+
+
+def fetch(*copies: tuple[Any, Any, Any]) -> None:
+    """Copies from main memory to shared memory, each with its barrier, and waits for them."""
+    for source, place, barrier in copies:
+        mosaic.copy_gmem_to_smem(source, place, barrier)
+    for *_, barrier in copies:
+        mosaic.barrier_wait(barrier)
+
+
+def lines_of(marks: jax.Array) -> jax.Array:
+    """Marks `(B, N, m, n)` in lines, `(B, N, m, n / 4, 4)`."""
+    *shape, n = marks.shape
+    return jnp.pad(marks, ((0, 0), (0, 0), (0, 0), (0, -n % LINES))).reshape(*shape, -1, LINE)
+
+
+def marked(lines: Any) -> Callable[[Any], Any]:
+    """Whether a block is marked."""
+    return lambda j: lines[j // LINE, j % LINE] > 0
