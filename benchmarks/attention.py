@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from tqdm import tqdm
 
 import smoothmax as sm
@@ -13,7 +16,9 @@ import smoothmax as sm
 from .timing import interleaved, waiting
 
 HEAD, BLOCK = 64, 256
+TILE = 128  # keys of a block that may be empty
 WHOLE_LIMIT = 8192  # beyond it the scores of one head alone fill a GiB in the backward pass
+LENGTHS = "512,1024,2048,4096,8192,16384"
 
 
 def measure(lengths: list[int], samples: int, seed: int) -> list[dict[str, Any]]:
@@ -59,3 +64,27 @@ def with_gradient(attend: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
         return jnp.sum(attend(q, k, v, is_causal=True) ** 2)
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(q, k, v).compile()
+
+
+def empty(mapping: Any, query: jax.Array, key: jax.Array, block_size: int) -> tuple[float, float]:
+    """The share of zeros among the weights below the diagonal, and of blocks of them that hold nothing else."""
+    length = query.shape[1]
+
+    @jax.jit
+    def held(query: jax.Array, key: jax.Array, first: Any) -> tuple[jax.Array, jax.Array]:
+        """The number of weights of a block of queries, and which tiles of keys have some."""
+        some = lax.dynamic_slice_in_dim(query, first, block_size, 1)
+        scores = jnp.einsum("btnh,bsnh->bnts", some, key, preferred_element_type=jnp.float32) / math.sqrt(key.shape[-1])
+        weights = mapping(scores, where=first + jnp.arange(block_size)[:, None] >= jnp.arange(length)) > 0
+        tiles = weights.reshape(*weights.shape[:2], block_size, -1, TILE)
+        return jnp.sum(weights), jnp.any(tiles, axis=(2, 4))
+
+    weights, tiles, all_tiles = 0, 0, 0
+    for first in range(0, length, block_size):
+        here, some = held(query, key, first)
+        seen = np.asarray(some)[..., : -(-(first + block_size) // TILE)]  # tiles at or below the diagonal
+        weights += int(here)
+        tiles += int((~seen).sum())
+        all_tiles += seen.size
+    visible = query.shape[0] * query.shape[2] * length * (length + 1) // 2
+    return 1 - weights / visible, tiles / all_tiles

@@ -52,6 +52,35 @@ def attention_table(rows: Sequence[Row]) -> str:
     return _markdown([header, *body])
 
 
+def flash_table(rows: Sequence[Row]) -> str:
+    """One table for each size and kind of inputs: ratios to the first subject, with milliseconds."""
+    parts = []
+    sizes = ("batch", "length", "heads", "head")
+    for *size, inputs in _unique((*(r[s] for s in sizes), r["inputs"]) for r in rows):
+        chosen = [r for r in rows if [*(r[s] for s in sizes), r["inputs"]] == [*size, inputs]]
+        parts.append(f"### batch {size[0]}, length {size[1]}, {size[2]} heads of {size[3]}, causal, {inputs} inputs\n")
+        base = chosen[0]["subject"]
+        header = [
+            "attention",
+            f"forward, times {base}",
+            "forward+backward",
+            "ms",
+            "ms",
+            "temporary MiB",
+            "empty blocks",
+        ]
+        body = []
+        for subject in _unique(r["subject"] for r in chosen):
+            kinds = {r["kind"]: r for r in chosen if r["subject"] == subject}
+            passes = [kinds[kind] for kind in ("forward", "forward+backward")]
+            bytes_ = passes[0]["temporary_bytes"]
+            memory = "-" if bytes_ is None else f"{bytes_ / 2**20:.0f}"
+            times = [f"{r['seconds'] * 1e3:.3g}" for r in passes]
+            body.append([subject, *map(_ratio, passes), *times, memory, f"{passes[0]['empty_blocks']:.0%}"])
+        parts.append(_markdown([header, *body]))
+    return "\n".join(parts)
+
+
 def picture(rows: Sequence[Row], path: Path) -> None:
     """Milliseconds, forward plus backward, as slices grow wider and as they grow in number; dotted: proportional."""
     import matplotlib

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,13 @@ import numpy as np
 
 import smoothmax as sm
 
-from .timing import waiting
+from . import tuning
+from .timing import Waiting, accelerated, waiting
 
 ALPHA, LARGE_ALPHA, P, FUSED_LAM, OSCAR_LAM, K = 1.3, 3.0, 1.5, 0.1, 0.01, 5
-LONGEST, LARGEST = 5.0, 2**32  # seconds of one pass, and bytes of its temporary memory, that are still measured
+# Seconds of one pass, here and on an accelerator, and bytes of its temporary memory, that are still measured.
+LONGEST, LONGEST_THERE, LARGEST = 5.0, 0.5, 2**32
+CHECKED = 256  # slices that are checked of what an accelerator computes
 
 # By name, functions of scores and of the implementation.
 PROBLEMS: dict[str, Callable[..., jax.Array]] = {
@@ -39,13 +42,15 @@ PROBLEMS: dict[str, Callable[..., jax.Array]] = {
     "soft_rank": sm.soft_rank,
     "soft_sort": sm.soft_sort,
 }
+# In plain JAX they take a step for each position, and on an accelerator each step is a program of its own.
+CHAINS, WIDEST_CHAIN = ("fusedmax", "oscarmax", "soft_rank", "soft_sort"), 256
 
 
 @dataclass(frozen=True)
 class Call:
     """One prepared computation. `compiled` is XLA's program, where there is one."""
 
-    run: Callable[[], Any]
+    run: Waiting
     compiled: Any = None
 
 
@@ -57,6 +62,8 @@ class Subject:
     """From scores, a cotangent and a dtype name to the calls (forward, forward plus backward)."""
 
     ours: bool = False
+    widest: int | None = None
+    """Wider slices would take it too long."""
 
 
 def of_jax(mapping: Callable[[jax.Array], jax.Array]) -> Callable[[np.ndarray, np.ndarray, str], tuple[Call, Call]]:
@@ -83,9 +90,15 @@ def of_torch(mapping: Callable[[Any], Any]) -> Callable[[np.ndarray, np.ndarray,
     """Prepares a PyTorch function of a tensor."""
     import torch
 
+    device = "cuda" if accelerated() else "cpu"
+
+    def wait(_: Any) -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
     def prepare(scores: np.ndarray, cotangent: np.ndarray, dtype: str) -> tuple[Call, Call]:
-        x = torch.tensor(scores, dtype=getattr(torch, dtype), requires_grad=True)
-        w = torch.tensor(cotangent, dtype=getattr(torch, dtype))
+        x = torch.tensor(scores, dtype=getattr(torch, dtype), device=device, requires_grad=True)
+        w = torch.tensor(cotangent, dtype=getattr(torch, dtype), device=device)
 
         def forward() -> Any:
             with torch.no_grad():
@@ -95,7 +108,7 @@ def of_torch(mapping: Callable[[Any], Any]) -> Callable[[np.ndarray, np.ndarray,
             y = mapping(x)
             return y, *torch.autograd.grad(y, x, w)
 
-        return Call(forward), Call(both)
+        return Call(Waiting(forward, wait)), Call(Waiting(both, wait))
 
     return prepare
 
@@ -104,20 +117,22 @@ def baseline() -> Subject:
     return Subject("jax.nn.softmax", "softmax", of_jax(jax.nn.softmax))
 
 
-def ours(implementations: Iterable[str]) -> Iterator[Subject]:
-    for problem, mapping in PROBLEMS.items():
+def ours(problems: Iterable[str], implementations: Sequence[str]) -> Iterator[Subject]:
+    for problem in problems:
         for name in implementations:
-            prepare = of_jax(functools.partial(mapping, implementation=name))
-            yield Subject(f"smoothmax {problem}, {name}", problem, prepare, ours=True)
+            prepare = of_jax(functools.partial(PROBLEMS[problem], implementation=name))
+            widest = WIDEST_CHAIN if accelerated() and name == "xla" and problem in CHAINS else None
+            yield Subject(f"smoothmax {problem}, {name}", problem, prepare, ours=True, widest=widest)
 
 
 def peers() -> Iterator[Subject]:
     """Other libraries' functions for the same problems, as far as they can be imported."""
-    if _installed("torch"):
+    has_torch = torch_serves()
+    if has_torch:
         import torch
 
         yield Subject("torch.softmax", "softmax", of_torch(lambda x: torch.softmax(x, -1)))
-    if _installed("torch") and _installed("entmax"):
+    if has_torch and _installed("entmax"):
         import entmax
 
         for name, problem, mapping in (
@@ -134,6 +149,19 @@ def peers() -> Iterator[Subject]:
             yield Subject(f"PyTorch entmax {name}", problem, of_torch(mapping))
         budget = of_torch(lambda x: entmax.budget_bisect(x, K, dim=-1))
         yield Subject("PyTorch entmax budget (bisection)", f"soft_topk {K}", budget)
+    if has_torch and accelerated() and _installed("adasplash"):
+        adasplash = tuning.load(tuning.MODULES[0])
+
+        for problem, options in (
+            ("sparsemax", {"alpha": 2.0}),
+            ("entmax 1.5", {"alpha": 1.5}),
+            ("sparsemax", {"alpha": 2.0, "n_iter": 8}),
+            ("entmax 1.5", {"alpha": 1.5, "n_iter": 8}),
+            (f"entmax {ALPHA}", {"alpha": ALPHA}),
+        ):
+            name = ", ".join(f"{key}={value}" for key, value in options.items())
+            mapping = of_torch(lambda x, options=options: adasplash.triton_entmax(x, **options))
+            yield Subject(f"adasplash triton_entmax({name})", problem, mapping)
     if _installed("jaxopt"):
         from jaxopt.projection import (  # pyright: ignore[reportMissingImports]
             projection_box_section,
@@ -146,7 +174,8 @@ def peers() -> Iterator[Subject]:
             return projection_box_section(x, (0.0, 1.0, jnp.ones_like(x), float(K)))
 
         yield Subject("jaxopt projection_box_section", f"soft_topk {K}", of_jax(jax.vmap(section)))
-        if _installed("numba"):  # without it one call at (64, 50) takes a second
+        # Without numba one call at (64, 50) takes a second; with it the host is called.
+        if _installed("numba") and not accelerated():
             isotonic = _jaxopt_isotonic()
 
             def jaxopt_oscarmax(x: jax.Array) -> jax.Array:
@@ -160,11 +189,11 @@ def peers() -> Iterator[Subject]:
         for problem, mode, softness in (("sparsemax", "c0", 1.0), ("entmax 1.5", "c1", 2.0)):
             options = {"axis": -1, "mode": mode, "softness": softness, "standardize": False}
             yield Subject(f"softjax argmax {mode}", problem, of_jax(lambda x, o=options: softjax.argmax(x, **o)))
-    if _installed("torch") and _installed("torchsort"):
+    if has_torch and _installed("torchsort"):
         torchsort: Any = importlib.import_module("torchsort")
         for problem in ("soft_rank", "soft_sort"):
             yield Subject(f"torchsort {problem}", problem, of_torch(getattr(torchsort, problem)))
-    if _installed("torch") and _installed("torchsparseattn"):
+    if has_torch and _installed("torchsparseattn"):
         torchsparseattn: Any = importlib.import_module("torchsparseattn")
         sparsemax: Any = importlib.import_module("torchsparseattn.sparsemax")
         project = _row_by_row(sparsemax.SparsemaxFunction())
@@ -223,47 +252,73 @@ def _row_by_row(function: Any) -> Callable[[Any], Any]:
     return Rows.apply
 
 
-def check(subject: Subject, scores: np.ndarray, cotangent: np.ndarray, dtype: str) -> str | None:
-    """None if the subject solves its problem, else what is wrong: the reference is our operator in float64.
+def reference(problem: str, scores: np.ndarray, cotangent: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and gradient, of all slices or of some on an accelerator, by our operator in float64 on the CPU."""
+    rows = slice(CHECKED if accelerated() else None)
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        # The scores as a subject sees them: for alpha > 2 weights near zero magnify the rounding of a score.
+        rounded = jnp.asarray(scores[rows], dtype).astype(jnp.float64)
+        y, vjp = jax.vjp(functools.partial(PROBLEMS[problem], implementation="xla"), rounded)
+        return np.asarray(y), np.asarray(vjp(jnp.asarray(cotangent[rows], jnp.float64))[0])
 
-    A peer may also refuse the dtype, or take too long or too much memory to be measured.
+
+def checked(
+    subject: Subject,
+    scores: np.ndarray,
+    cotangent: np.ndarray,
+    dtype: str,
+    expected: Callable[[str], tuple[np.ndarray, np.ndarray]],
+) -> tuple[tuple[Call, Call], float] | str:
+    """Its calls and the seconds to prepare them if the subject solves its problem, else what is wrong.
+
+    A subject may also refuse the shape or dtype, or take too long or too much memory to be measured.
     """
     where = f"in {dtype} at {scores.shape}"
     try:
-        forward, both = subject.prepare(scores, cotangent, dtype)
+        start = time.perf_counter()
+        forward, both = calls = subject.prepare(scores, cotangent, dtype)
+        compiling = time.perf_counter() - start
         needs = 0 if both.compiled is None else both.compiled.memory_analysis().temp_size_in_bytes
         if needs > LARGEST:
             return f"{subject.name}: sets {needs / 2**30:.0f} GiB aside {where}"
         weights = forward.run()
+        if accelerated():
+            both.run()  # Triton compiles in a first call
         start = time.perf_counter()
-        got = [_numpy(weights), *map(_numpy, both.run())]
+        results = weights, *both.run()
         taken = time.perf_counter() - start
     except Exception as error:
-        if subject.ours:
+        if subject.ours and not accelerated():
             raise
-        return f"{subject.name}: {type(error).__name__} {where}"
-    if taken > LONGEST:
-        return f"{subject.name}: one pass takes {taken:.0f} s {where}"
-    with jax.enable_x64(True):
-        # The scores as the subject sees them: for alpha > 2 weights near zero magnify the rounding of a score.
-        rounded = jnp.asarray(scores, dtype).astype(jnp.float64)
-        y, vjp = jax.vjp(functools.partial(PROBLEMS[subject.problem], implementation="xla"), rounded)
-        expected = np.asarray(y), np.asarray(vjp(jnp.asarray(cotangent, jnp.float64))[0])
-    tolerance = {"float32": 1e-4, "bfloat16": 3e-2}[dtype] * max(1, np.abs(expected[0]).max())
-    for name, actual, wanted in zip(("forward", "weights", "gradient"), got, (expected[0], *expected), strict=True):
+        return f"{subject.name}: {type(error).__name__} {where}: {str(error)[:200]}"
+    if taken > (LONGEST_THERE if accelerated() else LONGEST):
+        return f"{subject.name}: one pass takes {taken:.1f} s {where}"
+    wanted = expected(subject.problem)
+    tolerance = {"float32": 1e-4, "bfloat16": 3e-2}[dtype] * max(1, np.abs(wanted[0]).max())
+    for name, result, right in zip(("forward", "weights", "gradient"), results, (wanted[0], *wanted), strict=True):
         # A score near a threshold may change sides by its rounding: judge the gradient by its mean error.
-        gap = np.abs(actual - wanted)
+        gap = np.abs(to_numpy(result[: len(right)]) - right)
         error = gap.mean() if name == "gradient" else gap.max()
         if not error <= tolerance:
             return f"{subject.name}: {name} off by {error:.1e} {where}"
-    return None
+    return calls, compiling
+
+
+def torch_serves() -> bool:
+    """Whether PyTorch is installed and runs where JAX does."""
+    if not _installed("torch"):
+        return False
+    import torch
+
+    return not accelerated() or (jax.default_backend() == "gpu" and torch.cuda.is_available())
 
 
 def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def _numpy(array: Any) -> np.ndarray:
+def to_numpy(array: Any) -> np.ndarray:
+    """A result of JAX or PyTorch in float64."""
     if hasattr(array, "detach"):
-        array = array.detach().float().numpy()
+        array = array.detach().float().cpu().numpy()
     return np.asarray(array, np.float64)

@@ -22,10 +22,8 @@ import numpy as np
 
 import smoothmax as sm
 
-from .attention import HEAD, WHOLE_LIMIT, with_gradient
+from .attention import HEAD, TILE, WHOLE_LIMIT, empty, with_gradient
 from .timing import interleaved, waiting
-
-TILE = 128
 
 
 def trained(folder: Path, lengths: list[int]) -> Iterator[tuple[str, Callable[..., jax.Array], list[jax.Array]]]:
@@ -69,25 +67,6 @@ def made(lengths: list[int]) -> Iterator[tuple[str, Callable[..., jax.Array], li
             yield f"one tile in {kinds}, {length}", sm.sparsemax, [jnp.asarray(a, jnp.float32) for a in noise]
 
 
-def empty(mapping: Callable[..., jax.Array], arrays: list[jax.Array], block_size: int) -> tuple[float, float]:
-    """The share of zeros among the weights below the diagonal, and of tiles that hold nothing else."""
-    query, key, _ = arrays
-    length = query.shape[1]
-    zeros, weights, tiles, all_tiles = 0, 0, 0, 0
-    for first in range(0, length, block_size):
-        rows = jnp.arange(first, first + block_size)
-        scores = jnp.einsum("btnh,bsnh->bnts", query[:, first : first + block_size], key) / query.shape[-1] ** 0.5
-        visible = rows[:, None] >= jnp.arange(length)
-        held = np.asarray(mapping(scores, where=visible) > 0)
-        zeros += int((~held & np.asarray(visible)).sum())
-        weights += int(visible.sum()) * held.shape[1]
-        seen = -(-(first + block_size) // TILE)  # tiles at or below the diagonal
-        blocks = np.any(held.reshape(*held.shape[:2], block_size, -1, TILE), axis=(2, 4))[..., :seen]
-        tiles += int((~blocks).sum())
-        all_tiles += blocks.size
-    return zeros / weights, tiles / all_tiles
-
-
 def measure(mapping: Callable[..., jax.Array], arrays: list[jax.Array], block_size: int, samples: int) -> list[Any]:
     """Timings of ours with and without the zeros, and of JAX's attention; the first one is what it must beat."""
     ours = partial(sm.dot_product_attention, mapping=mapping, block_size=block_size)
@@ -109,7 +88,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name, mapping, arrays in trained(args.run, lengths) if args.run else made(lengths):
         for block_size in map(int, args.blocks.split(",")):
-            zeros, tiles = empty(mapping, arrays, block_size)
+            zeros, tiles = empty(mapping, arrays[0], arrays[1], block_size)
             ratios = [f"{timing.ratio:.2f}" for timing in measure(mapping, arrays, block_size, args.samples)[1:]]
             cells = [name, str(block_size), f"{zeros:.1%}", f"{tiles:.1%}", *ratios, *["-"] * (2 - len(ratios))]
             print("| " + " | ".join(cells) + " |", flush=True)
