@@ -137,8 +137,9 @@ def _of_slices(case: cases.Case, platform: str, asked: set[str], width: int, fac
 
 def _may_spill(case: cases.Case) -> bool:
     """XLA puts all sums over a slice into one kernel with half of a GPU's registers for each of its threads. Those of
-    powers, of a function's derivatives, and of several penalties do not always fit."""
-    return case.family.base not in ("shannon", "l2") or len(case.family.penalties) > 1
+    powers, of a function's derivatives, of several penalties and of gathered ranks do not always fit."""
+    several = len(case.family.penalties) > 1 or case.family.domain == "permutahedron"
+    return case.family.base not in ("shannon", "l2") or several
 
 
 def _sorts(case: cases.Case) -> bool:
