@@ -121,7 +121,8 @@ def _forward(how: How, arrays: Arrays, lengths: Lengths) -> list[jax.Array]:
     tau, marks = _search(how, arrays, lengths)
     batch, queries, heads, _ = arrays.q.shape
     averages = batch, queries, heads, arrays.v.shape[3]
-    out = (averages, arrays.q.dtype), (averages, jnp.float32), (tau.shape, jnp.float32)
+    # In float32: neighbouring threads' numbers in bfloat16 are no whole sector of memory, which JAX 0.12 insists on.
+    out = tuple((shape, jnp.float32) for shape in (averages, averages, tau.shape))
 
     def body(head, at, q, k, v, tau, marks, *refs):
         *out, q_here, k_here, v_here, lines, q_bar, k_bar, v_bar, lines_bar = refs
@@ -135,7 +136,7 @@ def _forward(how: How, arrays: Arrays, lengths: Lengths) -> list[jax.Array]:
     places = tiles(dtype, _layout.ROWS, sizes[0]), *(tiles(dtype, 2, columns, size) for size in sizes)
     scratch = *places, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *barriers(1, 2, 2, 1)
     output, centre, tau = run(how, body, arrays, lengths, more, columns, True, out, scratch)
-    return [output, centre, tau, marks]
+    return [output.astype(dtype), centre, tau, marks]
 
 
 def _search(how: How, arrays: Arrays, lengths: Lengths) -> list[jax.Array]:
@@ -166,7 +167,7 @@ def _backward(how: How, arrays: Arrays, lengths: Lengths, kept: Kept, output_bar
     more = output_bar, jnp.stack([kept.tau, delta], 2)
     of_keys, of_queries = lines_of(kept.marks), lines_of(jnp.swapaxes(kept.marks, 2, 3))
 
-    [dq] = _along_keys(how, _flash.backward_queries, arrays, lengths, (*more, of_keys), ((q.shape, q.dtype),))
+    [dq] = _along_keys(how, _flash.backward_queries, arrays, lengths, (*more, of_keys), ((q.shape, jnp.float32),))
     columns = (batch, heads, queries), jnp.float32
     bars = _along_keys(how, _flash.backward_scalars, arrays, lengths, (*more, of_keys), (columns, columns))
     dk, dv = _along_queries(how, arrays, lengths, (*more, of_queries))
@@ -174,7 +175,7 @@ def _backward(how: How, arrays: Arrays, lengths: Lengths, kept: Kept, output_bar
     def over_group(a: jax.Array, like: jax.Array) -> jax.Array:
         return a.reshape(batch, keys, like.shape[2], -1, a.shape[3]).sum(3).astype(like.dtype)
 
-    return Arrays(dq, over_group(dk, k), over_group(dv, v), *(jnp.sum(bar, 2) for bar in bars))
+    return Arrays(dq.astype(q.dtype), over_group(dk, k), over_group(dv, v), *(jnp.sum(bar, 2) for bar in bars))
 
 
 def _along_keys(

@@ -235,7 +235,7 @@ def average(plan: Plan, head: Head, i: Any, q: Any, both: Stream, tau_ref: Any, 
     total = Sums(*(jnp.where(empty, 1.0, n) for n in total))
     for ref, mass, values in zip((output, centre), total, averages, strict=True):
         per_query = jnp.where(tau == tau, 1 / mass, jnp.nan)
-        ref[...] = (values * along(per_query, values.shape)).astype(ref.dtype)
+        ref[...] = values * along(per_query, values.shape)
     # One step more, which was not taken, leaves of the sum no more than its square.
     polished[...] = jnp.where(empty, tau, tau + total.step(head.b))
 
@@ -255,7 +255,7 @@ def backward_queries(plan: Plan, head: Head, i: Any, q: Any, do: Any, both: Stre
         return added(plan, (total, dz.astype(k.dtype), k))[0]
 
     total = both.loop(*plan.key_blocks(i, head.key_length), marked, add, filled(plan, dq.shape))
-    dq[...] = (total * head.scale).astype(dq.dtype)
+    dq[...] = total * head.scale
 
 
 def backward_scalars(plan: Plan, head: Head, i: Any, q: Any, do: Any, both: Stream, kept: Any, marked: Any, *out: Any):
