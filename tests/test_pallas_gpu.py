@@ -232,7 +232,8 @@ OTHERS = "NVIDIA A100-SXM4-80GB", "NVIDIA B200", "NVIDIA L4", "AMD Instinct MI30
 def program_for(kind, chips=1):
     """Inside, programs are traced for so many chips of a kind."""
     device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
-    mesh = jax.sharding.AbstractMesh((chips,), ("devices",), abstract_device=device)
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.AbstractMesh((chips,), ("devices",), axis_types=auto, abstract_device=device)
     return jax.sharding.use_abstract_mesh(mesh)
 
 

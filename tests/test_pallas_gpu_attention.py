@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import normal
+from jax.sharding import PartitionSpec
 
 import smoothmax as sm
 from smoothmax import _kernels
@@ -149,3 +150,29 @@ def test_what_a_kernel_refuses(monkeypatch):
     assert "size up to 128, not 192" in refusal(size=192)
     assert "of shared memory" in refusal(2**20)
     assert "empty" in refusal(0)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_inside_shard_map(axis, monkeypatch):
+    """Of batch or heads, for four Hoppers: it is taken without a name, and what devices share has one cotangent."""
+    monkeypatch.undo()
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.AbstractMesh((4,), ("devices",), axis_types=auto, abstract_device=device)
+    divided, shared = PartitionSpec(*[None] * axis, "devices"), PartitionSpec()
+
+    def gradients(q, k, v, alpha):
+        def attend(q, k, v, alpha):
+            mapping = functools.partial(sm.entmax, alpha=alpha)
+            return sm.dot_product_attention(q, k, v, mapping=mapping, is_causal=True)
+
+        output, pull = jax.vjp(attend, q, k, v, alpha)
+        return pull(output)
+
+    q, alpha = jax.ShapeDtypeStruct((4, 128, 4, 64), jnp.bfloat16), jax.ShapeDtypeStruct((), f32)
+    with jax.sharding.use_abstract_mesh(mesh):
+        specs = divided, divided, divided, shared
+        whole = jax.shard_map(gradients, in_specs=specs, out_specs=specs)
+        text, bars = jax.make_jaxpr(whole, return_shape=True)(q, q, q, alpha)
+    assert [bar.shape for bar in bars] == [q.shape, q.shape, q.shape, ()]
+    assert "mpmd_map" in str(text)
