@@ -177,9 +177,8 @@ def search(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, scratch: Scratc
     state = _Search(jnp.int32(0), tau, moving, jnp.sum(moving))
     last = lax.while_loop(lambda s: (s.going > 0) & (s.passes < MAX_PASSES), one_pass, state)
     look(last.tau)
-    tau_ref[...] = jnp.where(
-        (top < jnp.inf) & (last.active == 0), last.tau, jnp.nan
-    )  # what did not arrive is no answer
+    # What did not arrive is no answer.
+    tau_ref[...] = jnp.where((top < jnp.inf) & (last.active == 0), last.tau, jnp.nan)
 
     def copy(j, _):
         marks[j] = jnp.where((j >= start) & (j < end), scratch.wanted[j], 0)
