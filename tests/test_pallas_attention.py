@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import normal
+from cases import normal, per_head, pulled
 from jax.sharding import PartitionSpec
 
 import smoothmax as sm
@@ -39,10 +39,6 @@ def draw(seed, *shape):
 
 def seen(seed, *shape):
     return jax.random.uniform(jax.random.key(seed), shape) < 0.6
-
-
-def per_head(*values):
-    return jnp.asarray(values, f32)[:, None, None]
 
 
 LENGTHS = {"query_seq_lengths": np.int32([20, 7]), "key_value_seq_lengths": np.int32([37, 3])}
@@ -84,20 +80,7 @@ def attention_of(case, implementation):
     return attend, (draw(0, B, T, N, H), draw(1, B, S, K, H), draw(2, B, S, K, V), params, f32(0.6), bias)
 
 
-def pulled(function, bar):
-    def call(*args):
-        output, pull = jax.vjp(function, *args)
-        return output, pull(bar)
-
-    return jax.jit(call)
-
-
-def assert_close(results, expected, within):
-    for a, b in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-        # What belongs to a head or to all is a sum of thousands of numbers of either sign; plain JAX rounds it more.
-        terms = 5 if b.size <= N else 1
-        np.testing.assert_allclose(a, b, rtol=0, atol=within * terms * max(1, np.abs(b).max()))
+assert_close = functools.partial(cases.assert_close, heads=N)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -229,14 +229,6 @@ HOPPERS = "NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA GH200 480GB"
 OTHERS = "NVIDIA A100-SXM4-80GB", "NVIDIA B200", "NVIDIA L4", "AMD Instinct MI300X"
 
 
-def program_for(kind, chips=1):
-    """Inside, programs are traced for so many chips of a kind."""
-    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
-    auto = (jax.sharding.AxisType.Auto,)
-    mesh = jax.sharding.AbstractMesh((chips,), ("devices",), axis_types=auto, abstract_device=device)
-    return jax.sharding.use_abstract_mesh(mesh)
-
-
 def offered(implementation=None, of=tuple(ARGS)):
     """Where some problem is served by a kernel."""
     return {p for problem in of for p in _kernels.serving(problem, implementation, *ARGS[problem])} - {"cpu"}
@@ -244,9 +236,9 @@ def offered(implementation=None, of=tuple(ARGS)):
 
 def test_the_name_finds_the_kernels_of_the_machine():
     for kind in (*HOPPERS, *OTHERS):
-        with program_for(kind, chips=4):
+        with cases.program_for(kind, chips=4):
             assert offered("pallas") == {"cuda"}
-    with program_for("TPU v5 lite"):
+    with cases.program_for("TPU v5 lite"):
         assert offered("pallas") == {"tpu"}
 
 
@@ -254,10 +246,10 @@ def test_the_name_finds_the_kernels_of_the_machine():
 def test_without_a_name_it_is_taken_on_chips_that_have_run_it(problem, monkeypatch):
     assert not offered(of=[problem])
     for kind in (*HOPPERS, *OTHERS):
-        with program_for(kind):
+        with cases.program_for(kind):
             assert offered(of=[problem]) == ({"cuda"} if kind in HOPPERS else set())
     monkeypatch.setattr(_gpu, "missing", lambda: "it cannot be loaded")
-    with program_for(HOPPERS[0]):
+    with cases.program_for(HOPPERS[0]):
         assert not offered(of=[problem])
 
 
@@ -269,7 +261,7 @@ def test_without_a_name_it_is_taken_where_jit_divides_nothing():
         return x
 
     batch = jax.sharding.PartitionSpec("devices")
-    with program_for(HOPPERS[0], chips=4):
+    with cases.program_for(HOPPERS[0], chips=4):
         assert not offered()
         jax.eval_shape(jax.shard_map(spy, in_specs=batch, out_specs=batch), jnp.zeros((8, 5), f32))
     assert inside == [{"cuda"}]
@@ -284,7 +276,7 @@ def test_kernels_inside_shard_map(name):
         return pull(y)[0]
 
     batch = jax.sharding.PartitionSpec("devices")
-    with program_for(HOPPERS[0], chips=4):
+    with cases.program_for(HOPPERS[0], chips=4):
         shared = jax.shard_map(pulled, in_specs=batch, out_specs=batch)
         assert jax.eval_shape(shared, jax.ShapeDtypeStruct((8, 16), f32)).shape == (8, 16)
 
@@ -297,7 +289,7 @@ def test_programs_for_machines_elsewhere(kind, monkeypatch):
     monkeypatch.setitem(_kernels.TABLE, "native", {})
     x, scores = jax.ShapeDtypeStruct((3, 5), f32), cases.scores(3, 5, 7, np.float32)
     sparsemax = jax.jit(sm.sparsemax)
-    with program_for(kind):
+    with cases.program_for(kind):
         for platforms in (["cuda"], ["cpu"], ["cuda", "cpu"]):
             if kind in HOPPERS and len(platforms) > 1:
                 with pytest.raises(NotImplementedError, match="multi-platform"):

@@ -7,11 +7,12 @@ bfloat16. The interpreter has the products in plain JAX: those of the matrix uni
 import dataclasses
 import functools
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import normal
+from cases import normal, per_head, pulled
 from jax.sharding import PartitionSpec
 
 import smoothmax as sm
@@ -44,10 +45,6 @@ def draw(seed, *shape):
     return 1.5 * normal(seed, *shape)
 
 
-def per_head(*values):
-    return jnp.asarray(values, f32)[:, None, None]
-
-
 LENGTHS = {"query_seq_lengths": np.int32([11]), "key_value_seq_lengths": np.int32([19])}
 # Hyper-parameters of entmax, and options: each of the ways to its weights once.
 CASES = {
@@ -75,20 +72,7 @@ def attention_of(case, implementation):
     return attend, (draw(0, B, T, N, H), draw(1, B, S, K, H), draw(2, B, S, K, V), params, f32(0.6))
 
 
-def pulled(function, bar):
-    def call(*args):
-        output, pull = jax.vjp(function, *args)
-        return output, pull(bar)
-
-    return jax.jit(call)
-
-
-def assert_close(results, expected, within):
-    for a, b in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-        # What belongs to a head or to all is a sum of thousands of numbers of either sign; plain JAX rounds it more.
-        terms = 5 if b.size <= N else 1
-        np.testing.assert_allclose(a, b, rtol=0, atol=within * terms * max(1, np.abs(b).max()))
+assert_close = functools.partial(cases.assert_close, heads=N)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -156,9 +140,6 @@ def test_what_a_kernel_refuses(monkeypatch):
 def test_inside_shard_map(axis, monkeypatch):
     """Of batch or heads, for four Hoppers: it is taken without a name, and what devices share has one cotangent."""
     monkeypatch.undo()
-    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
-    auto = (jax.sharding.AxisType.Auto,)
-    mesh = jax.sharding.AbstractMesh((4,), ("devices",), axis_types=auto, abstract_device=device)
     divided, shared = PartitionSpec(*[None] * axis, "devices"), PartitionSpec()
 
     def gradients(q, k, v, alpha):
@@ -170,7 +151,7 @@ def test_inside_shard_map(axis, monkeypatch):
         return pull(output)
 
     q, alpha = jax.ShapeDtypeStruct((4, 128, 4, 64), jnp.bfloat16), jax.ShapeDtypeStruct((), f32)
-    with jax.sharding.use_abstract_mesh(mesh):
+    with cases.program_for("NVIDIA H100 80GB HBM3", chips=4):
         specs = divided, divided, divided, shared
         whole = jax.shard_map(gradients, in_specs=specs, out_specs=specs)
         text, bars = jax.make_jaxpr(whole, return_shape=True)(q, q, q, alpha)

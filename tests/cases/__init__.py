@@ -5,6 +5,7 @@
 | `_parts` | bases, penalties, domains and hyper-parameters, one entry each: **add here** |
 | `_list` | the cases that follow from them, and the choices for dear laws |
 | `_run` | one compiled program a family, through which every law goes; scores and masks |
+| `_attention` | comparing attention's kernels with plain JAX, and programs for chips that are not there |
 | `tolerances` | how far two numbers may lie apart, and why: imported from there |
 
 A *case* is a problem of `oracles`, hyper-parameters included, together with the ways to reach it in smoothmax: the
@@ -12,6 +13,7 @@ named function where there is one, and `conjugate(omega, over=domain)`. Cases th
 hyper-parameters are one *family*: values are operands, so a family compiles once for a shape and dtype.
 """
 
+from ._attention import assert_close, per_head, program_for, pulled
 from ._list import (
     BY_ID,
     CASES,
@@ -66,6 +68,7 @@ __all__ = [
     "Family",
     "Named",
     "Result",
+    "assert_close",
     "coupled",
     "cubic",
     "cubic_rise",
@@ -80,6 +83,9 @@ __all__ = [
     "next_to_the_border",
     "normal",
     "owl",
+    "per_head",
+    "program_for",
+    "pulled",
     "run",
     "scores",
     "solved_by",

@@ -24,10 +24,8 @@ def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any,
     mask = others[3]
     if query.dtype not in (jnp.float32, jnp.bfloat16):
         return f"its attention takes float32 and bfloat16, not {query.dtype}"
-    if not all(isinstance(n, int) for n in (*query.shape, *key.shape, *value.shape)):
-        return "an axis has a symbolic length"
-    if 0 in (*query.shape, *key.shape, *value.shape):
-        return "an axis is empty"
+    if reason := _layout.unusable(query, key, value):
+        return reason
     if bias is not None and bias.shape[3] == 1 < bias.shape[2]:
         return (
             f"a bias of shape {bias.shape} is one for each query, and none for the keys it chooses from: leave it out"
@@ -42,7 +40,7 @@ def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any,
 
 def pays_attention(query: Any, *_: Any, **__: Any) -> bool:
     """Whether it is worth it: fewer queries would leave most of a block empty, and few of them have few scores."""
-    return isinstance(query.shape[1], int) and query.shape[1] >= _layout.ROWS
+    return query.shape[1] >= _layout.ROWS
 
 
 refuses_attention_bars, pays_attention_bars = refuses_attention, pays_attention

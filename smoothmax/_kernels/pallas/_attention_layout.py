@@ -34,6 +34,13 @@ class Inputs(NamedTuple):
     bias: jax.Array | None  # (B or 1, N or 1, S, T or 1)
 
 
+class Lengths(NamedTuple):
+    """Numbers of real queries and keys, `(B,)`."""
+
+    queries: jax.Array
+    keys: jax.Array
+
+
 class Rules(NamedTuple):
     """What no derivative is taken of."""
 
@@ -78,12 +85,26 @@ def scalars_of(scale: jax.Array, alpha: jax.Array, gamma: jax.Array, heads: int)
 
 
 def rules_of(plan: Plan, query: Any, key: Any, mask: Any, query_lengths: Any, key_lengths: Any) -> Rules:
+    mask = None if mask is None else _pairs(mask.astype(jnp.int8), plan)
+    return Rules(mask, *lengths_of(query, key, query_lengths, key_lengths))
+
+
+def lengths_of(query: Any, key: Any, query_lengths: Any, key_lengths: Any) -> Lengths:
+    """Those that are given, or all of them."""
+
     def within(lengths: jax.Array | None, most: int) -> jax.Array:
         full = varying_like(jnp.full((query.shape[0],), most, jnp.int32), query)
         return full if lengths is None else jnp.minimum(lengths, full)
 
-    mask = None if mask is None else _pairs(mask.astype(jnp.int8), plan)
-    return Rules(mask, within(query_lengths, query.shape[1]), within(key_lengths, key.shape[1]))
+    return Lengths(within(query_lengths, query.shape[1]), within(key_lengths, key.shape[1]))
+
+
+def unusable(query: Any, key: Any, value: Any) -> str | None:
+    """Why no kernel serves arrays of these shapes, or None."""
+    lengths = *query.shape, *key.shape, *value.shape
+    if not all(isinstance(n, int) for n in lengths):
+        return "an axis has a symbolic length"
+    return "an axis is empty" if 0 in lengths else None
 
 
 def held(query: Any, key: Any, value: Any, bias: Any, mask: Any) -> int:

@@ -79,8 +79,18 @@ class Head(NamedTuple):
     scale: Any
     query_length: Any
     key_length: Any
-    bias: Any  # None, or a reference to keys x queries, or keys x 1
-    mask: Any  # None, or a reference to keys x queries, keys x 1, 1 x queries or 1 x 1
+    bias: Any = None  # or a reference to keys x queries, or keys x 1
+    mask: Any = None  # or a reference to keys x queries, keys x 1, 1 x queries or 1 x 1
+
+
+def seen(blocks: Blocks, head: Head, t: jax.Array, s: jax.Array) -> jax.Array:
+    """Whether query t may see key s, as lengths and rules have it; a mask may forbid more."""
+    visible = (s < head.key_length) & (t < head.query_length)
+    if blocks.is_causal:
+        visible &= s <= t
+    if blocks.window is not None:
+        visible &= (s >= t - blocks.window[0]) & (s <= t + blocks.window[1])
+    return visible
 
 
 def block_scores(plan: Plan, head: Head, products: jax.Array, i: Any, j: Any) -> jax.Array:
@@ -88,16 +98,12 @@ def block_scores(plan: Plan, head: Head, products: jax.Array, i: Any, j: Any) ->
     z = products * head.scale
     t = i * plan.rows + lax.broadcasted_iota(jnp.int32, z.shape, 1)
     s = j * plan.columns + lax.broadcasted_iota(jnp.int32, z.shape, 0)
-    seen = (s < head.key_length) & (t < head.query_length)
-    if plan.is_causal:
-        seen &= s <= t
-    if plan.window is not None:
-        seen &= (s >= t - plan.window[0]) & (s <= t + plan.window[1])
+    visible = seen(plan, head, t, s)
     if head.mask is not None:
-        seen &= _part(head.mask, plan, i, j).astype(jnp.int32) != 0
+        visible &= _part(head.mask, plan, i, j).astype(jnp.int32) != 0
     if head.bias is not None:
         z += _part(head.bias, plan, i, j).astype(jnp.float32)
-    return jnp.where(seen, z, LOWEST)
+    return jnp.where(visible, z, LOWEST)
 
 
 def _part(ref: Any, plan: Plan, i: Any, j: Any) -> jax.Array:

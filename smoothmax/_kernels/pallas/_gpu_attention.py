@@ -12,19 +12,17 @@ import jax.numpy as jnp
 from . import _gpu
 from . import _gpu_attention_layout as _layout  # its constants
 from . import _gpu_flash as _flash
-from ._attention_layout import whole
+from ._attention_layout import Lengths, lengths_of, unusable, whole
 from ._batching import over_batch
 from ._gpu import mosaic
 from ._gpu_attention_layout import (
     Arrays,
     How,
-    Lengths,
     arrays_of,
     barriers,
     columns_of,
     fetch,
     filled,
-    lengths_of,
     lines_of,
     marked,
     run,
@@ -41,10 +39,8 @@ def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any,
     mask = others[3]
     if query.dtype != jnp.bfloat16:
         return f"its attention on GPUs takes bfloat16, as the matrix unit does, not {query.dtype}"
-    if not all(isinstance(n, int) for n in (*query.shape, *key.shape, *value.shape)):
-        return "an axis has a symbolic length"
-    if 0 in (*query.shape, *key.shape, *value.shape):
-        return "an axis is empty"
+    if reason := unusable(query, key, value):
+        return reason
     for name, array in (("bias", bias), ("mask", mask)):
         if array is not None:
             return f"its attention on GPUs takes no array as {name}: is_causal, lengths and a window it knows"
@@ -65,7 +61,7 @@ def pays_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> bool
     """Whether it is worth it: fewer queries would leave most of a block empty. Wide heads have no comparison yet of
     their numbers on a device."""
     narrow = max(query.shape[3], value.shape[3]) <= _layout.TILE
-    return narrow and isinstance(query.shape[1], int) and query.shape[1] >= 2 * _layout.ROWS
+    return narrow and query.shape[1] >= 2 * _layout.ROWS
 
 
 refuses_attention_bars, pays_attention_bars = refuses_attention, pays_attention

@@ -11,9 +11,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from ..._arrays import varying_like
-from ._attention_layout import scalars_of, whole
+from ._attention_layout import Lengths, scalars_of, whole
+from ._flash_blocks import Head
 from ._gpu import mosaic
-from ._gpu_flash_blocks import Head, Plan
+from ._gpu_flash_blocks import Plan
 
 # Queries of a block, and keys of one: where values are averaged, and elsewhere, or with wide heads, where registers are
 # dear: with 128 for each of its threads a multiprocessor has four blocks at a time, and one waits while others compute.
@@ -34,13 +35,6 @@ class Arrays(NamedTuple):
     scale: jax.Array  # (B, N)
 
 
-class Lengths(NamedTuple):
-    """Numbers of real queries and keys, (B,)."""
-
-    queries: jax.Array
-    keys: jax.Array
-
-
 class How(NamedTuple):
     """What is static about a call."""
 
@@ -58,14 +52,6 @@ def filled(array: jax.Array, block: int) -> jax.Array:
     """`(B, length, heads, size)`, filled up with zeros to whole blocks and tiles."""
     more = whole(array.shape[1], block) - array.shape[1], whole(array.shape[3], TILE) - array.shape[3]
     return jnp.pad(array, ((0, 0), (0, more[0]), (0, 0), (0, more[1])))
-
-
-def lengths_of(query: Any, key: Any, query_lengths: Any, key_lengths: Any) -> Lengths:
-    def within(lengths: jax.Array | None, array: jax.Array) -> jax.Array:
-        full = varying_like(jnp.full((array.shape[0],), array.shape[1], jnp.int32), query)
-        return full if lengths is None else jnp.minimum(lengths, full)
-
-    return Lengths(within(query_lengths, query), within(key_lengths, key))
 
 
 def columns_of(q: Any, v: Any) -> int:

@@ -38,9 +38,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from ._flash import entropy_change
-from ._flash_blocks import LOWEST
+from ._flash_blocks import LOWEST, Head
 from ._gpu import mosaic
-from ._gpu_flash_blocks import Head, Plan, Stream, added, along, every, filled, product, read, scores
+from ._gpu_flash_blocks import Plan, Stream, added, along, every, filled, product, read, scores
 from ._tiles import flag, loop, loop_over
 
 # Newton's passes over the keys; one to four are the rule.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from ._flash_blocks import LOWEST, Blocks
+from ._flash_blocks import LOWEST, Blocks, Head, seen
 from ._gpu import load, mosaic
 
 
@@ -24,15 +24,6 @@ class Plan(Blocks):
     """What is static about a call, and whether JAX's interpreter runs it, which knows less than a GPU."""
 
     interpreted: bool
-
-
-class Head(NamedTuple):
-    """The scalars of a head and a batch element."""
-
-    b: Any  # alpha - 1
-    scale: Any
-    query_length: Any
-    key_length: Any
 
 
 def filled(plan: Plan, shape: tuple[int, ...], value: float = 0.0) -> jax.Array:
@@ -102,12 +93,7 @@ def scores(plan: Plan, head: Head, products: jax.Array, first_query: Any, first_
 
     def masked():
         t, s = first_query + iota(plan, shape, queries), first_key + iota(plan, shape, 1 - queries)
-        seen = (s < head.key_length) & (t < head.query_length)
-        if plan.is_causal:
-            seen &= s <= t
-        if plan.window is not None:
-            seen &= (s >= t - plan.window[0]) & (s <= t + plan.window[1])
-        return jnp.where(seen, z, LOWEST)
+        return jnp.where(seen(plan, head, t, s), z, LOWEST)
 
     return lax.cond(whole, lambda: z, masked)
 
