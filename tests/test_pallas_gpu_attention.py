@@ -46,30 +46,33 @@ def draw(seed, *shape):
 
 
 LENGTHS = {"query_seq_lengths": np.int32([11]), "key_value_seq_lengths": np.int32([19])}
-# Hyper-parameters of entmax, and options: each of the ways to its weights once.
+# Hyper-parameters of entmax, a bias, and options: each of the ways to its weights once.
 CASES = {
-    "alphas of 1 and 1.5, a gamma a head, window": (
+    "alphas of 1 and 1.5, a gamma a head, window, a bias a pair, a mask for all queries": (
         {"alpha": per_head(1.0, 1.5), "gamma": per_head(0.7, 1.3)},
-        {"local_window_size": (5, 3)},
+        draw(3, 1, N, T, S),
+        {"local_window_size": (5, 3), "mask": np.arange(S) % 5 != 2},
     ),
-    "alphas of 2 and 1.3, causal, lengths": (
+    "alphas of 2 and 1.3, causal, lengths, a bias a key, a mask a pair": (
         {"alpha": per_head(2.0, 1.3), "gamma": f32(0.8)},
-        {"is_causal": True, **LENGTHS},
+        draw(4, B, 1, 1, S),
+        {"is_causal": True, "mask": (normal(5, 1, 1, T, S) > -1).at[..., 2].set(False), **LENGTHS},
     ),
 }
+PAIRS, KEYS = CASES
 
 
 def attention_of(case, implementation):
-    """Attention as a function of (query, key, value, hyper-parameters, scale), and arguments."""
-    params, options = CASES[case]
+    """Attention as a function of (query, key, value, bias, hyper-parameters, scale), and arguments."""
+    params, bias, options = CASES[case]
 
-    def attend(q, k, v, params, scale):
+    def attend(q, k, v, bias, params, scale):
         of_params = functools.partial(sm.entmax, **params)
         return sm.dot_product_attention(
-            q, k, v, mapping=of_params, scale=scale, implementation=implementation, **options
+            q, k, v, bias, mapping=of_params, scale=scale, implementation=implementation, **options
         )
 
-    return attend, (draw(0, B, T, N, H), draw(1, B, S, K, H), draw(2, B, S, K, V), params, f32(0.6))
+    return attend, (draw(0, B, T, N, H), draw(1, B, S, K, H), draw(2, B, S, K, V), bias, params, f32(0.6))
 
 
 assert_close = functools.partial(cases.assert_close, heads=N)
@@ -85,36 +88,40 @@ def test_output_and_gradients_are_those_of_the_plain_form(case):
 
 
 def test_bad_queries_and_padding():
-    """What is not finite stays with its query, and padding may hold anything."""
-    by_kernels, (q, k, v, params, scale) = attention_of("alphas of 2 and 1.3, causal, lengths", "pallas")
-    call = jax.jit(lambda q, k, v: by_kernels(q, k, v, params, scale))
+    """What is not finite stays with its query; padding and a key that a mask hides may hold anything; a bias of -inf
+    hides a key too."""
+    by_kernels, (q, k, v, bias, *others) = attention_of(KEYS, "pallas")
+    call = jax.jit(lambda q, k, v: by_kernels(q, k, v, bias.at[..., 4].set(-jnp.inf), *others))
     bad = q.at[0, 3, 1].set(jnp.nan).at[0, 5, 0].set(jnp.inf).at[0, 11:].set(jnp.nan)
-    y = call(bad, k.at[0, 19:].set(jnp.inf), v.at[0, 19:].set(jnp.nan))
+    y = call(bad, k.at[0, 19:].set(jnp.inf).at[0, 2].set(jnp.nan), v.at[0, 19:].set(jnp.nan))
     assert np.isnan(y[0, 3, 1]).all()
     assert np.isnan(y[0, 5, 0]).all()
-    clean = call(q, k, v)
+    clean = call(q, k, v.at[0, 4].set(1e6))
+    assert np.abs(clean).max() < 10
     np.testing.assert_array_equal(y.at[0, 3, 1].set(clean[0, 3, 1]).at[0, 5, 0].set(clean[0, 5, 0]), clean)
 
 
 def test_a_search_that_did_not_arrive_says_nan(monkeypatch):
     monkeypatch.setattr(_gpu_flash, "MAX_PASSES", 0)
-    by_kernels, args = attention_of("alphas of 1 and 1.5, a gamma a head, window", "pallas")
+    by_kernels, args = attention_of(PAIRS, "pallas")
     output, bars = pulled(by_kernels, draw(9, B, T, N, V))(*args)
     assert np.isnan(output).all()
     assert np.isnan(bars[0]).any()
 
 
 def test_vmap_is_a_larger_batch():
-    q, k, v = draw(0, 2, 8, N, H), draw(1, B, 16, K, H), draw(2, B, 16, K, V)
+    q, k, v = draw(0, 2, 2, 8, N, H), draw(1, 2, 16, K, H), draw(2, 2, 16, K, V)
+    bias, mask = draw(3, 1, 1, 1, 16), normal(4, 2, 1, 8, 16) > -1  # shared by the batch, and not
     kernel = _kernels.TABLE["pallas"]["attention"].call
     scales = jnp.asarray([0.3, 0.6], f32)
 
     def one(q, scale):
-        return kernel(q, k, v, None, scale, f32(1.5), f32(1), None, None, None)[0]
+        return kernel(q, k, v, bias, scale, f32(1.5), f32(1), mask, None, None)[0]
 
-    together = jax.jit(jax.vmap(one))(q[:, None], scales)
+    together = jax.jit(jax.vmap(one))(q, scales)
+    alone = jax.jit(one)
     for i in range(2):
-        np.testing.assert_array_equal(together[i], jax.jit(one)(q[i][None], scales[i]))
+        np.testing.assert_array_equal(together[i], alone(q[i], scales[i]))
 
 
 def test_what_a_kernel_refuses(monkeypatch):
@@ -129,8 +136,8 @@ def test_what_a_kernel_refuses(monkeypatch):
 
     assert refusal() is None
     assert "bfloat16, as the matrix unit does, not float32" in refusal(dtype=f32)
-    assert "no array as bias" in refusal(bias=jnp.zeros((1, 1, 1, 1)))
-    assert "no array as mask" in refusal(mask=jnp.ones((1, 1, 1, 1), bool))
+    assert refusal(bias=jnp.zeros((1, 1, 1, 128)), mask=jnp.ones((1, 1, 128, 128), bool)) is None
+    assert "a bias of shape (1, 1, 128, 1) is one for each query" in refusal(bias=jnp.zeros((1, 1, 128, 1)))
     assert "size up to 128, not 192" in refusal(size=192)
     assert "of shared memory" in refusal(2**20)
     assert "empty" in refusal(0)

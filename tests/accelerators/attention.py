@@ -16,8 +16,8 @@ import smoothmax as sm
 
 # Batch, queries and keys, heads, head size, and the block of queries.
 BATCH, LENGTH, HEADS, HEAD_SIZE, BLOCK = 4, 512, 4, 64, 128
-# Queries and keys where scores could not be stored.
-LONG = 32768
+# Queries and keys where scores could not be stored, and where they could.
+LONG, SHORT = 32768, 2048
 FLAG = {"pred[]", "s32[]", "u32[]"}  # whether some device still iterates, as a platform writes a truth value
 
 
@@ -120,36 +120,40 @@ def _four_chips(platform: str) -> Iterator[Program]:
 def _long(platform: str) -> Iterator[Program]:
     """By name, with the gradients of everything: a traced alpha needs no other form then."""
 
-    def law(most, what, facts):
+    def law(most, what, facts, has_bias=True):
         yield from alone(facts)
-        # One forward, one along the keys, one along the queries; on GPUs one more forward, and one for the scalars.
-        yield from only_kernels(facts, 3 if platform == "tpu" else 5)
+        # One forward, one along the keys, one along the queries; on GPUs one more forward, one for the scalars, and one
+        # for the bias.
+        yield from only_kernels(facts, 3 if platform == "tpu" else 5 + has_bias)
         yield from no_spills(facts)
         yield from within(facts.temporary, most, what)
 
     scores = bytes_of(2, LONG, LONG)
-    few, some = partial(law, scores / 50, "a fiftieth of the scores"), partial(law, scores / 30, "a 30th of the scores")
+    few = partial(law, scores / 50, "a fiftieth of the scores", has_bias=False)
+    some = partial(law, scores / 30, "a 30th of the scores")
     name = f"kernel: attention, {LONG} keys"
     yield Program(f"{name}, an alpha a head", *_long_attention(LONG, jnp.bfloat16, options=False), few)
+    pairs = partial(law, 6 * bytes_of(2, SHORT, SHORT), "6 arrays of scores")
+    arguments = _long_attention(SHORT, jnp.bfloat16, options=True, queries=SHORT)
+    yield Program("kernel: attention, a bias and a mask for each query", *arguments, pairs)
     if platform != "tpu":
-        wide = _long_attention(LONG, jnp.bfloat16, options=True, size=128, has_bias=False)
+        wide = _long_attention(LONG, jnp.bfloat16, options=True, size=128)
         yield Program(f"{name}, all options, heads of 128", *wide, some)
         return
     for dtype in (jnp.bfloat16, jnp.float32):
         yield Program(f"{name}, all options, {jnp.dtype(dtype)}", *_long_attention(LONG, dtype, options=True), some)
 
 
-def _long_attention(
-    length: int, dtype: Any, options: bool, size: int = HEAD_SIZE, has_bias: bool = True
-) -> tuple[Any, Any]:
-    """Attention with its gradient, and its arguments: two heads that share keys."""
+def _long_attention(length: int, dtype: Any, options: bool, size: int = HEAD_SIZE, queries: int = 1) -> tuple[Any, Any]:
+    """Attention with its gradient, and its arguments: two heads that share keys. Bias and mask are for all queries, or
+    for so many."""
 
-    def function(q, k, v, alpha, gamma, bias, lengths):
+    def function(q, k, v, alpha, gamma, bias, mask, lengths):
         def attend(q, k, v, alpha, gamma, bias):
             rules = {"key_value_seq_lengths": lengths, "local_window_size": (length // 2, 0)} if options else {}
             mapping = partial(sm.entmax, alpha=alpha, gamma=gamma)
             return sm.dot_product_attention(
-                q, k, v, bias, mapping=mapping, is_causal=True, implementation="pallas", **rules
+                q, k, v, bias, mask, mapping=mapping, is_causal=True, implementation="pallas", **rules
             )
 
         output, pull = jax.vjp(attend, q, k, v, alpha, gamma, bias)
@@ -158,8 +162,8 @@ def _long_attention(
     def arguments(mesh):
         q, kv = ((1, length, heads, size) for heads in (2, 1))
         qkv = (array(mesh, *shape, dtype=dtype) for shape in (q, kv, kv))
-        bias = array(mesh, 1, 1, 1, length) if has_bias else None
+        bias, mask = (array(mesh, 1, 1, queries, length, dtype=dtype) for dtype in (jnp.float32, jnp.bool_))
         lengths = array(mesh, 1, dtype=jnp.int32)
-        return *qkv, array(mesh, 2, 1, 1), array(mesh, 2, 1, 1), *((bias, lengths) if options else (None, None))
+        return *qkv, array(mesh, 2, 1, 1), array(mesh, 2, 1, 1), *((bias, mask, lengths) if options else (None,) * 3)
 
     return function, arguments

@@ -6,6 +6,7 @@
 
 The cases are those of `tests/cases`: a new one is run without another entry. Compared are weights, value, and the
 gradients in scores and hyper-parameters: by the kernels by name, by what is taken without a name, and in plain JAX.
+Attention is compared with its gradients, by name and without.
 """
 
 from __future__ import annotations
@@ -25,16 +26,20 @@ HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share the device
 
+import device_attention
 import jax
 import numpy as np
+from device_attention import Attention
 from device_runs import Results, Run, arguments, everything, expected, loaded, solved, stored
 
 NOT_SERVED = "not served"
 
 
-def tried(run: Run, path: str | None) -> tuple[str, list[str]]:
+def tried(run: Run | Attention, path: str | None) -> tuple[str, list[str]]:
     """What to say of a run, and what is wrong with it."""
     try:
+        if isinstance(run, Attention):
+            return device_attention.tried(run)
         results = solved(run, run.implementation, arguments(run), run.way)
     except NotImplementedError as error:
         if run.implementation is None:
@@ -79,7 +84,7 @@ def _which(rows: np.ndarray) -> str:
 # --- Processes, since compiling is nearly all of it --------------------------------------------------------
 
 
-def in_processes(function: Callable[..., Any], runs: list[Run], workers: int, *args: Any) -> Iterator[Any]:
+def in_processes(function: Callable[..., Any], runs: list[Any], workers: int, *args: Any) -> Iterator[Any]:
     """(run, result or exception, seconds) as they come."""
     context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
@@ -91,7 +96,7 @@ def in_processes(function: Callable[..., Any], runs: list[Run], workers: int, *a
                 yield futures[future], str(error), 0.0
 
 
-def _timed(function: Callable[..., Any], run: Run, *args: Any) -> tuple[Any, float]:
+def _timed(function: Callable[..., Any], run: Any, *args: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     try:
         result = function(run, *args)
@@ -115,7 +120,7 @@ def write(path: str, runs: list[Run], workers: int) -> int:
     return 0
 
 
-def check(runs: list[Run], workers: int, path: str | None) -> int:
+def check(runs: list[Run | Attention], workers: int, path: str | None) -> int:
     passed = failed = not_served = 0
     for run, result, seconds in in_processes(tried, runs, workers, path):
         said, problems = ("", [result]) if isinstance(result, str) else result
@@ -141,10 +146,10 @@ def main() -> int:
     if platform == "cpu" and not (options.write or options.anywhere):
         print(f"FAILED: there is no accelerator here; JAX {jax.__version__} sees {jax.devices()}")
         return 1
-    runs = [run for run in everything() if options.only in str(run)]
+    runs = [run for run in (*everything(), *device_attention.everything()) if options.only in str(run)]
     workers = options.workers or (1 if platform == "tpu" else len(os.sched_getaffinity(0)))
     if options.write:
-        return write(options.write, runs, workers)
+        return write(options.write, [run for run in runs if isinstance(run, Run)], workers)
     failed = check(runs, workers, options.references)
     device = jax.devices()[0].device_kind
     print(f"on {device}, JAX {jax.__version__}, {workers} processes, {time.perf_counter() - start:.0f} s")

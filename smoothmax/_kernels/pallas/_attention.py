@@ -24,12 +24,8 @@ def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any,
     mask = others[3]
     if query.dtype not in (jnp.float32, jnp.bfloat16):
         return f"its attention takes float32 and bfloat16, not {query.dtype}"
-    if reason := _layout.unusable(query, key, value):
+    if reason := _layout.unusable(query, key, value, bias):
         return reason
-    if bias is not None and bias.shape[3] == 1 < bias.shape[2]:
-        return (
-            f"a bias of shape {bias.shape} is one for each query, and none for the keys it chooses from: leave it out"
-        )
     if (held := _layout.held(query, key, value, bias, mask)) > _tiles.VECTOR_MEMORY:
         return (
             f"a head of size {query.shape[3]} with {key.shape[1]} keys and {query.shape[1]} queries takes {held:,} "

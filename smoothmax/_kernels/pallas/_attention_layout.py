@@ -34,17 +34,10 @@ class Inputs(NamedTuple):
     bias: jax.Array | None  # (B or 1, N or 1, S, T or 1)
 
 
-class Lengths(NamedTuple):
-    """Numbers of real queries and keys, `(B,)`."""
-
-    queries: jax.Array
-    keys: jax.Array
-
-
 class Rules(NamedTuple):
     """What no derivative is taken of."""
 
-    mask: jax.Array | None  # int8, (B or 1, N or 1, S or 1, T or 1)
+    mask: jax.Array | None  # in four axes, of size 1 where all share it
     query_lengths: jax.Array  # (B,)
     key_lengths: jax.Array  # (B,)
 
@@ -89,22 +82,28 @@ def rules_of(plan: Plan, query: Any, key: Any, mask: Any, query_lengths: Any, ke
     return Rules(mask, *lengths_of(query, key, query_lengths, key_lengths))
 
 
-def lengths_of(query: Any, key: Any, query_lengths: Any, key_lengths: Any) -> Lengths:
-    """Those that are given, or all of them."""
+def lengths_of(query: Any, key: Any, query_lengths: Any, key_lengths: Any) -> tuple[jax.Array, jax.Array]:
+    """Numbers of real queries and keys, `(B,)`: those that are given, or all of them."""
 
     def within(lengths: jax.Array | None, most: int) -> jax.Array:
         full = varying_like(jnp.full((query.shape[0],), most, jnp.int32), query)
         return full if lengths is None else jnp.minimum(lengths, full)
 
-    return Lengths(within(query_lengths, query.shape[1]), within(key_lengths, key.shape[1]))
+    return within(query_lengths, query.shape[1]), within(key_lengths, key.shape[1])
 
 
-def unusable(query: Any, key: Any, value: Any) -> str | None:
+def unusable(query: Any, key: Any, value: Any, bias: Any) -> str | None:
     """Why no kernel serves arrays of these shapes, or None."""
     lengths = *query.shape, *key.shape, *value.shape
     if not all(isinstance(n, int) for n in lengths):
         return "an axis has a symbolic length"
-    return "an axis is empty" if 0 in lengths else None
+    if 0 in lengths:
+        return "an axis is empty"
+    if bias is not None and bias.shape[3] == 1 < bias.shape[2]:
+        return (
+            f"a bias of shape {bias.shape} is one for each query, and none for the keys it chooses from: leave it out"
+        )
+    return None
 
 
 def held(query: Any, key: Any, value: Any, bias: Any, mask: Any) -> int:

@@ -79,8 +79,8 @@ class Head(NamedTuple):
     scale: Any
     query_length: Any
     key_length: Any
-    bias: Any = None  # or a reference to keys x queries, or keys x 1
-    mask: Any = None  # or a reference to keys x queries, keys x 1, 1 x queries or 1 x 1
+    bias: Any = None  # or a reference to one number for each key and query, or for each key
+    mask: Any = None  # or a reference of that kind
 
 
 def seen(blocks: Blocks, head: Head, t: jax.Array, s: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from . import _gpu
 from . import _gpu_attention_layout as _layout  # its constants
 from . import _gpu_flash as _flash
-from ._attention_layout import Lengths, lengths_of, unusable, whole
+from ._attention_layout import Rules, unusable, whole
 from ._batching import over_batch
 from ._gpu import mosaic
 from ._gpu_attention_layout import (
@@ -25,6 +25,7 @@ from ._gpu_attention_layout import (
     filled,
     lines_of,
     marked,
+    rules_of,
     run,
     tiles,
 )
@@ -34,16 +35,12 @@ from ._gpu_flash_blocks import Fetched, Stream
 _SHARED_MEMORY = 220 * 2**10
 
 
-def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any, **_: Any) -> str | None:
+def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *_: Any, **__: Any) -> str | None:
     """Why the kernels cannot serve arrays of these shapes `(B, length, heads, size)`, or None."""
-    mask = others[3]
     if query.dtype != jnp.bfloat16:
         return f"its attention on GPUs takes bfloat16, as the matrix unit does, not {query.dtype}"
-    if reason := unusable(query, key, value):
+    if reason := unusable(query, key, value, bias):
         return reason
-    for name, array in (("bias", bias), ("mask", mask)):
-        if array is not None:
-            return f"its attention on GPUs takes no array as {name}: is_causal, lengths and a window it knows"
     if max(query.shape[3], value.shape[3]) > _layout.WIDEST:
         sizes = f"not {query.shape[3]} and {value.shape[3]}"
         return f"its attention on GPUs takes heads of size up to {_layout.WIDEST}, {sizes}"
@@ -57,11 +54,12 @@ def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any,
     return _gpu.missing()
 
 
-def pays_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> bool:
-    """Whether it is worth it: fewer queries would leave most of a block empty. Wide heads have no comparison yet of
-    their numbers on a device."""
-    narrow = max(query.shape[3], value.shape[3]) <= _layout.TILE
-    return narrow and query.shape[1] >= 2 * _layout.ROWS
+def pays_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any, **_: Any) -> bool:
+    """Whether it is worth it: fewer queries would leave most of a block empty. With wide heads, a bias or a mask its
+    numbers were not compared on a device yet."""
+    mask = others[3]
+    compared = max(query.shape[3], value.shape[3]) <= _layout.TILE and bias is None and mask is None
+    return compared and query.shape[1] >= 2 * _layout.ROWS
 
 
 refuses_attention_bars, pays_attention_bars = refuses_attention, pays_attention
@@ -79,11 +77,11 @@ def attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    bias: None,
+    bias: jax.Array | None,
     scale: jax.Array,
     alpha: jax.Array,
     gamma: jax.Array,
-    mask: None,
+    mask: jax.Array | None,
     query_lengths: jax.Array | None,
     key_lengths: jax.Array | None,
     *,
@@ -91,30 +89,28 @@ def attention(
     window: tuple[int, int] | None = None,
     interpret: Any = False,
 ) -> tuple[jax.Array, Kept]:
-    """Entmax attention, 1 <= alpha <= 2; arguments and results as `_attention.attention`, without bias and mask."""
+    """Entmax attention, 1 <= alpha <= 2; arguments and results as `_attention.attention`, in bfloat16."""
     how = How(is_causal, window, interpret)
-    arrays = arrays_of(query, key, value, scale, alpha, gamma)
-    output, *kept = over_batch(partial(_forward, how))(arrays, lengths_of(query, key, query_lengths, key_lengths))
+    arrays = arrays_of(query, key, value, bias, scale, alpha, gamma)
+    output, *kept = over_batch(partial(_forward, how))(arrays, rules_of(query, key, mask, query_lengths, key_lengths))
     return output[:, : query.shape[1], :, : value.shape[3]], Kept(*kept)
 
 
 def attention_bars(*args: Any, is_causal: bool, window: tuple[int, int] | None, interpret: Any = False) -> Any:
     """The cotangents of the first seven arguments of `attention`, from all of them, what it kept, and the output's."""
-    query, key, value, _, scale, alpha, gamma, _, query_lengths, key_lengths, kept, output_bar = args
+    *operands, mask, query_lengths, key_lengths, kept, output_bar = args
     how = How(is_causal, window, interpret)
-    arrays, back = jax.vjp(arrays_of, query, key, value, scale, alpha, gamma)
-    lengths = lengths_of(query, key, query_lengths, key_lengths)
-    bars = over_batch(partial(_backward, how))(arrays, lengths, Kept(*kept), filled(output_bar, _layout.ROWS))
-    q_bar, k_bar, v_bar, *others = back(bars)
-    return q_bar, k_bar, v_bar, None, *others
+    arrays, back = jax.vjp(arrays_of, *operands)
+    rules = rules_of(*operands[:2], mask, query_lengths, key_lengths)
+    return back(over_batch(partial(_backward, how))(arrays, rules, Kept(*kept), filled(output_bar, _layout.ROWS)))
 
 
 # --- The two directions ------------------------------------------------------------------------------------
 
 
-def _forward(how: How, arrays: Arrays, lengths: Lengths) -> list[jax.Array]:
+def _forward(how: How, arrays: Arrays, rules: Rules) -> list[jax.Array]:
     """The output, and what `Kept` has."""
-    tau, marks = _search(how, arrays, lengths)
+    tau, marks = _search(how, arrays, rules)
     batch, queries, heads, _ = arrays.q.shape
     averages = batch, queries, heads, arrays.v.shape[3]
     # In float32: neighbouring threads' numbers in bfloat16 are no whole sector of memory, which JAX 0.12 insists on.
@@ -126,16 +122,16 @@ def _forward(how: How, arrays: Arrays, lengths: Lengths) -> list[jax.Array]:
         both = Stream((Fetched(partial(at.keys, k), k_here, k_bar), Fetched(partial(at.keys, v), v_here, v_bar)))
         _flash.average(at.plan, head, at.block, q_here, both, at.columns(tau), marked(lines), *at.each(out))
 
-    columns, dtype = columns_of(arrays.q, arrays.v), arrays.q.dtype
+    columns, dtype = columns_of(arrays, rules), arrays.q.dtype
     either = jnp.max(marks.reshape(*marks.shape[:3], -1, columns // _layout.FEWER), -1)
     more, sizes = (tau, lines_of(either)), (arrays.q.shape[3], arrays.v.shape[3])
     places = tiles(dtype, _layout.ROWS, sizes[0]), *(tiles(dtype, 2, columns, size) for size in sizes)
     scratch = *places, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *barriers(1, 2, 2, 1)
-    output, centre, tau = run(how, body, arrays, lengths, more, columns, True, out, scratch)
+    output, centre, tau = run(how, body, arrays, rules, more, columns, True, out, scratch)
     return [output.astype(dtype), centre, tau, marks]
 
 
-def _search(how: How, arrays: Arrays, lengths: Lengths) -> list[jax.Array]:
+def _search(how: How, arrays: Arrays, rules: Rules) -> list[jax.Array]:
     (batch, queries, heads, size), keys, dtype = arrays.q.shape, arrays.k.shape[1], arrays.q.dtype
     blocks, marks = queries // _layout.ROWS, keys // _layout.FEWER
 
@@ -153,43 +149,55 @@ def _search(how: How, arrays: Arrays, lengths: Lengths) -> list[jax.Array]:
         mosaic.SMEM((marks,), jnp.int32),
         *barriers(1, 2),
     )
-    return run(how, body, arrays, lengths, (), _layout.FEWER, True, out, scratch)
+    return run(how, body, arrays, rules, (), _layout.FEWER, True, out, scratch)
 
 
-def _backward(how: How, arrays: Arrays, lengths: Lengths, kept: Kept, output_bar: jax.Array) -> Arrays:
-    q, k, v, *_ = arrays
+def _backward(how: How, arrays: Arrays, rules: Rules, kept: Kept, output_bar: jax.Array) -> Arrays:
+    q, k, v, *_, bias = arrays
     (batch, queries, heads, _), keys = q.shape, k.shape[1]
     delta = jnp.einsum("btnh,btnh->bnt", output_bar.astype(jnp.float32), kept.centre)
     more = output_bar, jnp.stack([kept.tau, delta], 2)
     of_keys, of_queries = lines_of(kept.marks), lines_of(jnp.swapaxes(kept.marks, 2, 3))
 
-    [dq] = _along_keys(how, _flash.backward_queries, arrays, lengths, (*more, of_keys), ((q.shape, jnp.float32),))
-    columns = (batch, heads, queries), jnp.float32
-    bars = _along_keys(how, _flash.backward_scalars, arrays, lengths, (*more, of_keys), (columns, columns))
-    dk, dv = _along_queries(how, arrays, lengths, (*more, of_queries))
+    along_keys = partial(_along_keys, how, arrays, rules, (*more, of_keys))
+    along_queries = partial(_along_queries, how, arrays, rules, (*more, of_queries))
+
+    [dq] = along_keys(_flash.backward_queries, q.shape)
+    bars = along_keys(_flash.backward_scalars, *[(batch, heads, queries)] * 2)
+    dk, dv = along_queries(_flash.backward_keys, *((batch, keys, heads, a.shape[3]) for a in (k, v)))
+
+    def bias_bar() -> jax.Array | None:
+        if bias is None:
+            return None
+        if bias.shape[2] > 1:
+            [dz] = along_keys(_flash.backward_pair_bias, (batch, queries, heads, keys))
+            dz = jnp.swapaxes(dz, 1, 2)
+        else:
+            [dz] = along_queries(_flash.backward_key_bias, (batch, heads, keys))
+            dz = dz[:, :, None]
+        dz = dz.reshape(bias.shape[0], -1, *dz.shape[1:]).sum(1)
+        return dz.sum(1, keepdims=True) if bias.shape[1] == 1 else dz
 
     def over_group(a: jax.Array, like: jax.Array) -> jax.Array:
         return a.reshape(batch, keys, like.shape[2], -1, a.shape[3]).sum(3).astype(like.dtype)
 
-    return Arrays(dq.astype(q.dtype), over_group(dk, k), over_group(dv, v), *(jnp.sum(bar, 2) for bar in bars))
+    scalars_bars = (jnp.sum(bar, 2) for bar in bars)
+    return Arrays(dq.astype(q.dtype), over_group(dk, k), over_group(dv, v), *scalars_bars, bias_bar())
 
 
 def _along_keys(
-    how: How,
-    backward: Callable[..., None],
-    arrays: Arrays,
-    lengths: Lengths,
-    more: Any,
-    out: Any,
+    how: How, arrays: Arrays, rules: Rules, more: Any, backward: Callable[..., None], *shapes: tuple[int, ...]
 ) -> list[jax.Array]:
-    """A block of queries at a time, with all keys that have a weight."""
+    """A block of queries at a time, with all keys that have a weight; results of these shapes."""
 
     def body(head, at, q, k, v, do, kept, marks, *refs):
         *out, q_here, do_here, k_here, v_here, lines, q_bar, do_bar, k_bar, v_bar, lines_bar = refs
         marks = marks.at[at.batch, at.head, at.block]
         fetch((at.queries(q), q_here, q_bar), (at.queries(do), do_here, do_bar), (marks, lines, lines_bar))
         both = Stream((Fetched(partial(at.keys, k), k_here, k_bar), Fetched(partial(at.keys, v), v_here, v_bar)))
-        backward(at.plan, head, at.block, q_here, do_here, both, at.columns(kept), marked(lines), *at.each(out))
+        kept = at.columns(kept)
+        here = _flash.Queries(at.plan, head, at.block, q_here, do_here, both, kept, marked(lines))
+        backward(here, *at.each(out))
 
     sizes, dtype = (arrays.q.shape[3], arrays.v.shape[3]), arrays.q.dtype
     places = (
@@ -197,14 +205,18 @@ def _along_keys(
         *(tiles(dtype, 2, _layout.FEWER, size) for size in sizes),
     )
     scratch = *places, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *barriers(1, 1, 2, 2, 1)
-    return run(how, body, arrays, lengths, more, _layout.FEWER, True, out, scratch)
+    out = tuple((shape, jnp.float32) for shape in shapes)
+    return run(how, body, arrays, rules, more, _layout.FEWER, True, out, scratch)
 
 
-def _along_queries(how: How, arrays: Arrays, lengths: Lengths, more: Any) -> list[jax.Array]:
-    """dK and dV: a block of keys at a time, with all queries that have a weight there."""
+def _along_queries(
+    how: How, arrays: Arrays, rules: Rules, more: Any, backward: Callable[..., None], *shapes: tuple[int, ...]
+) -> list[jax.Array]:
+    """A block of keys at a time, with all queries that have a weight there."""
 
-    def body(head, at, q, k, v, do, kept, marks, dk, dv, k_here, v_here, *refs):
-        q_here, do_here, kept_here, lines, k_bar, v_bar, q_bar, do_bar, kept_bar, lines_bar = refs
+    def body(head, at, q, k, v, do, kept, marks, *refs):
+        out, (k_here, v_here, q_here, do_here, kept_here, lines, *bars) = refs[: len(shapes)], refs[len(shapes) :]
+        k_bar, v_bar, q_bar, do_bar, kept_bar, lines_bar = bars
         marks = marks.at[at.batch, at.head, at.block]
         fetch((at.keys(k), k_here, k_bar), (at.keys(v), v_here, v_bar), (marks, lines, lines_bar))
         of_queries = Stream(
@@ -214,16 +226,15 @@ def _along_queries(how: How, arrays: Arrays, lengths: Lengths, more: Any) -> lis
                 Fetched(partial(at.columns, kept), kept_here, kept_bar),
             )
         )
-        dk, dv = (at.keys(ref, of_queries=True) for ref in (dk, dv))
-        _flash.backward_keys(at.plan, head, at.block, k_here, v_here, of_queries, marked(lines), dk, dv)
+        here = _flash.Keys(at.plan, head, at.block, k_here, v_here, of_queries, marked(lines))
+        backward(here, *(at.keys(ref, of_queries=True) if len(ref.shape) == 4 else at.key_columns(ref) for ref in out))
 
-    (batch, keys, *_), heads = arrays.k.shape, arrays.q.shape[2]
     sizes, dtype = (arrays.k.shape[3], arrays.v.shape[3]), arrays.q.dtype
-    out = tuple(((batch, keys, heads, size), jnp.float32) for size in sizes)
     places = (
         *(tiles(dtype, _layout.FEWER, size) for size in sizes),
         *(tiles(dtype, 2, _layout.ROWS, size) for size in sizes),
     )
     kept = mosaic.SMEM((2, _flash.STATISTICS, _layout.ROWS), jnp.float32)
     scratch = *places, kept, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *barriers(1, 1, 2, 2, 2, 1)
-    return run(how, body, arrays, lengths, more, _layout.FEWER, False, out, scratch)
+    out = tuple((shape, jnp.float32) for shape in shapes)
+    return run(how, body, arrays, rules, more, _layout.FEWER, False, out, scratch)

@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from ..._arrays import varying_like
-from ._attention_layout import Lengths, scalars_of, whole
+from ._attention_layout import Rules, lengths_of, scalars_of, whole
 from ._flash_blocks import Head
 from ._gpu import mosaic
 from ._gpu_flash_blocks import Plan
@@ -33,6 +33,7 @@ class Arrays(NamedTuple):
     v: jax.Array
     b: jax.Array  # (B, N): alpha - 1
     scale: jax.Array  # (B, N)
+    bias: jax.Array | None  # float32, (B or 1, N or 1, T or 1, S)
 
 
 class How(NamedTuple):
@@ -43,9 +44,23 @@ class How(NamedTuple):
     interpret: Any
 
 
-def arrays_of(query: Any, key: Any, value: Any, scale: Any, alpha: Any, gamma: Any) -> Arrays:
+def arrays_of(query: Any, key: Any, value: Any, bias: Any, scale: Any, alpha: Any, gamma: Any) -> Arrays:
     b, scale = (jnp.broadcast_to(a, query.shape[:3:2]) for a in scalars_of(scale, alpha, gamma, query.shape[2]))
-    return Arrays(filled(query, ROWS), filled(key, COLUMNS), filled(value, COLUMNS), b, scale)
+    bias = None if bias is None else _pairs(bias.astype(jnp.float32) / gamma, query, key)
+    return Arrays(filled(query, ROWS), filled(key, COLUMNS), filled(value, COLUMNS), b, scale, bias)
+
+
+def rules_of(query: Any, key: Any, mask: Any, query_lengths: Any, key_lengths: Any) -> Rules:
+    """The mask in bfloat16: 1 where a query may see a key, else 0."""
+    mask = None if mask is None else _pairs(mask.astype(jnp.bfloat16), query, key)
+    return Rules(mask, *lengths_of(query, key, query_lengths, key_lengths))
+
+
+def _pairs(array: jax.Array, query: Any, key: Any) -> jax.Array:
+    """`(B, N, T, S)`, or 1 for each of them but S, filled up with zeros to whole blocks."""
+    more = 0 if array.shape[2] == 1 else -query.shape[1] % ROWS
+    array = jnp.broadcast_to(array, (*array.shape[:3], key.shape[1]))
+    return jnp.pad(array, ((0, 0), (0, 0), (0, more), (0, -key.shape[1] % COLUMNS)))
 
 
 def filled(array: jax.Array, block: int) -> jax.Array:
@@ -54,9 +69,10 @@ def filled(array: jax.Array, block: int) -> jax.Array:
     return jnp.pad(array, ((0, 0), (0, more[0]), (0, 0), (0, more[1])))
 
 
-def columns_of(q: Any, v: Any) -> int:
-    """Keys of a block where values are averaged."""
-    return COLUMNS if max(q.shape[3], v.shape[3]) <= TILE else FEWER
+def columns_of(arrays: Arrays, rules: Rules) -> int:
+    """Keys of a block where values are averaged. A bias or a mask takes registers too."""
+    narrow = max(arrays.q.shape[3], arrays.v.shape[3]) <= TILE and arrays.bias is None and rules.mask is None
+    return COLUMNS if narrow else FEWER
 
 
 class Place(NamedTuple):
@@ -81,6 +97,10 @@ class Place(NamedTuple):
         """A block of queries of an array `(B, N, ..., T)`."""
         return ref.at[(self.batch, self.head, *[slice(None)] * (len(ref.shape) - 3), self._rows(i))]
 
+    def key_columns(self, ref: Any) -> Any:
+        """The step's block of keys of an array `(B, N, S)`."""
+        return ref.at[self.batch, self.head, pl.ds(self.block * self.plan.columns, self.plan.columns)]
+
     def each(self, refs: Any) -> Any:
         """The step's own part of results of either kind."""
         return (self.queries(ref) if len(ref.shape) == 4 else self.columns(ref) for ref in refs)
@@ -93,24 +113,39 @@ def run(
     how: How,
     body: Callable[..., None],
     arrays: Arrays,
-    lengths: Lengths,
+    rules: Rules,
     more: tuple[jax.Array, ...],
     columns: int,
     along_keys: bool,
     out: tuple[tuple[tuple[int, ...], Any], ...],
     scratch: tuple[Any, ...],
 ) -> list[jax.Array]:
-    """Runs `body(head, place, *references)` for each batch element, query head and block."""
+    """Runs `body(head, place, *references)` for each batch element, query head and block of queries or, unless it goes
+    `along_keys`, block of keys."""
     (batch, queries, heads, _), (_, keys, key_heads, _) = arrays.q.shape, arrays.k.shape
     plan = Plan(queries, keys, ROWS, columns, how.is_causal, how.window, bool(how.interpret))
     blocks = queries // ROWS if along_keys else keys // columns
+
+    pairs = {"bias": arrays.bias, "mask": rules.mask}
+    # One number for each query and key: blocks of keys want them the other way round.
+    pairs = {
+        name: a if along_keys or a.shape[2] == 1 else jnp.swapaxes(a, 2, 3)
+        for name, a in pairs.items()
+        if a is not None
+    }
 
     def kernel(b, scale, query_length, key_length, *refs):
         batch, n, block = (lax.axis_index(name) for name in ("batch", "head", "block"))
         if along_keys and how.is_causal:
             block = blocks - 1 - block  # those with the most keys first
-        head = Head(b[batch, n], scale[batch, n], query_length[batch], key_length[batch])
-        body(head, Place(plan, batch, n, n // (heads // key_heads), block), *refs)
+
+        def part(ref):
+            """The step's batch element, which may share it with the ones beside it, and head."""
+            return ref.at[batch // (arrays.q.shape[0] // ref.shape[0]), n if ref.shape[1] > 1 else 0]
+
+        optional = {name: part(ref) for name, ref in zip(pairs, refs, strict=False)}
+        head = Head(b[batch, n], scale[batch, n], query_length[batch], key_length[batch], **optional)
+        body(head, Place(plan, batch, n, n // (heads // key_heads), block), *refs[len(pairs) :])
 
     call = mosaic.kernel(
         kernel,
@@ -121,7 +156,8 @@ def run(
         compiler_params=mosaic.CompilerParams(approx_math=True, lowering_semantics=mosaic.LoweringSemantics.Lane),
         interpret=how.interpret,
     )
-    results = call(arrays.b, arrays.scale, *lengths, arrays.q, arrays.k, arrays.v, *more)
+    lengths = rules.query_lengths, rules.key_lengths
+    results = call(arrays.b, arrays.scale, *lengths, *pairs.values(), arrays.q, arrays.k, arrays.v, *more)
     return [varying_like(a, arrays.q) for a in results]  # Mosaic GPU forgets over which mesh axes they differ
 
 

@@ -2,8 +2,8 @@
 
     output = sum_s y_ts v_s,      y_t = argmax over the simplex of  <z_t, y> - sum (y^alpha - y) / (alpha (alpha - 1))
 
-for the scores z_ts = scale q_t k_s, recomputed block by block as often as they are needed. With b = alpha - 1 and a
-threshold tau_t a query,
+for the scores z_ts = scale q_t k_s + bias_ts, recomputed block by block as often as they are needed. With b = alpha - 1
+and a threshold tau_t a query,
 
     y = u^(1/b),     u = max(1 + b (z - tau), 0),     sum y = 1;        b = 0:  y = exp(z - tau).
 
@@ -19,8 +19,8 @@ kernel, which needs other registers, averages the values twice, by y and by s = 
     dZ = s (dP - delta),   delta = sum s dP / sum s,      dQ = scale dZ K,   dK = scale dZ^T Q,   dV = Y^T dO,
     d alpha = - sum dZ (L e^L - e^L + 1) / b^2,           L = b log y,
 
-on the blocks with a weight alone: one kernel goes along the keys, one along the queries, and one, which a program that
-asks for neither leaves out, gives d alpha and d scale.
+on the blocks with a weight alone: one kernel goes along the keys, one along the queries. Two more, which a program that
+does not ask for them leaves out, give d alpha and d scale, and the bias its dZ.
 
 **Layout.** 64 queries are a block, which 128 threads take on; products are those of Hopper's matrix unit, and what
 belongs to a query is a column. While a block is computed, the next one is fetched; a multiprocessor has two to four
@@ -242,54 +242,114 @@ def average(plan: Plan, head: Head, i: Any, q: Any, both: Stream, tau_ref: Any, 
 # --- Backward ----------------------------------------------------------------------------------------------
 
 
-def backward_queries(plan: Plan, head: Head, i: Any, q: Any, do: Any, both: Stream, kept: Any, marked: Any, dq: Any):
+class Queries(NamedTuple):
+    """One block of queries on the way back, and the keys that it goes along."""
+
+    plan: Plan
+    head: Head
+    i: Any
+    q: Any
+    do: Any
+    both: Stream
+    kept: Any
+    marked: Any
+
+    def loop(self, add: Callable[..., Any], carry: Any) -> Any:
+        """`add(j, k, carry, products, x, dz)` for each block of keys with a weight; x = z - tau."""
+        plan, head, q, do = self.plan, self.head, self.q, self.do
+        tau, delta = (read(plan, self.kept.at[r]) for r in (TAU, DELTA))
+
+        def body(j, refs, carry):
+            k, v = refs
+            products = product(plan, q, k, transpose=True)
+            x = scores(plan, head, products, self.i * plan.rows, j * plan.columns, 0) - along(tau, products.shape)
+            s = weights(head.b, x, lambda _, s: s)
+            dz = s * (product(plan, do, v, transpose=True) - along(delta, x.shape))
+            return add(j, k, carry, products, x, dz)
+
+        return self.both.loop(*plan.key_blocks(self.i, head.key_length), self.marked, body, carry)
+
+
+def backward_queries(here: Queries, dq: Any) -> None:
     """dQ of one block of queries."""
-    tau, delta = (read(plan, kept.at[r]) for r in (TAU, DELTA))
 
-    def add(j, refs, total):
-        k, v = refs
-        z = scores(plan, head, product(plan, q, k, transpose=True), i * plan.rows, j * plan.columns, 0)
-        s = weights(head.b, z - along(tau, z.shape), lambda _, s: s)
-        dz = s * (product(plan, do, v, transpose=True) - along(delta, z.shape))
-        return added(plan, (total, dz.astype(k.dtype), k))[0]
+    def add(j, k, total, products, x, dz):
+        return added(here.plan, (total, dz.astype(k.dtype), k))[0]
 
-    total = both.loop(*plan.key_blocks(i, head.key_length), marked, add, filled(plan, dq.shape))
-    dq[...] = total * head.scale
+    dq[...] = here.loop(add, filled(here.plan, dq.shape)) * here.head.scale
 
 
-def backward_scalars(plan: Plan, head: Head, i: Any, q: Any, do: Any, both: Stream, kept: Any, marked: Any, *out: Any):
+def backward_scalars(here: Queries, *out: Any) -> None:
     """The shares of one block of queries in d alpha and d scale."""
-    tau, delta = (read(plan, kept.at[r]) for r in (TAU, DELTA))
+    b = here.head.b
 
-    def add(j, refs, bars):
-        k, v = refs
-        products = product(plan, q, k, transpose=True)
-        x = scores(plan, head, products, i * plan.rows, j * plan.columns, 0) - along(tau, products.shape)
-        s = weights(head.b, x, lambda _, s: s)
-        dz = s * (product(plan, do, v, transpose=True) - along(delta, x.shape))
-        change = jnp.where(s > 0, dz * entropy_change(head.b, log_weights(head.b, x)), 0.0)
+    def add(j, k, bars, products, x, dz):
+        change = jnp.where(dz == 0, 0.0, dz * entropy_change(b, log_weights(b, x)))
         alpha_bar, scale_bar = bars
         return alpha_bar - jnp.sum(change, axis=1), scale_bar + jnp.sum(dz * products, axis=1)
 
-    nothing = filled(plan, (plan.rows,))
-    bars = both.loop(*plan.key_blocks(i, head.key_length), marked, add, (nothing, nothing))
-    for ref, bar in zip(out, bars, strict=True):
+    nothing = filled(here.plan, (here.plan.rows,))
+    for ref, bar in zip(out, here.loop(add, (nothing, nothing)), strict=True):
         ref[...] = bar
 
 
-def backward_keys(plan: Plan, head: Head, j: Any, k: Any, v: Any, queries: Stream, marked: Any, dk: Any, dv: Any):
+def backward_pair_bias(here: Queries, out: Any) -> None:
+    """dZ of one block of queries and all keys."""
+    plan = here.plan
+
+    def part(j):
+        return out.at[:, pl.ds(j * plan.columns, plan.columns)]
+
+    def clear(j, _):
+        part(j)[...] = filled(plan, (plan.rows, plan.columns))
+        return 0
+
+    def add(j, k, carry, products, x, dz):
+        part(j)[...] = dz
+        return carry
+
+    loop(plan.keys // plan.columns, clear, 0)
+    here.loop(add, 0)
+
+
+class Keys(NamedTuple):
+    """One block of keys on the way back, and the queries that it goes along."""
+
+    plan: Plan
+    head: Head
+    j: Any
+    k: Any
+    v: Any
+    queries: Stream
+    marked: Any
+
+    def loop(self, add: Callable[..., Any], carry: Any) -> Any:
+        """`add(q, do, carry, y, dz)` for each block of queries with a weight; dz is called for its numbers."""
+        plan, head, k, v = self.plan, self.head, self.k, self.v
+
+        def body(i, refs, carry):
+            q, do, kept = refs
+            z = scores(plan, head, product(plan, k, q, transpose=True), i * plan.rows, self.j * plan.columns, 1)
+            tau, delta = (along(read(plan, kept.at[r], 1), z.shape, 1) for r in (TAU, DELTA))
+            y, s = weights(head.b, z - tau, lambda y, s: (y.astype(do.dtype), s))
+            return add(q, do, carry, y, lambda: s * (product(plan, v, do, transpose=True) - delta))
+
+        return self.queries.loop(*plan.query_blocks(self.j), self.marked, body, carry)
+
+
+def backward_keys(here: Keys, dk: Any, dv: Any) -> None:
     """dK and dV of one block of keys."""
+    plan = here.plan
 
-    def add(i, refs, totals):
-        q, do, kept = refs
-        z = scores(plan, head, product(plan, k, q, transpose=True), i * plan.rows, j * plan.columns, 1)
-        tau, delta = (along(read(plan, kept.at[r], 1), z.shape, 1) for r in (TAU, DELTA))
-        y, s = weights(head.b, z - tau, lambda y, s: (y.astype(do.dtype), s))
+    def add(q, do, totals, y, dz):
         [dv] = added(plan, (totals[1], y, do))  # by itself: y leaves its registers
-        dz = s * (product(plan, v, do, transpose=True) - delta)
-        return added(plan, (totals[0], dz.astype(q.dtype), q))[0], dv
+        return added(plan, (totals[0], dz().astype(q.dtype), q))[0], dv
 
-    nothing = tuple(filled(plan, ref.shape) for ref in (dk, dv))
-    totals = queries.loop(*plan.query_blocks(j), marked, add, nothing)
-    dk[...] = totals[0] * head.scale
+    totals = here.loop(add, tuple(filled(plan, ref.shape) for ref in (dk, dv)))
+    dk[...] = totals[0] * here.head.scale
     dv[...] = totals[1]
+
+
+def backward_key_bias(here: Keys, out: Any) -> None:
+    """The sum of dZ over the queries, for one block of keys."""
+    out[...] = here.loop(lambda q, do, total, y, dz: total + jnp.sum(dz(), axis=1), filled(here.plan, out.shape))

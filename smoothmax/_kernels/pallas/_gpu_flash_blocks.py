@@ -84,6 +84,12 @@ def scores(plan: Plan, head: Head, products: jax.Array, first_query: Any, first_
     """Scores of a block from the products; LOWEST where a query may not see the key. `queries` is their axis."""
     z = products * head.scale
     shape = z.shape
+    firsts = (first_query, first_key) if queries == 0 else (first_key, first_query)
+    if head.bias is not None:
+        z += _part(plan, head.bias, firsts, shape, queries)
+        z = jnp.where(z < LOWEST, LOWEST, z)  # -inf; NaN stays
+    if head.mask is not None:
+        z = jnp.where(_part(plan, head.mask, firsts, shape, queries) > 0, z, LOWEST)
     last_query, last_key = first_query + shape[queries] - 1, first_key + shape[1 - queries] - 1
     whole = (last_query < head.query_length) & (last_key < head.key_length)
     if plan.is_causal:
@@ -96,6 +102,17 @@ def scores(plan: Plan, head: Head, products: jax.Array, first_query: Any, first_
         return jnp.where(seen(plan, head, t, s), z, LOWEST)
 
     return lax.cond(whole, lambda: z, masked)
+
+
+def _part(plan: Plan, ref: Any, firsts: tuple[Any, Any], shape: tuple[int, ...], queries: int) -> jax.Array:
+    """The block of an array, queries x keys or as the scores have it, or `(1, keys)` for what all queries share."""
+    rows, columns = (pl.ds(first, n) for first, n in zip(firsts, shape, strict=True))
+    if ref.shape[0] > 1:
+        part = ref.at[rows, columns]
+        part = part[...] if plan.interpreted else load(part, (), mosaic.Layout.WGMMA)
+        return part.astype(jnp.float32)
+    keys = 1 - queries
+    return along(read(plan, ref.at[0, columns if keys == 1 else rows], keys).astype(jnp.float32), shape, keys)
 
 
 class Fetched(NamedTuple):
