@@ -99,9 +99,10 @@ def attention(
 def attention_bars(*args: Any, is_causal: bool, window: tuple[int, int] | None, interpret: Any = False) -> Any:
     """The cotangents of the first seven arguments of `attention`, from all of them, what it kept, and the output's."""
     *operands, mask, query_lengths, key_lengths, kept, output_bar = args
+    query, key, *_ = operands
     how = How(is_causal, window, interpret)
     arrays, back = jax.vjp(arrays_of, *operands)
-    rules = rules_of(*operands[:2], mask, query_lengths, key_lengths)
+    rules = rules_of(query, key, mask, query_lengths, key_lengths)
     return back(over_batch(partial(_backward, how))(arrays, rules, Kept(*kept), filled(output_bar, _layout.ROWS)))
 
 
@@ -181,8 +182,8 @@ def _backward(how: How, arrays: Arrays, rules: Rules, kept: Kept, output_bar: ja
     def over_group(a: jax.Array, like: jax.Array) -> jax.Array:
         return a.reshape(batch, keys, like.shape[2], -1, a.shape[3]).sum(3).astype(like.dtype)
 
-    scalars_bars = (jnp.sum(bar, 2) for bar in bars)
-    return Arrays(dq.astype(q.dtype), over_group(dk, k), over_group(dv, v), *scalars_bars, bias_bar())
+    b_bar, scale_bar = (jnp.sum(bar, 2) for bar in bars)
+    return Arrays(dq.astype(q.dtype), over_group(dk, k), over_group(dv, v), b_bar, scale_bar, bias_bar())
 
 
 def _along_keys(
