@@ -205,7 +205,11 @@ def _over_batch(function: Callable[[jax.Array], jax.Array], axes: int) -> Callab
 def _checked(
     name: str, function: Callable[..., Any], params: Any, task: str, dtype: Any
 ) -> Callable[[jax.Array], jax.Array]:
-    """The user's function of one argument, its params and its result in the dtype of the computation."""
+    """The user's function of one argument, its params and its result in the dtype of the computation.
+
+    Products with a matrix keep all their digits: those of fewer that TPUs and GPUs take have slopes that no solver can
+    follow.
+    """
 
     def cast(leaf: Any) -> Any:
         return jnp.asarray(leaf).astype(dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
@@ -213,7 +217,8 @@ def _checked(
     arguments = () if params is None else (jax.tree.map(cast, params),)
 
     def call(argument: jax.Array) -> jax.Array:
-        result = function(argument, *arguments)
+        with jax.default_matmul_precision("highest"):
+            result = function(argument, *arguments)
         _check_result(name, function, result, task, argument)
         return jnp.asarray(result).astype(dtype)
 

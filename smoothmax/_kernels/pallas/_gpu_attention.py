@@ -156,7 +156,7 @@ def _search(how: How, arrays: Arrays, rules: Rules) -> list[jax.Array]:
 def _backward(how: How, arrays: Arrays, rules: Rules, kept: Kept, output_bar: jax.Array) -> Arrays:
     q, k, v, *_, bias = arrays
     (batch, queries, heads, _), keys = q.shape, k.shape[1]
-    delta = jnp.einsum("btnh,btnh->bnt", output_bar.astype(jnp.float32), kept.centre)
+    delta = jnp.swapaxes(jnp.sum(output_bar.astype(jnp.float32) * kept.centre, 3), 1, 2)
     more = output_bar, jnp.stack([kept.tau, delta], 2)
     of_keys, of_queries = lines_of(kept.marks), lines_of(jnp.swapaxes(kept.marks, 2, 3))
 
