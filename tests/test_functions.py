@@ -296,8 +296,8 @@ def test_penalties_compose():
 
 
 def test_products_keep_all_digits_on_accelerators():
-    """Where nothing is said, a GPU multiplies float32 with 10 bits and a TPU with 7: a certificate would refuse all, and
-    no solver could follow the slopes of a quadratic form."""
+    """Where nothing is said, a GPU multiplies float32 with 10 bits and a TPU with 7: a certificate would refuse all,
+    and no solver could follow the slopes of a quadratic form."""
 
     def pulled(x, form, bar):
         op = lambda form: sm.conjugate(lambda y, form: y @ form @ y, params=form)

@@ -100,6 +100,22 @@ def test_p_norms_next_to_the_largest_score_alone(dtype, b):
     np.testing.assert_allclose(y, expected, rtol=0, atol=tol)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_entmax_with_alpha_next_to_one(dtype):
+    """Alpha down to the float next to 1, where a threshold moves by no more than a few roundings: what rounding does
+    not leave of it tells log F, and no slice may stop before."""
+    x = (np.random.default_rng(5).normal(size=(36, 40)) * np.geomspace(1e-3, 8, 36)[:, None]).astype(dtype)
+    x[::3, 4:] -= 50
+    x[1::3] = np.round(x[1::3])
+    for roundings in (1, 2, 7, 15, 16, 21, 28, 60, 1000):
+        alpha = 1 + roundings * np.finfo(dtype).eps
+        y = entmax(x, dtype(alpha))
+        # So near to softmax in float64, which differs by less than is promised, that long double has no digits left.
+        near = LD(dtype(alpha)) if dtype is np.float32 else LD(1)
+        expected = np.array([oracles.tsallis(row, near) for row in x], float)
+        np.testing.assert_allclose(y, expected, rtol=0, atol=PROMISE[dtype], err_msg=f"{roundings} roundings")
+
+
 def test_the_largest_weight_is_not_swallowed():
     """What float32 got wrong once: 0.60 and 0.40."""
     x = np.zeros((1, 8), np.float32)

@@ -196,7 +196,9 @@ def _arrives(
     little = jnp.abs(step) <= -4 * eps(tau) ** 0.5 * b * tau
     # The sums are rounded: a residual this small whose step does not shrink any more is nothing but noise.
     stalled = (residual < sum_noise(tau)) & (2 * jnp.abs(step) > jnp.abs(s.step))
-    return (leaves <= rounding) & little & (jnp.abs(step) <= few) | (residual <= rounding / 2) | stalled
+    near = (leaves <= rounding) & little & (jnp.abs(step) <= few) | (residual <= rounding / 2) | stalled
+    # For small b all of this may hold far from the root: a step of b takes the weights away, to first order.
+    return near & (jnp.abs(step) <= b / 4)
 
 
 # The two equations.

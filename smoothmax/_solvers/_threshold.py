@@ -37,9 +37,6 @@ from ._convex import ANY_POWER, FIRST_POWER, LOWEST, NORM_POWER, P_NORM, SECOND_
 from ._power import first_true
 from ._scores import Scores, Solved, answered, centred
 
-# b below which a mapping is softmax, in roundings: the weights differ by b w log(w)^2 / 2.
-SOFT = 16
-
 
 def softmax_weights(x: jax.Array, gamma: jax.Array, *, implementation: str | None = None) -> jax.Array:
     """`tsallis_weights` at alpha = 1."""
@@ -91,8 +88,7 @@ def _sparsemax(x: jax.Array, gamma: jax.Array, alpha: jax.Array) -> jax.Array:
 def _tsallis(x: jax.Array, gamma: jax.Array, alpha: jax.Array) -> jax.Array:
     scores, z = _scaled(x, gamma, alpha)
     b = alpha - 1
-    # So close to alpha = 1 the weights are those of softmax, to rounding, and no threshold can be resolved.
-    soft = b < SOFT * eps(z)
+    soft = b < eps(z)
     convex, concave = ~soft & (b <= 1), b > 1
 
     def solve(powers: Powers) -> Solved:
