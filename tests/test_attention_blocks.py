@@ -18,7 +18,7 @@ QKV = normal(0, B, T, N, H), normal(1, B, S, K, H), normal(2, B, S, K, H)
 
 def value_and_grads(block_size, options, mapping=sm.softmax):
     """Output and gradients in everything that has one, of a loss that weighs all outputs differently."""
-    traced = {k: v for k, v in options.items() if isinstance(v, jax.Array)}
+    traced = {k: v for k, v in options.items() if isinstance(v, np.ndarray)}
     static = {k: v for k, v in options.items() if k not in traced}
     factor = normal(7, B, T, N, H)
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 
+from smoothmax import _solvers
+
 from ._list import REPRESENTATIVES, Case, Family
 
 B, D = 48, 8  # the shape in which laws about small slices share their compilations
@@ -98,6 +100,13 @@ def jacobians(case: Case, x, where=None) -> np.ndarray:
     return result.x_bar.reshape(len(x), D, D)
 
 
+# The solvers in plain JAX, with which kernels are compared: compiled, since one by one their operations compile longer.
+reference = {
+    solver: jax.jit(functools.partial(getattr(_solvers, solver), implementation="xla"))
+    for solver in ("chain_prox", "sorted_prox", "threshold_product", "p_norm_product", "segment_mean")
+}
+
+
 def solved_by(kernels):
     """From a problem and its arguments to the results of its kernel as NumPy arrays; each is compiled once for a shape.
     Float arguments become float32, as the kernels for accelerators take them."""
@@ -140,9 +149,9 @@ def next_to_the_border(case, params, d, n=24) -> np.ndarray:
     return x[:, rng.permutation(d)].astype(np.float32)
 
 
-def normal(seed, *shape, dtype=np.float32) -> jax.Array:
-    """Normal numbers, drawn by NumPy: JAX compiles several programs for each shape."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))
+def normal(seed, *shape, dtype=np.float32) -> np.ndarray:
+    """Normal numbers, drawn and held by NumPy: JAX compiles a program for whatever is done to each shape."""
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 def holes(n=B, d=D, seed=0, least=1) -> np.ndarray:
