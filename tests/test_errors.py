@@ -142,12 +142,13 @@ def test_traced_values_out_of_range_give_nan(case):
     for name in sorted(set(BAD) & set(case.values)):
         params = {k: p.copy() for k, p in cases.spread_params(case, case.params()).items()}
         params[name][: len(BAD[name]), 0] = BAD[name]
-        (y, value), _ = cases.everything(case.family)(
+        outputs, _ = cases.everything(case.family)(
             params, x, np.ones(x.shape, bool), np.zeros_like(x), np.zeros(len(x))
         )
+        y, value = map(np.asarray, outputs)
         bad = np.arange(len(x)) < len(BAD[name])
-        assert np.isnan(y[bad]).all(), (name, np.asarray(y[bad]))
-        assert np.isnan(value[bad]).all(), (name, np.asarray(value[bad]))
+        assert np.isnan(y[bad]).all(), (name, y[bad])
+        assert np.isnan(value[bad]).all(), (name, value[bad])
         assert np.isfinite(y[~bad]).all() and np.isfinite(value[~bad]).all()
 
 
