@@ -47,9 +47,10 @@ def squared_pnorm(x, p, gamma=1.0):
     z = (x - x.max()) / LD(gamma)
 
     def total(tau):
-        r = np.maximum(z - tau, 0)
-        m = r.max()  # the left side is homogeneous of degree 1: no overflow at q = 1001
-        return m * ((r / m) ** (q - 1)).sum() * ((r / m) ** q).sum() ** ((2 - q) / q)
+        m = -tau  # the largest z: the left side is homogeneous of degree 1, and does not overflow at q = 1001
+        r = np.maximum(z - tau, 0) / m
+        powers = r ** (q - 1)
+        return m * powers.sum() * (powers * r).sum() ** ((2 - q) / q)
 
     tau = bisect(lambda t: total(t) - 1, -1, -(LD(len(z)) ** (-2 / q)) / 2)
     # q - 1 is up to 1000, and raising to it magnifies the last bit as often; that of tau is in each weight

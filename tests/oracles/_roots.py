@@ -1,5 +1,7 @@
 """Roots enclosed to the last bit of a long double, and derivatives by differences."""
 
+import itertools
+
 import numpy as np
 
 LD = np.longdouble
@@ -10,16 +12,29 @@ SUM_TOLERANCE = 1e-15
 
 
 def bisect(decreasing, low, high):
-    """Root of a decreasing function, until no number lies between the two ends."""
+    """Root of a decreasing function between two ends, where it is zero or no number is left between them.
+
+    By secants, and every fourth time by halves. An end that stays where it is counts half in the next secant, which so
+    lands beyond the root: both ends close in on it (the Illinois method).
+    """
     low, high = LD(low), LD(high)
-    while True:
-        middle = low + (high - low) / 2
+    above, below, last = decreasing(low), -decreasing(high), 0
+    if above <= 0:
+        return low
+    for step in itertools.count():
+        middle = low + (high - low) * (above / (above + below) if step % 4 else LD(0.5))
         if not low < middle < high:
+            middle = low + (high - low) / 2
+            if not low < middle < high:
+                return middle
+        value = decreasing(middle)
+        if value == 0:
             return middle
-        if decreasing(middle) > 0:
-            low = middle
+        if value > 0:
+            low, above, below = middle, value, below / 2 if last > 0 else below
         else:
-            high = middle
+            high, below, above = middle, -value, above / 2 if last < 0 else above
+        last = value
 
 
 def settle(weights, low, high, total):
