@@ -32,8 +32,9 @@ TINY = ["--hidden", "8", "--batch", "8", "--valid-size", "8", "--test-size", "8"
 
 @pytest.fixture
 def small_corpora(monkeypatch):
-    """Built-in corpora of 40 training examples."""
+    """Built-in corpora of 40 training examples, and two heatmaps a run."""
     full = corpora.corpus
+    monkeypatch.setattr(cli, "PICTURES", 2)
     monkeypatch.setattr(corpora, "corpus", lambda name: full(name, train=40, valid=8, test=8))
 
 
