@@ -151,7 +151,7 @@ def test_gradients(name):
     np.testing.assert_allclose(gx, differences(lambda x: loss(x, p), x), atol=QUOTIENT)
     np.testing.assert_allclose(gp, differences(lambda p: loss(x, p), p), atol=QUOTIENT)
     # grad of grad, in reverse over reverse
-    second = jax.grad(lambda p: jnp.sum(jnp.sin(jax.grad(loss)(x, p))))(p)
+    second = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(jax.grad(loss)(x, p)))))(p)
     np.testing.assert_allclose(second, differences(lambda p: jnp.sum(jnp.sin(first(x, p)[0])), p), atol=QUOTIENT)
 
 
@@ -159,8 +159,8 @@ def test_gradients(name):
 def test_forward_mode(name):
     make, p = CASES[name]
     x = jnp.asarray(X[0])
-    reverse = jax.jacrev(lambda x, p: make(p).argmax(x), (0, 1))(x, p)
-    forward = jax.jacfwd(lambda x, p: sm.forward_mode(make(p)).argmax(x), (0, 1))(x, p)
+    reverse = jax.jit(jax.jacrev(lambda x, p: make(p).argmax(x), (0, 1)))(x, p)
+    forward = jax.jit(jax.jacfwd(lambda x, p: sm.forward_mode(make(p)).argmax(x), (0, 1)))(x, p)
     np.testing.assert_allclose(forward[0], reverse[0], rtol=0, atol=SOLVED)
     np.testing.assert_allclose(forward[1], reverse[1], rtol=0, atol=SOLVED)
     np.testing.assert_allclose(reverse[0], reverse[0].T, rtol=0, atol=SOLVED)
@@ -216,11 +216,11 @@ def test_float32(no_x64, omega):
         y = op.argmax(x)
         return jnp.sum(y[:, 0]), y
 
-    gradient, y = jax.grad(loss, has_aux=True)(x32)
+    gradient, y = jax.jit(jax.grad(loss, has_aux=True))(x32)
     assert y.dtype == gradient.dtype == jnp.float32
     assert jax.eval_shape(op.argmax, x32.astype(jnp.bfloat16)).dtype == jnp.bfloat16
     with jax.enable_x64(True):
-        expected_gradient, expected = jax.grad(loss, has_aux=True)(np.asarray(x32, np.float64))
+        expected_gradient, expected = jax.jit(jax.grad(loss, has_aux=True))(np.asarray(x32, np.float64))
     np.testing.assert_allclose(y, expected, rtol=0, atol=5e-7)  # float32 rounds by 6e-8
     np.testing.assert_allclose(gradient, expected_gradient, rtol=0, atol=5e-6)  # and products of seven terms follow
 
