@@ -107,9 +107,8 @@ def test_every_chunk_size_gives_the_same(chunk_size):
 def test_masks_of_words_of_tokens_and_of_both(shape):
     (hidden, kernel, _), labels, _ = draw()
     where = jax.random.bernoulli(jax.random.key(0), 0.7, shape)
-    run = lambda loss: jax.value_and_grad(lambda h: _finite_sum(loss(h, kernel, labels, sm.Tsallis(1.5), where=where)))(
-        hidden
-    )
+    total = lambda loss, h: _finite_sum(loss(h, kernel, labels, sm.Tsallis(1.5), where=where))
+    run = lambda loss: jax.jit(jax.value_and_grad(functools.partial(total, loss)))(hidden)
     same(run(functools.partial(sm.linear_fenchel_young_loss, chunk_size=5)), run(whole), atol=PULLED)
 
 
@@ -130,9 +129,8 @@ def test_padding_has_no_loss_and_no_gradient():
 
 def test_second_derivatives():
     (hidden, kernel, _), labels, _ = draw()
-    pull = lambda loss: jax.grad(
-        lambda k: jnp.sum(jax.grad(lambda k: jnp.sum(loss(hidden, k, labels, sm.Shannon())))(k) ** 2)
-    )(kernel)
+    first = lambda loss: jax.grad(lambda k: jnp.sum(loss(hidden, k, labels, sm.Shannon())))
+    pull = lambda loss: jax.jit(jax.grad(lambda k: jnp.sum(first(loss)(k) ** 2)))(kernel)
     # squares of sums over tokens
     same(pull(functools.partial(sm.linear_fenchel_young_loss, chunk_size=8)), pull(whole), atol=1e-9)
 
@@ -141,7 +139,7 @@ def test_vmap_over_kernels_labels_and_a_hyper_parameter():
     (hidden, kernel, _), labels, _ = draw()
     kernels, alphas = jnp.stack([kernel, -kernel]), jnp.array([1.2, 1.8])
     total = lambda loss, k, a: (loss(hidden, k, labels, sm.Tsallis(a)) ** 2).sum()
-    run = lambda loss: jax.vmap(jax.value_and_grad(functools.partial(total, loss), (0, 1)))(kernels, alphas)
+    run = lambda loss: jax.jit(jax.vmap(jax.value_and_grad(functools.partial(total, loss), (0, 1))))(kernels, alphas)
     # sums of 24 squares of losses, of up to a hundred
     same(run(functools.partial(sm.linear_fenchel_young_loss, chunk_size=8)), run(whole), atol=1e-10)
 
@@ -149,7 +147,8 @@ def test_vmap_over_kernels_labels_and_a_hyper_parameter():
 def test_forward_mode():
     (hidden, kernel, _), labels, _ = draw()
     op = sm.forward_mode(sm.conjugate(sm.SquaredL2()))
-    push = lambda loss: jax.jvp(lambda k: loss(hidden, k, labels, op), (kernel,), (jnp.ones_like(kernel),))
+    tangent = jnp.ones_like(kernel)
+    push = lambda loss: jax.jit(lambda k: jax.jvp(lambda k: loss(hidden, k, labels, op), (k,), (tangent,)))(kernel)
     same(push(functools.partial(sm.linear_fenchel_young_loss, chunk_size=8)), push(whole), atol=PULLED)
 
 
@@ -252,10 +251,10 @@ def test_inside_shard_map(mesh):
     def step(h, k, t):
         return jax.grad(lambda h, k: loss(h, k, t).sum(), argnums=(0, 1))(h, k)
 
-    expected = jax.grad(lambda h, k: loss(h, k, labels).sum(), argnums=(0, 1))(hidden, kernel)
-    same(step(hidden, kernel, labels), expected, atol=PULLED)
-    text = jax.jit(step).lower(hidden, kernel, labels).compile().as_text()
-    assert [shapes for shapes, _ in COLLECTIVES.findall(text)] == [f"f64[{H},{V}]{{1,0}}"]
+    expected = jax.jit(jax.grad(lambda h, k: loss(h, k, labels).sum(), argnums=(0, 1)))(hidden, kernel)
+    compiled = jax.jit(step).lower(hidden, kernel, labels).compile()
+    same(compiled(hidden, kernel, labels), expected, atol=PULLED)
+    assert [shapes for shapes, _ in COLLECTIVES.findall(compiled.as_text())] == [f"f64[{H},{V}]{{1,0}}"]
 
 
 # --- Errors ------------------------------------------------------------------------------------------------
