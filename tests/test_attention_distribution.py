@@ -87,9 +87,10 @@ def test_attention(mesh, name, over):
         loss = lambda *qkv: jnp.sum(attend(*qkv) ** 2)
         return attend(q, k, v), jax.grad(loss, (0, 1, 2))(q, k, v)
 
-    placed = [a if i is None else place(mesh, a, i) for a, i in zip(arrays, SHARDED_AXES[over], strict=True)]
+    replicated = NamedSharding(mesh, PartitionSpec())
     placed = [
-        jax.device_put(a, NamedSharding(mesh, PartitionSpec())) if a.sharding.num_devices == 1 else a for a in placed
+        jax.device_put(a, replicated) if i is None else place(mesh, a, i)
+        for a, i in zip(arrays, SHARDED_AXES[over], strict=True)
     ]
     result, sent = run(function, *placed)
     same(result, jax.jit(function)(*arrays), atol=1e-5)
