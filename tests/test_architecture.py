@@ -78,6 +78,6 @@ def test_importing_the_library_imports_no_framework():
     import subprocess
     import sys
 
-    code = f"import sys, smoothmax; print(sorted({FRAMEWORKS!r} & set(sys.modules)))"
+    code = f"import sys, smoothmax, smoothmax.interop; print(sorted({FRAMEWORKS!r} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

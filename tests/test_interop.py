@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import subprocess
 import sys
 from functools import partial
 
@@ -371,12 +370,6 @@ def test_a_missing_framework_names_the_extra(monkeypatch, adapter, framework):
     monkeypatch.delitem(sys.modules, f"smoothmax.interop.{adapter}")
     with pytest.raises(ImportError, match=r"pip install 'smoothmax\[interop\]'"):
         importlib.import_module(f"smoothmax.interop.{adapter}")
-
-
-def test_the_library_imports_no_framework():
-    code = "import sys, smoothmax, smoothmax.interop; print({'flax', 'haiku', 'equinox'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
 
 
 def test_bad_input():
