@@ -7,6 +7,7 @@ device, as most of them have: `XLA_FLAGS="--xla_backend_optimization_level=3 --x
 pytest -m as_users`.
 """
 
+import atexit
 import gc
 import os
 
@@ -36,6 +37,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import hypothesis
 import jax
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # at its end a worker has told all, and programs are slow to take apart
+    atexit.register(os._exit, 0)
 
 # Traces are many small objects, few of them in cycles: searched at each 700 of them, they cost a twentieth of the time.
 gc.set_threshold(20_000, 20, 50)
