@@ -186,7 +186,7 @@ def _backward(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules, found: A
     def over_group(a: jax.Array, like: jax.Array) -> jax.Array:
         return a.reshape(batch, like.shape[1], -1, *a.shape[2:]).sum(2).astype(like.dtype)
 
-    bias_bar = None if bias is None else _summed([*dz, *dz_sum][0], bias.shape)
+    bias_bar = None if bias is None else _layout.summed([*dz, *dz_sum][0], bias.shape)
     alpha_bar, scale_bar = (jnp.sum(rows[:, :, r], (0, 2)) for r in (ALPHA_BAR, SCALE_BAR))
     return Inputs(dq, over_group(dk, k), over_group(dv, v), alpha_bar, scale_bar, bias_bar)
 
@@ -233,8 +233,3 @@ def _run(
         interpret=interpret,
     )
     return call(*scalars, *pairs, *[a for a, _ in arrays])
-
-
-def _summed(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    axes = tuple(i for i, n in enumerate(shape) if n == 1)
-    return jnp.sum(array, axes, keepdims=True)

@@ -177,6 +177,12 @@ def whole(n: int, size: int) -> int:
     return pl.cdiv(n, size) * size
 
 
+def summed(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The sum over what is shared: the axes of size 1 in that shape."""
+    axes = tuple(i for i, n in enumerate(shape) if n == 1)
+    return jnp.sum(array, axes, keepdims=True)
+
+
 def laid(array: jax.Array, length: int) -> jax.Array:
     """`(B, length, heads, size)` as `(B, heads, length, size)`, filled up with zeros."""
     array = jnp.swapaxes(array, 1, 2)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from . import _gpu
 from . import _gpu_attention_layout as _layout  # its constants
 from . import _gpu_flash as _flash
-from ._attention_layout import Rules, unusable, whole
+from ._attention_layout import Rules, summed, unusable, whole
 from ._batching import over_batch
 from ._gpu import mosaic
 from ._gpu_attention_layout import (
@@ -176,8 +176,7 @@ def _backward(how: How, arrays: Arrays, rules: Rules, kept: Kept, output_bar: ja
         else:
             [dz] = along_queries(_flash.backward_key_bias, (batch, heads, keys))
             dz = dz[:, :, None]
-        dz = dz.reshape(bias.shape[0], -1, *dz.shape[1:]).sum(1)
-        return dz.sum(1, keepdims=True) if bias.shape[1] == 1 else dz
+        return summed(dz.reshape(bias.shape[0], -1, *dz.shape[1:]).sum(1), bias.shape)
 
     def over_group(a: jax.Array, like: jax.Array) -> jax.Array:
         return a.reshape(batch, keys, like.shape[2], -1, a.shape[3]).sum(3).astype(like.dtype)
@@ -228,7 +227,7 @@ def _along_queries(
             )
         )
         here = _flash.Keys(at.plan, head, at.block, k_here, v_here, of_queries, marked(lines))
-        backward(here, *(at.keys(ref, of_queries=True) if len(ref.shape) == 4 else at.key_columns(ref) for ref in out))
+        backward(here, *at.each_of_keys(out))
 
     sizes, dtype = (arrays.k.shape[3], arrays.v.shape[3]), arrays.q.dtype
     places = (

@@ -97,13 +97,17 @@ class Place(NamedTuple):
         """A block of queries of an array `(B, N, ..., T)`."""
         return ref.at[(self.batch, self.head, *[slice(None)] * (len(ref.shape) - 3), self._rows(i))]
 
-    def key_columns(self, ref: Any) -> Any:
-        """The step's block of keys of an array `(B, N, S)`."""
-        return ref.at[self.batch, self.head, pl.ds(self.block * self.plan.columns, self.plan.columns)]
-
     def each(self, refs: Any) -> Any:
-        """The step's own part of results of either kind."""
+        """The step's own block of queries of results of either kind."""
         return (self.queries(ref) if len(ref.shape) == 4 else self.columns(ref) for ref in refs)
+
+    def each_of_keys(self, refs: Any) -> Any:
+        """Its block of keys of results `(B, S, N, size)` and `(B, N, S)`."""
+        here = pl.ds(self.block * self.plan.columns, self.plan.columns)
+        return (
+            self.keys(ref, of_queries=True) if len(ref.shape) == 4 else ref.at[self.batch, self.head, here]
+            for ref in refs
+        )
 
     def _rows(self, i: Any) -> Any:
         return pl.ds((self.block if i is None else i) * self.plan.rows, self.plan.rows)
@@ -126,26 +130,25 @@ def run(
     plan = Plan(queries, keys, ROWS, columns, how.is_causal, how.window, bool(how.interpret))
     blocks = queries // ROWS if along_keys else keys // columns
 
-    pairs = {"bias": arrays.bias, "mask": rules.mask}
-    # One number for each query and key: blocks of keys want them the other way round.
-    pairs = {
-        name: a if along_keys or a.shape[2] == 1 else jnp.swapaxes(a, 2, 3)
-        for name, a in pairs.items()
-        if a is not None
-    }
+    def turned(array):
+        """Blocks of keys want one number for each query and key the other way round."""
+        return array if along_keys or array.shape[2] == 1 else jnp.swapaxes(array, 2, 3)
+
+    optional = {"bias": arrays.bias, "mask": rules.mask}
+    pairs = {name: turned(array) for name, array in optional.items() if array is not None}
 
     def kernel(b, scale, query_length, key_length, *refs):
-        batch, n, block = (lax.axis_index(name) for name in ("batch", "head", "block"))
+        element, n, block = (lax.axis_index(name) for name in ("batch", "head", "block"))
         if along_keys and how.is_causal:
             block = blocks - 1 - block  # those with the most keys first
 
         def part(ref):
             """The step's batch element, which may share it with the ones beside it, and head."""
-            return ref.at[batch // (arrays.q.shape[0] // ref.shape[0]), n if ref.shape[1] > 1 else 0]
+            return ref.at[element // (batch // ref.shape[0]), n if ref.shape[1] > 1 else 0]
 
-        optional = {name: part(ref) for name, ref in zip(pairs, refs, strict=False)}
-        head = Head(b[batch, n], scale[batch, n], query_length[batch], key_length[batch], **optional)
-        body(head, Place(plan, batch, n, n // (heads // key_heads), block), *refs[len(pairs) :])
+        parts = {name: part(ref) for name, ref in zip(pairs, refs, strict=False)}
+        head = Head(b[element, n], scale[element, n], query_length[element], key_length[element], **parts)
+        body(head, Place(plan, element, n, n // (heads // key_heads), block), *refs[len(pairs) :])
 
     call = mosaic.kernel(
         kernel,

@@ -301,7 +301,10 @@ def backward_pair_bias(here: Queries, out: Any) -> None:
         return out.at[:, pl.ds(j * plan.columns, plan.columns)]
 
     def clear(j, _):
-        part(j)[...] = filled(plan, (plan.rows, plan.columns))
+        def zeros():
+            part(j)[...] = filled(plan, (plan.rows, plan.columns))
+
+        pl.when(~here.marked(j))(zeros)
         return 0
 
     def add(j, k, carry, products, x, dz):
