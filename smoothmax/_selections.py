@@ -15,13 +15,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
+from ._arrays import by_partitioner, varying_like
 from ._conjugate import Operator, conjugate, mapping
 from ._domains import CappedSimplex, Ranks, Sorted
 from ._parameters import NON_NEGATIVE, Parameter, as_floats, check
 from ._regularizers import SquaredL2
-from ._slices import Axis, along_last, dtypes, mask, normal_axes
+from ._slices import Axis, dtypes, mask, normal_axes, to_slices
 
 
 @mapping
@@ -102,9 +104,8 @@ def soft_rank(
     Reference:
       Blondel, Teboul, Berthet and Djolonga, "Fast Differentiable Sorting and Ranking", 2020.
     """
-    normal_axes(axis, jnp.shape(x))
     op = conjugate(gamma * SquaredL2(), Ranks(), implementation=implementation)
-    return _ranks(as_floats(op), x, where, axis=axis, sign=_sign(descending))
+    return _compiled(_ranks, op, x, axis, where, descending)
 
 
 @mapping
@@ -124,7 +125,8 @@ def soft_sort(
     Args:
       x: scores.
       axis: the axis or axes along which to sort.
-      where: boolean mask that broadcasts to `x`; a position at False holds 0, and the others what is allowed, sorted.
+      where: boolean mask that broadcasts to `x`; a position at False holds 0, and the others hold what is allowed,
+        sorted as if nothing else were there.
       gamma: strength of the regularizer, positive; greater moves neighbours together.
       descending: the largest first instead.
       implementation: None | "xla" | "native" | "pallas".
@@ -142,30 +144,47 @@ def soft_sort(
     Reference:
       Blondel, Teboul, Berthet and Djolonga, "Fast Differentiable Sorting and Ranking", 2020.
     """
-    normal_axes(axis, jnp.shape(x))
     op = conjugate(gamma * SquaredL2(), implementation=implementation)
-    return _sorted(as_floats(op), x, where, axis=axis, sign=_sign(descending))
+    return _compiled(_sorted, op, x, axis, where, descending)
 
 
 # Compiled as a whole, so that what a mask hides is not computed with where someone looks for NaN.
 
 
-@partial(jax.jit, static_argnames=("axis", "sign"))
-def _ranks(op: Operator, x: jax.Array, where: Any, *, axis: Axis, sign: int) -> jax.Array:
-    return op.argmax(sign * x.astype(dtypes(x)[0]), axis, where=where)
-
-
-@partial(jax.jit, static_argnames=("axis", "sign"))
-def _sorted(op: Operator, x: jax.Array, where: Any, *, axis: Axis, sign: int) -> jax.Array:
-    dtype, compute = dtypes(x)
-    allowed = x != -jnp.inf if where is None else mask(where, x) & (x != -jnp.inf)
-    slices, back = along_last(jnp.where(allowed, sign * x.astype(compute), -jnp.inf), axis, dtype)
-    places = jnp.broadcast_to(jnp.arange(1, slices.shape[-1] + 1, dtype=compute), slices.shape)
-    op = dataclasses.replace(op, over=Sorted(slices))
-    return sign * back(op.argmax(places, where=slices != -jnp.inf))
-
-
-def _sign(descending: bool) -> int:
+def _compiled(run: Any, op: Operator, x: Any, axis: Axis, where: Any, descending: bool) -> jax.Array:
+    normal_axes(axis, jnp.shape(x))  # raises where jit would, of a list, with a word of its own
     if not isinstance(descending, bool):
         raise TypeError(f"descending must be True or False, got {descending!r}: it is part of the program, not traced")
-    return -1 if descending else 1
+    return by_partitioner(partial(run, axis=axis, descending=descending), x)(as_floats(op), x, where)
+
+
+@partial(jax.jit, static_argnames=("axis", "descending"))
+def _ranks(op: Operator, x: jax.Array, where: Any, *, axis: Axis, descending: bool) -> jax.Array:
+    scores, left = _ascending(x, where, descending)
+    return op.argmax(scores, axis, where=left).astype(dtypes(x)[0])
+
+
+@partial(jax.jit, static_argnames=("axis", "descending"))
+def _sorted(op: Operator, x: jax.Array, where: Any, *, axis: Axis, descending: bool) -> jax.Array:
+    scores, left = _ascending(x, where, descending)
+    slices, [omega], layout = to_slices(scores, axis, left, op.omega)
+    left = slices != -jnp.inf
+    places = _places(left).astype(slices.dtype)
+    y = layout.weights(dataclasses.replace(op, omega=omega, over=Sorted(slices)).argmax(places, where=left))
+    return (-y if descending else y).astype(dtypes(x)[0])
+
+
+def _places(left: jax.Array) -> jax.Array:
+    """1, 2, ... at what is left, as if nothing else were there."""
+    # A sum along the slice costs several softmaxes on a CPU, and is for holes alone.
+    dense = jnp.all(left[..., 1:] <= left[..., :-1])
+    position = varying_like(lax.broadcasted_iota(jnp.int32, left.shape, left.ndim - 1), left)
+    return lax.cond(dense, lambda: position + 1, lambda: jnp.cumsum(left, axis=-1, dtype=jnp.int32))
+
+
+def _ascending(x: jax.Array, where: Any, descending: bool) -> tuple[jax.Array, jax.Array]:
+    """Scores whose ascending order is asked for, in the dtype to compute in, and where they are left: not deleted by a
+    mask or by being -inf. +inf becomes NaN, which it would not be with its sign changed."""
+    x = x.astype(dtypes(x)[1])
+    left = x != -jnp.inf if where is None else mask(where, x) & (x != -jnp.inf)
+    return jnp.where(left & (x == jnp.inf), jnp.nan, -x if descending else x), left

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -110,12 +109,6 @@ def to_slices(
     # Weights that belong to different hyper-parameters are not shared by the devices of a mesh.
     slices = varying_like(layout.slices(x), *map(jnp.asarray, jax.tree.leaves(terms)))
     return slices, tuple(term.map_parameters(place) for term in terms), layout
-
-
-def along_last(x: jax.Array, axis: Axis, dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """The slices of `x` in the form `(*batch, d)`, and the way back into its shape and a dtype."""
-    layout = Layout(normal_axes(axis, x.shape), x.shape, dtype)
-    return layout.slices(x), layout.weights
 
 
 def dtypes(x: jax.Array) -> tuple[Any, Any]:

@@ -25,7 +25,7 @@ ALLOWED = {
     },
     "_operators": {"_conjugate", "_parameters", "_regularizers", "_slices"},
     "_values": {"_conjugate", "_parameters", "_regularizers", "_slices"},
-    "_selections": {"_conjugate", "_parameters", "_regularizers", "_domains", "_slices"},
+    "_selections": {"_arrays", "_conjugate", "_parameters", "_regularizers", "_domains", "_slices"},
     "_losses": {"_arrays", "_conjugate", "_domains", "_parameters", "_regularizers", "_slices"},
     "_scaling": {"_parameters", "_slices"},
     "_attention": {
