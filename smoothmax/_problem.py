@@ -123,9 +123,8 @@ class Problem:
         return self._spread(found, y, product)
 
     def push(self, y: jax.Array, found: Found, v: jax.Array) -> jax.Array:
-        """J v for forward mode."""
-        v = self.gather(y, found, v)
-        return self.domain.product(self.base, y, found.domain, v, self.gamma, self.implementation)
+        """J v for forward mode, by plain JAX: v is a tangent, and a program that JAX transposes holds no kernels."""
+        return self.domain.product(self.base, y, found.domain, self.gather(y, found, v), self.gamma, "xla")
 
     def active(self, y: jax.Array, found: Found, v: jax.Array) -> jax.Array:
         """`v` at the positions that take part, 0 elsewhere. Without penalties a product is 0 there by itself."""

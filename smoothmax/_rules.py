@@ -46,6 +46,12 @@ def _solve(problem: Problem, x: jax.Array) -> tuple[jax.Array, Found]:
 # --- Reverse mode: the definition --------------------------------------------------------------------------
 
 
+def _kept(arguments: Any) -> Any:
+    """Arguments to be kept for the backward rule. JAX notes the places of those that it sees again, and miscounts them
+    where a gradient inside of `scan` is differentiated again (0.8 to 0.12): so it gets to see others."""
+    return jax.tree.map(lambda a: a * 1, arguments)
+
+
 @jax.custom_vjp
 def argmax(problem: Problem, x: jax.Array) -> tuple[jax.Array, Found]:
     return _solve(problem, x)
@@ -53,7 +59,7 @@ def argmax(problem: Problem, x: jax.Array) -> tuple[jax.Array, Found]:
 
 def _argmax_fwd(problem: Problem, x: jax.Array) -> Any:
     y, found = argmax(problem, x)
-    return (y, found), (problem, y, found)
+    return (y, found), (_kept(problem), y, found)
 
 
 def _argmax_bwd(residuals: Any, cotangents: Any) -> Any:
@@ -76,11 +82,11 @@ def max_(problem: Problem, x: jax.Array) -> jax.Array:
 def _max_fwd(problem: Problem, x: jax.Array) -> Any:
     y, found = argmax(problem, x)
     scores = x if jax.tree.leaves(problem.domain) else None  # all that needs them is the bar of the domain
-    return problem.attained(x, y, found), (problem, y, problem.allowed(x), found, scores)
+    return max_(problem, x), (*_kept((problem, scores)), y, problem.allowed(x), found)
 
 
 def _max_bwd(residuals: Any, cotangent: jax.Array) -> Any:
-    problem, y, allowed, found, scores = residuals
+    problem, scores, y, allowed, found = residuals
     _, theta_vjp = jax.vjp(lambda p: p.value(y, allowed, found), problem)
     [bar] = theta_vjp(-cotangent)
     if scores is not None:

@@ -160,18 +160,25 @@ def _compiled(run: Any, op: Operator, x: Any, axis: Axis, where: Any, descending
 
 @partial(jax.jit, static_argnames=("axis", "descending"))
 def _ranks(op: Operator, x: jax.Array, where: Any, *, axis: Axis, descending: bool) -> jax.Array:
-    scores, left = _ascending(x, where, descending)
-    return op.argmax(scores, axis, where=left).astype(dtypes(x)[0])
+    dtype, compute = dtypes(x)
+    y = op.argmax(x.astype(compute), axis, where=where)
+    if descending:  # ranks and ranks from the other end add up to n + 1
+        left = x != -jnp.inf if where is None else mask(where, x) & (x != -jnp.inf)
+        n = jnp.sum(left, axis, keepdims=True, dtype=compute)
+        y = jnp.broadcast_to(jnp.where(left, n + 1, 0), y.shape) - y
+    return y.astype(dtype)
 
 
 @partial(jax.jit, static_argnames=("axis", "descending"))
 def _sorted(op: Operator, x: jax.Array, where: Any, *, axis: Axis, descending: bool) -> jax.Array:
-    scores, left = _ascending(x, where, descending)
-    slices, [omega], layout = to_slices(scores, axis, left, op.omega)
+    dtype, compute = dtypes(x)
+    slices, [omega], layout = to_slices(x.astype(compute), axis, where, op.omega)
     left = slices != -jnp.inf
-    places = _places(left).astype(slices.dtype)
-    y = layout.weights(dataclasses.replace(op, omega=omega, over=Sorted(slices)).argmax(places, where=left))
-    return (-y if descending else y).astype(dtypes(x)[0])
+    places = _places(left)
+    if descending:
+        places = jnp.sum(left, -1, keepdims=True, dtype=places.dtype) + 1 - places
+    op = dataclasses.replace(op, omega=omega, over=Sorted(slices))
+    return layout.weights(op.argmax(places.astype(compute), where=left)).astype(dtype)
 
 
 def _places(left: jax.Array) -> jax.Array:
@@ -180,11 +187,3 @@ def _places(left: jax.Array) -> jax.Array:
     dense = jnp.all(left[..., 1:] <= left[..., :-1])
     position = varying_like(lax.broadcasted_iota(jnp.int32, left.shape, left.ndim - 1), left)
     return lax.cond(dense, lambda: position + 1, lambda: jnp.cumsum(left, axis=-1, dtype=jnp.int32))
-
-
-def _ascending(x: jax.Array, where: Any, descending: bool) -> tuple[jax.Array, jax.Array]:
-    """Scores whose ascending order is asked for, in the dtype to compute in, and where they are left: not deleted by a
-    mask or by being -inf. +inf becomes NaN, which it would not be with its sign changed."""
-    x = x.astype(dtypes(x)[1])
-    left = x != -jnp.inf if where is None else mask(where, x) & (x != -jnp.inf)
-    return jnp.where(left & (x == jnp.inf), jnp.nan, -x if descending else x), left

@@ -3,13 +3,14 @@
 import functools
 
 import cases
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
 from cases import REPRESENTATIVES, D
-from cases.tolerances import FUNCTION64, PULLED_TWICE, SOLVED, SUMS
+from cases.tolerances import DIFFERENCE, FUNCTION64, PULLED_TWICE, SOLVED, STEP, SUMS
 
 import smoothmax as sm
 
@@ -68,6 +69,24 @@ def test_grad_of_grad(case):
             moved = lambda b: problem | {name: np.asarray(at, oracles.LD) + b * change}
             expected = second_difference(lambda a, b: (u[i] * case.oracle(row + a * w[i], **moved(b))).sum())
             np.testing.assert_allclose(np.sum(bars[name][i] * change), float(expected), err_msg=name, **tol)
+
+
+@cases.each(cases.BY_ID[id] for id in ("entmax1.5", "pnormmax1.5", "fermi/capped", "l2+tv", "l2+tv-native"))
+def test_grad_of_grad_through_scan(case):
+    """The numbers of the same steps one by one: of a loop JAX splits the rules in its own way."""
+    params, start = as_arrays(case), np.linspace(0, 0.7, D)
+
+    def step(x):
+        return case.family.weights(x, params) + 0.1 * x * case.family.value(x, params) + start
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def twice(steps, x):
+        slope = jax.grad(lambda x: steps(x)[0])
+        return jax.grad(lambda x: jnp.sum(jnp.sin(slope(x))))(x)
+
+    in_scan = twice(lambda x: jax.lax.scan(lambda x, _: (step(x), None), x, length=2)[0], slices()[1])
+    np.testing.assert_allclose(in_scan, twice(lambda x: step(step(x)), slices()[1]), rtol=0, atol=PULLED_TWICE)
+    assert np.abs(in_scan).max() > 1e-3
 
 
 @cases.each(REPRESENTATIVES)
@@ -146,6 +165,32 @@ def test_orders_and_modes_mix(case):
     tol = {"rtol": 1e-3, "atol": 1e-3} if case.plain else {"rtol": 1e-9, "atol": 1e-10}
     for got in mixed(params, x, u, w, t):
         np.testing.assert_allclose(got, expected, **tol)
+
+
+@cases.each(case for case in cases.CASES if case.family.implementation != "xla")
+def test_kernels_are_transposed_in_forward_mode(case):
+    """Reverse mode of forward mode transposes the products, and the Hessian differentiates what came of that."""
+    x = slices()
+    rng = np.random.default_rng(75)
+    v, t = rng.normal(size=(2, *x.shape))
+
+    @jax.jit
+    def pulled(params, x, v, t):
+        def gradients(x):
+            loss = lambda params, x: jnp.sum(v * sm.forward_mode(case.family.op(params, D)).argmax(x))
+            return jax.grad(loss, (0, 1))(params, x)
+
+        return gradients(x), jax.jvp(gradients, (x,), (t,))[1]
+
+    params = as_arrays(case)
+    (bars, x_bar), second = pulled(params, x, v, t)
+    expected = cases.run(case, x, v=v)
+    np.testing.assert_allclose(x_bar, expected.x_bar, rtol=0, atol=PULLED_TWICE)
+    for name, bar in expected.bars.items():
+        np.testing.assert_allclose(bars[name], bar.sum(0), rtol=0, atol=PULLED_TWICE)
+    plus, minus = (pulled(params, x + s * STEP * t, v, t)[0] for s in (1, -1))
+    difference = jax.tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / (2 * STEP), plus, minus)
+    chex.assert_trees_all_close(second, difference, rtol=1e-6, atol=100 * DIFFERENCE)  # slopes of up to a hundred
 
 
 def test_forward_mode_keeps_axis_mask_and_guarantees():

@@ -190,6 +190,12 @@ def test_half_precision_is_computed_in_float32(name, dtype):
     np.testing.assert_array_less(np.abs(np.asarray(y, float) - exact), 0.51 * float(jnp.finfo(dtype).eps) * 16)
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_integers_and_no_slices(name):
+    np.testing.assert_array_equal(FUNCTIONS[name][0](np.array([3, 1, 2])), FUNCTIONS[name][0](np.array([3.0, 1, 2])))
+    assert FUNCTIONS[name][0](jnp.zeros((0, 3))).shape == (0, 3)
+
+
 @pytest.mark.parametrize("d", [1, 3001])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_narrow_and_wide(name, d):
