@@ -9,7 +9,7 @@ import jax
 
 import smoothmax
 
-from ._kernels import TABLE
+from ._kernels import TABLE, here, target
 
 
 def report() -> str:
@@ -35,9 +35,13 @@ def _status(name: str) -> str:
         if LIBRARY.reason is not None:
             return f"not available: {LIBRARY.reason}; all runs on xla"
         return f"available (cpu; {LIBRARY.description})"
-    kernels = [kernel for first in TABLE.get(name, {}).values() for kernel in first.everywhere()]
-    platforms = sorted({platform for kernel in kernels for platform in kernel.platforms})
-    return f"available ({', '.join(platforms)})" if platforms else "not available: this version has no such kernels"
+    kernels = TABLE[name].values()
+    platforms = " and ".join(
+        sorted({p for first in kernels for kernel in first.everywhere() for p in kernel.platforms})
+    )
+    if not any(map(here, kernels)):
+        return f"not available: it runs on {platforms}, and this machine has {target()}"
+    return f"available ({platforms})"
 
 
 if __name__ == "__main__":

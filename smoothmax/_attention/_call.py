@@ -120,11 +120,11 @@ def dot_product_attention(
       skip_zeros: leave out blocks of keys whose weights are all zero, exactly, in the product with the values and in
         the backward pass; with `block_size`, on CPUs, for mappings of this library onto the simplex. It pays when most
         of these blocks are empty. Shard batch or heads by `jax.shard_map` with it; there is no forward mode.
-      implementation: None | "xla" | "native" | "pallas". "pallas" are kernels for TPUs, and for Hopper GPUs in bfloat16,
-        that do all of it and store no score, for softmax, sparsemax and entmax with alpha from 1 to 2 (a traced one
-        above gives NaN). The others are by what the mapping is solved, as for the mappings of this library, and take
-        the place of the mapping's own. None leaves the mapping as it is, and takes the kernels where they serve and
-        were compared on a device: on GPUs not with arrays as mask and bias.
+      implementation: None | "xla" | "native" | "pallas". "pallas" are kernels for TPUs, and in bfloat16 for
+        Hopper GPUs, that do all of it and store no score, for softmax, sparsemax and entmax with alpha from 1 to 2 (a
+        traced one above gives NaN). The others are by what the mapping is solved, as for the mappings of this library,
+        and take the place of the mapping's own. None leaves the mapping as it is, and takes the kernels where they
+        serve; on GPUs not with arrays as mask and bias.
       return_weights: also return the weights `(B, N, T, S)`.
       return_residual: refused when True. The logsumexp is softmax's; get it as `softmax_value` of the scores, and what
         belongs to another mapping as its value twin, such as `sparsemax_value`.

@@ -83,7 +83,7 @@ def _offers(kernel: Kernel, *args: Any, **static: Any) -> bool:
     return wanted and kernel.refuses(*args, **static) is None
 
 
-def _here(kernel: Kernel) -> Kernel | None:
+def here(kernel: Kernel) -> Kernel | None:
     """The kernel, or the one elsewhere, that runs where the program will."""
     platforms = {"gpu": ("cuda", "rocm", "gpu")}.get(target(), (target(),))
     return next((k for k in kernel.everywhere() if set(platforms) & set(k.platforms)), None)
@@ -112,7 +112,7 @@ def serving(
         return offered
     if problem not in TABLE[implementation]:
         reason = f"it has no kernel for the problem {problem!r}"
-    elif (kernel := _here(TABLE[implementation][problem])) is None:
+    elif (kernel := here(TABLE[implementation][problem])) is None:
         platforms = [p for k in TABLE[implementation][problem].everywhere() for p in k.platforms]
         reason = f"it runs on {' and '.join(platforms)}, and this program is for {target()}"
     elif (reason := kernel.refuses(*args, **static)) is None:

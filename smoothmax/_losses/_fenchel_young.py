@@ -26,7 +26,6 @@ import jax.numpy as jnp
 
 from .._arrays import eps
 from .._conjugate import Operator, conjugate
-from .._domains import CappedSimplex, Permutahedron, Simplex
 from .._parameters import as_floats
 from .._regularizers import Base, Regularizer
 from .._slices import Axis, dtypes, mask, normal_axes
@@ -243,8 +242,7 @@ def _offset(op: Operator, top: jax.Array) -> jax.Array:
 
     Over another domain, such as the box, the scores count as they are.
     """
-    same_sum = isinstance(op.over, (Simplex, CappedSimplex, Permutahedron))
-    return jnp.where(jnp.isfinite(top) & same_sum, top, 0)
+    return jnp.where(jnp.isfinite(top) & op.over.shift_invariant, top, 0)
 
 
 def _excess(y: jax.Array, t: jax.Array, axes: tuple[int, ...]) -> jax.Array:
