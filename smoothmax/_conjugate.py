@@ -257,11 +257,12 @@ def forward_mode(f: Any) -> Any:
 
     Example:
       >>> import jax, jax.numpy as jnp, smoothmax as sm
-      >>> x = jnp.array([0.5, 0.2, -1.0])
-      >>> print(jax.jacfwd(sm.forward_mode(sm.sparsemax))(x))
-      [[ 0.5 -0.5  0. ]
-       [-0.5  0.5  0. ]
-       [ 0.   0.   0. ]]
+      >>> x = jnp.array([0.5, 0.2, -0.1])
+      >>> with jnp.printoptions(precision=3):
+      ...     print(jax.jacfwd(sm.forward_mode(sm.sparsemax))(x))
+      [[ 0.667 -0.333 -0.333]
+       [-0.333  0.667 -0.333]
+       [-0.333 -0.333  0.667]]
       >>> print(jax.hessian(sm.forward_mode(sm.conjugate(sm.SquaredL2())).max)(x).shape)
       (3, 3)
 
