@@ -23,7 +23,7 @@ from ._conjugate import Operator, conjugate, mapping
 from ._domains import CappedSimplex, Ranks, Sorted
 from ._parameters import NON_NEGATIVE, Parameter, as_floats, check
 from ._regularizers import SquaredL2
-from ._slices import Axis, dtypes, mask, normal_axes, to_slices
+from ._slices import Axis, dtypes, normal_axes, to_slices
 
 
 @mapping
@@ -161,12 +161,11 @@ def _compiled(run: Any, op: Operator, x: Any, axis: Axis, where: Any, descending
 @partial(jax.jit, static_argnames=("axis", "descending"))
 def _ranks(op: Operator, x: jax.Array, where: Any, *, axis: Axis, descending: bool) -> jax.Array:
     dtype, compute = dtypes(x)
-    y = op.argmax(x.astype(compute), axis, where=where)
-    if descending:  # ranks and ranks from the other end add up to n + 1
-        left = x != -jnp.inf if where is None else mask(where, x) & (x != -jnp.inf)
-        n = jnp.sum(left, axis, keepdims=True, dtype=compute)
-        y = jnp.broadcast_to(jnp.where(left, n + 1, 0), y.shape) - y
-    return y.astype(dtype)
+    slices, [omega], layout = to_slices(x.astype(compute), axis, where, op.omega)
+    y = dataclasses.replace(op, omega=omega).argmax(slices)
+    if descending:
+        y = _from_the_end(y, slices != -jnp.inf)
+    return layout.weights(y).astype(dtype)
 
 
 @partial(jax.jit, static_argnames=("axis", "descending"))
@@ -174,11 +173,17 @@ def _sorted(op: Operator, x: jax.Array, where: Any, *, axis: Axis, descending: b
     dtype, compute = dtypes(x)
     slices, [omega], layout = to_slices(x.astype(compute), axis, where, op.omega)
     left = slices != -jnp.inf
-    places = _places(left)
+    places = _places(left).astype(compute)
     if descending:
-        places = jnp.sum(left, -1, keepdims=True, dtype=places.dtype) + 1 - places
-    op = dataclasses.replace(op, omega=omega, over=Sorted(slices))
-    return layout.weights(op.argmax(places.astype(compute), where=left)).astype(dtype)
+        places = _from_the_end(places, left)
+    y = dataclasses.replace(op, omega=omega, over=Sorted(slices)).argmax(places, where=left)
+    return layout.weights(y).astype(dtype)
+
+
+def _from_the_end(places: jax.Array, left: jax.Array) -> jax.Array:
+    """Places, or soft ones, counted from the other end: both counts add up to n + 1."""
+    n = jnp.sum(left, axis=-1, keepdims=True, dtype=places.dtype)
+    return jnp.where(left, n + 1, 0) - places
 
 
 def _places(left: jax.Array) -> jax.Array:

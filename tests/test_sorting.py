@@ -140,19 +140,13 @@ def test_second_order_and_one_strength_a_slice_by_vmap(name):
     y = jax.jit(jax.vmap(lambda x, gamma: function(x, gamma=gamma)))(x, gamma)
     np.testing.assert_allclose(y, expected(FUNCTIONS[name][1], x, gamma), rtol=0, atol=PROMISE64)
     once, twice = jax.jit(jax.vmap(jax.value_and_grad(slope, (0, 1))))(x, gamma, u)
-    _, _, along = run(name, False, x, gamma, v=u)
+    _, x_bar, along = run(name, False, x, gamma, v=u)
     np.testing.assert_allclose(once, along[:, 0], rtol=0, atol=PULLED_TWICE)
     np.testing.assert_allclose(twice[1], -2 * once / gamma, rtol=0, atol=100 * PULLED_TWICE)  # over gamma twice
-    # d/dx of the slope in gamma: that of y over gamma, for ranks, whose y is x / gamma less means
-    moved = slopes_of(name, x, gamma, u)
+    # d/dx of the slope in gamma: of ranks, which are x / gamma less means, that of y over gamma; of sorted scores gamma
+    # moves what comes of the places alone
+    moved = np.zeros(x.shape) if name == "soft_sort" else -x_bar / gamma[:, None]
     np.testing.assert_allclose(twice[0], moved, rtol=0, atol=100 * PULLED_TWICE)
-
-
-def slopes_of(name, x, gamma, u):
-    if name == "soft_sort":  # what gamma moves are the places alone
-        return np.zeros(x.shape)
-    _, x_bar, _ = run(name, False, x, gamma, v=u)
-    return -x_bar / gamma[:, None]
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1, (0, 2), (2, 0), None])
