@@ -69,6 +69,30 @@ def test_gradients_do_not_see_what_lies_beyond():
     assert not np.where(beyond, clean[1][1], 0).any()
 
 
+_steps = partial(jax.tree.map, lambda a: a[None])
+AROUND = {
+    "jit of vmap": lambda f: jax.jit(jax.vmap(f)),
+    "checkpoint of vmap": lambda f: jax.checkpoint(jax.vmap(f)),
+    "vmap of checkpoint": lambda f: jax.vmap(jax.checkpoint(f)),
+    "scan around vmap": lambda f: lambda *a: jax.lax.scan(lambda _, x: (None, jax.vmap(f)(*x)), None, _steps(a))[1][0],
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("derivative", [jax.grad, jax.jacfwd], ids=["reverse", "forward"])
+def test_lengths_are_mapped_inside_of_other_transforms(around, derivative):
+    q, k, v = normal(0, 3, 1, N, H), normal(1, 3, T, K, H), normal(2, 3, T, K, H)
+    lengths = np.array([1, 2, 6])
+    mapping = sm.forward_mode(sm.sparsemax)
+
+    def one(q, k, v, length):
+        attend = partial(sm.dot_product_attention, mapping=mapping)
+        return attend(q[None], k[None], v[None], key_value_seq_lengths=length[None])[0]
+
+    total = lambda f: derivative(lambda k: jnp.sum(f(q, k, v, lengths) ** 2))(k)
+    np.testing.assert_allclose(total(AROUND[around](one)), total(jax.vmap(one)), rtol=0, atol=1e-12)
+
+
 # --- In the layers of Flax --------------------------------------------------------------------------------------
 
 

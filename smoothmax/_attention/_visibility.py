@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,23 +77,24 @@ def clearing(product: Product, real: jax.Array | None) -> Product:
     if real is None:
         return product
 
-    def cleared(a: jax.Array, b: jax.Array) -> jax.Array:
+    def cleared(a: jax.Array, b: jax.Array, real: jax.Array) -> jax.Array:
         return product(a, clear(b, real))
 
-    def checked(a: jax.Array, b: jax.Array) -> jax.Array:
+    def checked(a: jax.Array, b: jax.Array, real: jax.Array) -> jax.Array:
         result = product(a, b)
-        return jax.lax.cond(jnp.all(jnp.isfinite(result)), lambda a, b: result, cleared, a, b)
+        return jax.lax.cond(jnp.all(jnp.isfinite(result)), lambda *_: result, cleared, a, b, real)
 
     @jax.custom_jvp
-    def call(a: jax.Array, b: jax.Array) -> jax.Array:
+    def call(a: jax.Array, b: jax.Array, real: jax.Array) -> jax.Array:
         # Other compilers clear while they read, and a condition would stall them.
-        return jax.lax.platform_dependent(a, b, cpu=checked, default=cleared)
+        return jax.lax.platform_dependent(a, b, real, cpu=checked, default=cleared)
 
     @call.defjvp
-    def _(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
         return call(*primals), jax.jvp(cleared, primals, tangents)[1]
 
-    return call
+    # `real` is an argument, since what a rule closes over may belong to a trace that is over when the rule is called.
+    return lambda a, b: call(a, b, real)
 
 
 def slice_unless_broadcast(array: jax.Array, axis: int, start: ArrayLike, size: int) -> jax.Array:
