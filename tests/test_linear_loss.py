@@ -87,6 +87,28 @@ def test_tokens_of_different_weight():
         same(gradients(loss, weights, where), gradients(whole, weights, where), atol=PULLED_TWICE)
 
 
+NOTHING = {"all masked": (N // 4, False), "no tokens": (0, True)}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_nothing_counts(name):
+    tokens, kept = NOTHING[name]
+    (hidden, kernel, _), labels, _ = draw()
+    where = jnp.full((tokens, 1), kept)
+    loss = lambda h, k: sm.linear_fenchel_young_loss(h, k, labels[0, :tokens], sm.SquaredL2(), where=where).sum()
+    gradients = jax.jit(jax.grad(loss, (0, 1)))(hidden[0, :tokens], kernel)
+    same(gradients, jax.tree.map(jnp.zeros_like, gradients), atol=0)
+
+
+@pytest.mark.parametrize("cotangent", [jnp.nan, jnp.inf])
+def test_a_cotangent_of_a_masked_token_has_no_influence(cotangent):
+    (hidden, kernel, _), labels, _ = draw()
+    where = jnp.ones((4, N // 4, 1), bool).at[1].set(False)
+    loss = lambda h, k: sm.linear_fenchel_young_loss(h, k, labels, sm.SquaredL2(), where=where, chunk_size=5)
+    pull = jax.vjp(loss, hidden, kernel)[1]
+    same(pull(jnp.ones(labels.shape).at[1].set(cotangent)), pull(jnp.ones(labels.shape)), atol=0)
+
+
 def test_one_cotangent_of_nan_among_many_equal_ones():
     tokens = 5000  # XLA's CPU code for the maximum of so many forgets NaN
     hidden, kernel = jnp.ones((tokens, 2)), jnp.asarray(np.random.default_rng(5).normal(size=(2, 3)))
@@ -127,12 +149,30 @@ def test_padding_has_no_loss_and_no_gradient():
     assert (jax.grad(lambda h: loss(h).sum())(hidden)[1] == 0).all()
 
 
-def test_second_derivatives():
-    (hidden, kernel, _), labels, _ = draw()
-    first = lambda loss: jax.grad(lambda k: jnp.sum(loss(hidden, k, labels, sm.Shannon())))
-    pull = lambda loss: jax.jit(jax.grad(lambda k: jnp.sum(first(loss)(k) ** 2)))(kernel)
-    # squares of sums over tokens
-    same(pull(functools.partial(sm.linear_fenchel_young_loss, chunk_size=8)), pull(whole), atol=1e-9)
+@pytest.mark.parametrize("through", ["unrolled", "scan"])
+@pytest.mark.parametrize("name", ["shannon", "pnorm", "separable"])
+def test_second_derivatives(name, through):
+    """The weights of the tokens are equal, and yet each moves the gradient by the share of its own token."""
+    (hidden, kernel, bias), labels, factor = draw()
+    arrays = jnp.float64(0.9), hidden, kernel, bias, jnp.full_like(factor, 0.5)
+
+    def square(loss, *arrays):
+        """The squares of all first derivatives, themselves sums over tokens."""
+
+        def total(theta, h, k, b, factor):
+            return jnp.sum(factor * loss(h, k, labels, OMEGAS[name](theta), bias=b))
+
+        gradients = jax.grad(total, argnums=(0, 1, 2, 3))(*arrays)
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradients))
+
+    def in_a_scan(loss, *arrays):
+        step = lambda sum_, _: (sum_ + square(loss, *arrays), None)
+        return jax.lax.scan(step, 0.0, None, length=1)[0]
+
+    form = square if through == "unrolled" else in_a_scan
+    pull = lambda loss: jax.jit(jax.grad(functools.partial(form, loss), argnums=(0, 1, 2, 3, 4)))(*arrays)
+    for left, right in zip(pull(functools.partial(sm.linear_fenchel_young_loss, chunk_size=7)), pull(whole)):
+        np.testing.assert_allclose(left, right, rtol=1e-10, atol=1e-9)
 
 
 def test_vmap_over_kernels_labels_and_a_hyper_parameter():

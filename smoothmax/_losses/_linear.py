@@ -228,7 +228,7 @@ def _split_mask(where: jax.Array | None, batch: tuple[int, ...]) -> tuple[jax.Ar
     where = where.reshape((1,) * (1 + len(batch) - where.ndim) + where.shape)
     if all(n == 1 for n in where.shape[:-1]):
         return None, where.reshape(1, -1)
-    return jnp.broadcast_to(where, (*batch, where.shape[-1])).reshape(math.prod(batch), -1), None
+    return jnp.broadcast_to(where, (*batch, where.shape[-1])).reshape(math.prod(batch), where.shape[-1]), None
 
 
 def _strided(array: jax.Array, size: int, chunks: int) -> jax.Array:
@@ -273,20 +273,42 @@ def _map_fwd(layer: _Layer, of_words: jax.Array | None, tokens: _Tokens) -> Any:
 
 def _map_bwd(residuals: Any, cotangents: jax.Array) -> Any:
     layer, of_words, tokens, sums, by_features = residuals
+    cotangents = jnp.where(tokens.counts, cotangents, 0)
+    most = jnp.max(cotangents, where=tokens.counts, initial=-jnp.inf)
+    most = jnp.where(jnp.any(tokens.counts), most, 0)
+    same = jnp.all((cotangents == most) | ~tokens.counts)  # a NaN is not
+
+    def scaled() -> _Layer:
+        # Numbers that are equal may still move apart: so the derivatives are not those of the maximum.
+        zeros = _zeros_that_move(layer, of_words, tokens, cotangents)
+        return jax.tree.map(lambda z, leaf: z + jax.lax.stop_gradient(most.astype(leaf.dtype) * leaf), zeros, sums)
+
+    by_layer = jax.lax.cond(same, scaled, lambda: _by_layer(layer, of_words, tokens, cotangents))
+    by_features = cotangents[..., None].astype(by_features.dtype) * by_features
+    none: Any = None  # labels and masks have no cotangents
+    return jax.tree.map(_cotangent, by_layer), None, _Tokens(by_features, none, none, none)
+
+
+def _by_layer(layer: _Layer, of_words: Any, tokens: _Tokens, cotangents: jax.Array) -> _Layer:
+    """The gradient of the layer for these cotangents of the losses."""
 
     def step(sums: _Layer, chunk: tuple[_Tokens, jax.Array]) -> tuple[_Layer, None]:
         _, pull = jax.vjp(lambda layer: _losses(layer, of_words, chunk[0]), layer)
         return _add(sums, *pull(chunk[1])), None
 
-    def again() -> _Layer:
-        return jax.lax.scan(step, _zeros(layer, tokens), (tokens, jnp.where(tokens.counts, cotangents, 0)))[0]
+    return jax.lax.scan(step, _zeros(layer, tokens), (tokens, cotangents))[0]
 
-    most = jnp.max(cotangents, where=tokens.counts, initial=-jnp.inf)
-    same = jnp.all((cotangents == most) | ~tokens.counts)  # a NaN is not
-    by_layer = jax.lax.cond(same, lambda: jax.tree.map(lambda leaf: most.astype(leaf.dtype) * leaf, sums), again)
-    by_features = cotangents[..., None].astype(by_features.dtype) * by_features
-    none: Any = None  # labels and masks have no cotangents
-    return jax.tree.map(_cotangent, by_layer), None, _Tokens(by_features, none, none, none)
+
+@jax.custom_vjp
+def _zeros_that_move(layer: _Layer, of_words: Any, tokens: _Tokens, cotangents: jax.Array) -> _Layer:
+    """Zeros with the derivatives of `_by_layer`."""
+    return _zeros(layer, tokens)
+
+
+_zeros_that_move.defvjp(
+    lambda *arguments: (_zeros_that_move(*arguments), arguments),
+    lambda arguments, bars: jax.vjp(_by_layer, *arguments)[1](bars),
+)
 
 
 def _zeros(layer: _Layer, tokens: _Tokens) -> _Layer:
