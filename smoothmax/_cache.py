@@ -10,7 +10,7 @@ import builtins
 import dis
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,7 +28,8 @@ class SameFunction:
     """A function that equals another of the same code, if all that the two refer to is the same and cannot change.
 
     Such a function is a constant of a program. Functions that refer to anything else (a list, an object with fields, a
-    NumPy array) are equal only if they are one.
+    NumPy array) are equal only if they are one. What a name refers to may change too, until the function is called: an
+    object compares what was there when it was made, and `as_it_is` makes one of now.
     """
 
     __slots__ = ("_key", "function")
@@ -57,6 +58,14 @@ class SameFunction:
     def __repr__(self) -> str:
         return repr(self.function)
 
+    def __reduce__(self) -> Any:
+        return SameFunction, (self.function,)
+
+
+def as_it_is(constant: Any) -> Any:
+    """A constant of a program as it is now: a function's names may refer to other things than when it was given."""
+    return SameFunction(constant.function) if isinstance(constant, SameFunction) else constant
+
 
 class _CanChange(Exception):
     """Something that a function refers to may change between two calls."""
@@ -84,22 +93,25 @@ def _key_of_function(function: Any, within: tuple[Any, ...]) -> Any:
     held = [cell.cell_contents for cell in function.__closure__ or ()]
     named = [
         function.__globals__[name] if name in function.__globals__ else vars(builtins).get(name)
-        for name in sorted(set(_global_names(function.__code__)))
+        for name in _global_names(function.__code__)
     ]
     keyword = sorted((function.__kwdefaults__ or {}).items())
     values = (*held, *named, *(function.__defaults__ or ()), *keyword)
     return function.__code__, tuple(_key_of_value(value, within) for value in values)
 
 
-def _global_names(code: types.CodeType) -> Iterator[str]:
+@functools.lru_cache(maxsize=MOST_PROGRAMS)
+def _global_names(code: types.CodeType) -> tuple[str, ...]:
+    names: set[str] = set()
     for instruction in dis.get_instructions(code):
         if instruction.opname in _OPAQUE:
             raise _CanChange
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield instruction.argval
+            names.add(instruction.argval)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _global_names(constant)
+            names.update(_global_names(constant))
+    return tuple(sorted(names))
 
 
 def _key_of_value(value: Any, within: tuple[Any, ...]) -> Any:

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ._cache import as_it_is
+
 Parameter = float | jax.Array
 NUMERIC = (int, float, np.ndarray, np.generic, jax.Array)  # what a hyper-parameter may be; tracers are arrays
 
@@ -108,7 +110,7 @@ def tree_class(cls: type[T]) -> type[T]:
 
     def flatten(self: Any) -> tuple[list[Any], tuple[Any, ...]]:
         children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in leaves]
-        return children, tuple(getattr(self, name) for name in static)
+        return children, tuple(as_it_is(getattr(self, name)) for name in static)
 
     def unflatten(aux: tuple[Any, ...], children: Any) -> Any:
         return build(made, dict(zip((*leaves, *static), (*children, *aux), strict=True)))

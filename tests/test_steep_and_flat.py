@@ -4,7 +4,9 @@ norm_p(y) = (sum y^p)^(1/p):   y ~ (x - tau)+^(1/(p-1)),  tau from norm_q((x - t
 sum y^k:                       y = ((x - tau)+ / k)^(1/(k-1)),  tau from sum y = 1
 """
 
+import copy
 import gc
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +183,31 @@ def test_a_global_that_changes_is_seen():
         results.append(sm.conjugate(sm.separable(eval("lambda t: rate * t**2 / 2", space))).argmax(X[0]))
     np.testing.assert_allclose(results[0], sm.sparsemax(X[0]), rtol=0, atol=SOLVED)
     np.testing.assert_allclose(results[1], sm.sparsemax(X[0], gamma=4.0), rtol=0, atol=SOLVED)
+
+
+def test_a_number_that_changes_before_the_first_call_is_seen():
+    """Late binding, as Python has it: all operators have the last rate, whose program is not that of the first."""
+
+    def build(rates):
+        return [sm.conjugate(sm.separable(lambda t: rate * t**2 / 2)) for rate in rates]
+
+    for run in (lambda op: op.argmax(X[0]), jax.jit(lambda op: op.argmax(X[0]))):
+        for rates in ([1.0, 4.0], [1.0], [4.0, 1.0]):
+            for op in build(rates):
+                np.testing.assert_allclose(run(op), sm.sparsemax(X[0], gamma=rates[-1]), rtol=0, atol=SOLVED)
+
+
+def half_square(t):
+    return t**2 / 2
+
+
+def test_operators_of_functions_are_copied_and_pickled():
+    for made in (sm.conjugate(sm.separable(half_square)), sm.conjugate(lambda y: jnp.sum(half_square(y)))):
+        twin = copy.deepcopy(made)
+        assert twin == made and jax.tree.structure(twin) == jax.tree.structure(made)
+        np.testing.assert_array_equal(twin.argmax(X[0]), made.argmax(X[0]))
+    made = sm.conjugate(sm.separable(half_square))
+    assert pickle.loads(pickle.dumps(made)) == made
 
 
 def maps():
