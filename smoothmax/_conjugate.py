@@ -12,7 +12,6 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -125,7 +124,7 @@ class Operator:
         """Runs the compiled function, after what only known values can tell."""
         shape = jnp.shape(x)
         axes = normal_axes(axis, shape)  # raises where jit would, of a list, with a word of its own
-        self.over.check_length(math.prod(shape[a] for a in axes))
+        self.over.check_room(shape, axes)
         of_a_function = any(atom.of_a_function for atom in self.omega.atoms())
         compiled = functools.partial((_RUN_FUNCTION if of_a_function else _RUN)[run], axis=axis)
         return by_partitioner(compiled, x, () if run is _run_argmax else axes)(as_floats(self), x, where)

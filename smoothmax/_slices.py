@@ -172,18 +172,24 @@ def _joint_shape(shape: tuple[int, ...], axes: tuple[int, ...], terms: tuple[Par
     """The shape of `x` broadcast with all hyper-parameters; `axes` count from the end."""
     joint = shape
     length = math.prod(shape[a] for a in axes)
-    batch = len(shape) - len(axes)
+    batch = [a for a in range(-len(shape), 0) if a not in axes]
 
     def visit(name: str, value: Any, spec: Spec) -> Any:
         nonlocal joint
         found = jnp.shape(value)
         if spec.extent is not None:
             expected = spec.extent(length)
-            if not found or found[-1] != expected or len(found) > 1 + batch:
+            sizes = dict(zip(reversed(batch), reversed(found[:-1]), strict=False))
+            try:
+                if not found or found[-1] != expected or len(found) > 1 + len(batch):
+                    raise ValueError
+                joint = jnp.broadcast_shapes(joint, tuple(sizes.get(a, 1) for a in range(-len(shape), 0)))
+            except ValueError:
                 raise ValueError(
-                    f"{name} of shape {found} does not fit slices of length {length}: give its last axis the size "
-                    f"{expected}, and axes before it that broadcast with the {batch} batch axes of x"
-                )
+                    f"{name} of shape {found} does not fit slices of length {length} of x of shape {shape}: give its "
+                    f"last axis the size {expected}, and axes before it that broadcast with the {len(batch)} batch "
+                    "axes of x"
+                ) from None
             return value
         if not spec.by_position and any(-a <= len(found) and found[a] != 1 for a in axes):
             raise ValueError(

@@ -105,6 +105,43 @@ def test_hyper_parameters_add_batch_axes():
         np.testing.assert_allclose(row, sm.fusedmax(x, gamma=g), rtol=0, atol=SUMS)
 
 
+def test_weights_along_the_slice_add_batch_axes():
+    """Weights of edges or ranks have the slice last, whatever `axis` is, and broadcast with the batch axes of x."""
+    rng = np.random.default_rng(86)
+    x, edges, ranks = rng.normal(size=(2, 1, 4, 5)), rng.uniform(size=(3, 5, 3)), -np.sort(rng.normal(size=(3, 1, 4)))
+    for op, weights in (
+        (lambda w: sm.conjugate(sm.SquaredL2() + sm.TotalVariation(w)), edges),
+        (lambda w: sm.conjugate(sm.SquaredL2(), over=sm.Permutahedron(w)), ranks),
+    ):
+        got, values = op(weights).argmax(x, axis=2), op(weights).max(x, axis=2)
+        assert got.shape == (2, 3, 4, 5) and values.shape == (2, 3, 5)
+        wide = np.broadcast_to(weights, (3, 5, weights.shape[-1]))
+        for i, j in np.ndindex(3, 5):
+            expected = op(wide[i, j]).argmax(x[:, 0, :, j])
+            np.testing.assert_allclose(got[:, i, :, j], expected, rtol=0, atol=SUMS)
+        total = lambda w, x, op=op: jnp.sum(op(w).argmax(x, axis=2) ** 2)
+        np.testing.assert_allclose(
+            jax.grad(total)(weights, x), jax.grad(total)(weights, np.tile(x, (1, 3, 1, 1))), rtol=0, atol=SUMS
+        )
+
+
+def test_bounds_lie_along_any_axis():
+    """What bounds leave room for is counted along the slices: here three of 0.5 for a total of 1.4."""
+    rng = np.random.default_rng(87)
+    x = rng.normal(size=(2, 3, 4))
+    upper = np.full((2, 3, 1), 0.5)
+    op = lambda upper: sm.conjugate(sm.SquaredL2(), over=sm.CappedSimplex(1.4, upper))
+    expected = np.moveaxis(op(np.full(3, 0.5)).argmax(np.moveaxis(x, 1, -1)), -1, 1)
+    for bounds in (upper, upper[:1], upper[0], np.full((3, 4), 0.5), np.full((1, 1), 0.5), np.full(4, 0.5), 0.5):
+        np.testing.assert_allclose(op(bounds).argmax(x, axis=1), expected, rtol=0, atol=SUMS)
+        np.testing.assert_allclose(op(bounds).argmax(x, axis=(0, 1)).sum((0, 1)), 1.4, rtol=0, atol=SUMS)
+        with pytest.raises(ValueError, match="above the sum"):
+            op(bounds / 2).argmax(x, axis=1)
+    for total, bounds in ((1.4, np.full((5, 1), 0.5)), (np.ones((7, 1, 1)), np.full((5, 1, 1), 0.5))):
+        with pytest.raises(ValueError, match="does not broadcast with x"):
+            sm.conjugate(sm.SquaredL2(), over=sm.CappedSimplex(total, bounds)).argmax(x, axis=1)
+
+
 def test_masks_broadcast():
     x = cases.scores(4, seed=84)
     where = np.array([True, True, False, True, True, False, True, True])

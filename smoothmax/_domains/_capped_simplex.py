@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -64,14 +65,22 @@ class CappedSimplex(Domain):
     def check_base(self, omega: Regularizer) -> None:
         refuse_base(self, omega)
 
-    def check_length(self, d: int) -> None:
-        if not (known(self.total) and known(self.upper)) or not isinstance(d, int):
+    def check_room(self, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+        if not (known(self.total) and known(self.upper)) or not all(isinstance(n, int) for n in shape):
             return
-        upper = np.asarray(self.upper, np.float64)
-        room = upper * d if upper.ndim == 0 or upper.shape[-1] == 1 else upper.sum(-1, keepdims=True)
-        if np.any(np.asarray(self.total, np.float64) > room * (1 + 1e-6)):
+        size, upper = np.asarray(self.total, np.float64), np.asarray(self.upper, np.float64)
+        try:
+            np.broadcast_shapes(shape, size.shape, upper.shape)
+        except ValueError:
+            return  # there is an error with more to say where slices are made
+        upper = upper.reshape((1,) * (len(shape) - upper.ndim) + upper.shape)
+        along = tuple(a - len(shape) for a in axes)  # from the end, since bounds may bring leading axes
+        alike = math.prod(shape[a] for a in along if upper.shape[a] == 1)  # positions of one bound
+        room = upper.sum(axis=along, keepdims=True) * alike
+        if np.any(size > room * (1 + 1e-6)):
+            length = math.prod(shape[a] for a in axes)
             raise ValueError(
-                f"total={self.total} is above the sum of the bounds upper={self.upper} over slices of length {d}: "
+                f"total={self.total} is above the sum of the bounds upper={self.upper} over slices of length {length}: "
                 "lower total (the k of a top-k), or raise upper"
             )
 

@@ -31,8 +31,8 @@ class Domain(Parametrized):
     def check_base(self, omega: Regularizer) -> None:
         """Raises if the domain cannot serve the base of an expression, or its penalties."""
 
-    def check_length(self, d: int) -> None:
-        """Raises if hyper-parameters whose values are known leave the domain empty for slices of length `d`."""
+    def check_room(self, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+        """Raises if hyper-parameters whose values are known leave the domain empty for slices along these axes."""
 
     def check_placed(self, has_penalties: bool) -> None:
         """Raises if hyper-parameters, brought to the form of slices, do not go together with penalties."""

@@ -83,7 +83,7 @@ def fenchel_young_loss(
             "class; for labels use fenchel_young_loss_with_integer_labels"
         )
     axes, op = normal_axes(axis, x.shape), as_floats(conjugate(omega))
-    op.over.check_length(math.prod(x.shape[a] for a in axes))
+    op.over.check_room(x.shape, axes)
     return _against_targets(op, x, t, where, axes=tuple(a - x.ndim for a in axes))
 
 
