@@ -123,6 +123,19 @@ def test_second_derivatives_in_blocks():
     np.testing.assert_allclose(second[0], second[1], atol=1e-9)
 
 
-def test_no_queries():
-    empty = jnp.zeros((B, 0, N, H), f32)
-    assert dot_product_attention(empty, *QKV[1:], is_causal=True, block_size=2).shape == empty.shape
+@pytest.mark.parametrize("options", [{}, {"block_size": 2}, {"block_size": 2, "skip_zeros": True}], ids=str)
+@pytest.mark.parametrize(("batch", "rows"), [(B, 0), (0, T), (0, 0)], ids=["no queries", "no batch", "neither"])
+def test_nothing_to_attend(batch, rows, options):
+    q, k, v = jnp.zeros((batch, rows, N, H)), jnp.zeros((batch, S, K, H)), jnp.zeros((batch, S, K, H))
+    bias, mask, lengths = jnp.zeros((batch, N, rows, S)), jnp.ones((batch, 1, rows, S), bool), jnp.ones(batch, int)
+
+    def total(q, k, v, bias):
+        output = dot_product_attention(
+            *(q, k, v, bias, mask), mapping=sm.sparsemax, is_causal=True, key_value_seq_lengths=lengths, **options
+        )
+        assert output.shape == q.shape
+        return output.sum()
+
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(q, k, v, bias)
+    for gradient, argument in zip(gradients, (q, k, v, bias), strict=True):
+        assert gradient.shape == argument.shape and not gradient.any()

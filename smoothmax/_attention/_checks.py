@@ -87,4 +87,4 @@ def flat_scores(name: str, array: ArrayLike | None, scores_shape: tuple[int, ...
     array = array.reshape(shape)
     if any(size != 1 for size in shape[:-3]):
         array = jnp.broadcast_to(array, (*scores_shape[:-3], *shape[-3:]))
-    return array.reshape(-1, *shape[-3:])
+    return array.reshape(math.prod(array.shape[:-3]), *shape[-3:])

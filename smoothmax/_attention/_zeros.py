@@ -200,6 +200,9 @@ def _sum_over_tiles(
     operands: tuple[jax.Array, jax.Array],
 ) -> jax.Array:
     """Zeros of the given kind and shape, float32 at least, to which the product of each tile with a flag was added."""
+    zeros = varying_like(jnp.zeros(shape, compute_dtype(operands[0].dtype)), flags, *operands)
+    if flags.size == 0:
+        return zeros
     heads, tiles = flags.shape[1:]
     width = min(_TILE, columns)
     visited = jnp.nonzero(flags.reshape(-1), size=flags.size, fill_value=0)[0].astype(jnp.int32)
@@ -212,7 +215,6 @@ def _sum_over_tiles(
         at = _Tile(batch, head, head // (heads // key_heads), start, first, width)
         return at.add(kind, total, product(at))
 
-    zeros = varying_like(jnp.zeros(shape, compute_dtype(operands[0].dtype)), flags, *operands)
     return lax.fori_loop(0, jnp.sum(flags, dtype=jnp.int32), visit, zeros)
 
 
@@ -222,7 +224,7 @@ def _flags(scores: jax.Array) -> jax.Array:
     held = jnp.any(scores != 0, axis=2)
     width = min(_TILE, columns)
     held = jnp.pad(held, ((0, 0), (0, 0), (0, -columns % width)))
-    return jnp.any(held.reshape(*held.shape[:2], -1, width), axis=-1)
+    return jnp.any(held.reshape(*held.shape[:2], held.shape[2] // width, width), axis=-1)
 
 
 def _spread(flags: jax.Array, columns: int) -> jax.Array:

@@ -105,7 +105,8 @@ class MultiheadAttention(eqx.nn.MultiheadAttention):
         inference = inference if deterministic is None else deterministic
 
         def project(projection: eqx.nn.Linear, embeddings: jax.Array) -> jax.Array:
-            return jax.vmap(projection)(embeddings).reshape(embeddings.shape[0], self.num_heads, -1)
+            projected = jax.vmap(projection)(embeddings)
+            return projected.reshape(len(projected), self.num_heads, projected.shape[-1] // self.num_heads)
 
         heads = project(self.query_proj, query), project(self.key_proj, key_), project(self.value_proj, value)
         if process_heads is not None:
@@ -123,4 +124,4 @@ class MultiheadAttention(eqx.nn.MultiheadAttention):
             return jax.vmap(lambda w, k: self.dropout(w, key=k, inference=inference))(weights, keys)
 
         attention, _ = attend(*heads, mask=mask, mapping=self.mapping, change_weights=drop)
-        return jax.vmap(self.output_proj)(attention.reshape(query.shape[0], -1))
+        return jax.vmap(self.output_proj)(jax.lax.collapse(attention, 1))
