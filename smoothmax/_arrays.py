@@ -10,6 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 
 
+def as_array(x: Any) -> Any:
+    """Something with a shape and a dtype. An array is left alone: to convert it would look at what a mask hides."""
+    return x if hasattr(x, "shape") and hasattr(x, "dtype") else jnp.asarray(x)
+
+
 def total(v: jax.Array) -> jax.Array:
     """The sum along the slice, `(*batch, d)` to `(*batch, 1)`."""
     return jnp.sum(v, axis=-1, keepdims=True)

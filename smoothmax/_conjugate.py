@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 
 from . import _kernels, _rules
-from ._arrays import by_partitioner
+from ._arrays import as_array, by_partitioner
 from ._cache import bounded_jit
 from ._domains import Domain, Simplex
 from ._parameters import as_floats
@@ -122,9 +121,9 @@ class Operator:
 
     def _run(self, run: Callable[..., jax.Array], x: Any, axis: Axis, where: Any) -> jax.Array:
         """Runs the compiled function, after what only known values can tell."""
-        shape = jnp.shape(x)
-        axes = normal_axes(axis, shape)  # raises where jit would, of a list, with a word of its own
-        self.over.check_room(shape, axes)
+        x = as_array(x)
+        axes = normal_axes(axis, x.shape)  # raises where jit would, of a list, with a word of its own
+        self.over.check_room(x.shape, axes)
         of_a_function = any(atom.of_a_function for atom in self.omega.atoms())
         compiled = functools.partial((_RUN_FUNCTION if of_a_function else _RUN)[run], axis=axis)
         return by_partitioner(compiled, x, () if run is _run_argmax else axes)(as_floats(self), x, where)

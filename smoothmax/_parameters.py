@@ -8,6 +8,7 @@ declares its range and how it lies along a slice, once. `Parametrized` checks kn
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self, TypeVar, dataclass_transform
 
@@ -55,6 +56,13 @@ def parameter(
 ) -> Any:
     """Declares a hyper-parameter; the arguments are those of `Spec`, and `default=...` as for a dataclass field."""
     return dataclasses.field(metadata={"spec": Spec(range, extent, by_position)}, **default)
+
+
+def index(value: Any) -> int:
+    """`operator.index`, for which a boolean is no integer; raises TypeError."""
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
 
 
 def known(value: Any) -> bool:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from ._arrays import by_partitioner, varying_like
+from ._arrays import as_array, by_partitioner, varying_like
 from ._conjugate import Operator, conjugate, mapping
 from ._domains import CappedSimplex, Ranks, Sorted
 from ._parameters import NON_NEGATIVE, Parameter, as_floats, check
@@ -152,9 +152,10 @@ def soft_sort(
 
 
 def _compiled(run: Any, op: Operator, x: Any, axis: Axis, where: Any, descending: bool) -> jax.Array:
-    normal_axes(axis, jnp.shape(x))  # raises where jit would, of a list, with a word of its own
+    x = as_array(x)
+    normal_axes(axis, x.shape)  # raises where jit would, of a list, with a word of its own
     if not isinstance(descending, bool):
-        raise TypeError(f"descending must be True or False, got {descending!r}: it is part of the program, not traced")
+        raise TypeError(f"descending must be True or False, got {descending!r}: give one of them, not an array")
     return by_partitioner(partial(run, axis=axis, descending=descending), x)(as_floats(op), x, where)
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ._arrays import varying_like
-from ._parameters import Parametrized, Spec, guarded
+from ._parameters import Parametrized, Spec, guarded, index
 
 Axis = int | tuple[int, ...] | None
 
@@ -119,33 +118,31 @@ def dtypes(x: jax.Array) -> tuple[Any, Any]:
     return dtype, jnp.dtype(jnp.float64) if dtype == jnp.float64 else jnp.dtype(jnp.float32)
 
 
-def normal_axes(axis: Axis, shape: tuple[Any, ...]) -> tuple[int, ...]:
+def normal_axes(axis: Axis, shape: tuple[Any, ...], name: str = "x") -> tuple[int, ...]:
     """The axes in order, counted from 0, or an error that says what is wrong with them."""
     if not shape:
-        raise ValueError("x must have at least one axis, got a scalar: wrap it, for example with x[None]")
+        raise ValueError(f"{name} must have at least one axis, got a scalar: wrap it, for example with {name}[None]")
     normal = []
     for a in range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,):
         try:
-            if isinstance(a, bool):
-                raise TypeError
-            a = operator.index(a)
+            a = index(a)
         except TypeError:
             raise TypeError(
                 f"axis must be an integer, a tuple of integers or None, got {axis!r}: write axis=(0, 1) for two axes"
             ) from None
         if not -len(shape) <= a < len(shape):
             raise ValueError(
-                f"axis={axis} is out of range for x of shape {shape}: use -{len(shape)} to {len(shape) - 1}, "
+                f"axis={axis} is out of range for {name} of shape {shape}: use -{len(shape)} to {len(shape) - 1}, "
                 "or None for all"
             )
         normal.append(a % len(shape))
     if not normal or len(set(normal)) < len(normal):
         raise ValueError(
-            f"axis={axis} must name at least one axis of x and none of them twice: use None for all of them"
+            f"axis={axis} must name at least one axis of {name} and none of them twice: use None for all of them"
         )
     if any(shape[a] == 0 for a in normal):
         raise ValueError(
-            f"x of shape {shape} is empty along axis={axis}: there is no distribution over nothing; "
+            f"{name} of shape {shape} is empty along axis={axis}: there is no distribution over nothing; "
             "drop such slices or pad them and mask the padding with `where`"
         )
     return tuple(sorted(normal))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import normal
+from cases import normal, refuse
 
 import smoothmax as sm
 from smoothmax._attention import dot_product_attention
@@ -315,7 +315,4 @@ def test_the_implementation_of_an_operator_and_a_named_mapping(qkv):
 )  # fmt: skip
 def test_bad_input(qkv, error, change, words):
     arguments = dict(zip(("query", "key", "value"), qkv, strict=True)) | change
-    with pytest.raises(error) as caught:
-        dot_product_attention(**arguments)
-    for word in words:
-        assert word in str(caught.value)
+    refuse(lambda: dot_product_attention(**arguments), *words, error=error)

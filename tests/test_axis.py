@@ -164,6 +164,9 @@ def test_batch_axes_of_size_zero():
 def test_numpy_lists_and_partial_application():
     """NumPy arrays are scores; an operator is a function to hand around."""
     x = np.random.default_rng(85).normal(size=(2, 6))
+    for function in (sm.sparsemax, sm.entmax_value, functools.partial(sm.soft_topk, k=2), sm.soft_rank, sm.soft_sort):
+        np.testing.assert_array_equal(function(x.tolist()), function(x))
+        np.testing.assert_array_equal(function(x.tolist(), axis=0), function(x, axis=0))
     mapping = functools.partial(sm.entmax, alpha=1.3)
     np.testing.assert_allclose(mapping(x), mapping(jnp.asarray(x)), rtol=0, atol=0)
 

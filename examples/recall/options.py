@@ -48,13 +48,17 @@ class Options:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}: choose a greater number")
         if self.length < 8:
-            raise ValueError(f"length must be at least 8, got {self.length}: a sequence needs a few symbols")
+            raise ValueError(
+                f"length must be at least 8, got {self.length}: choose more, as a sequence needs a few symbols"
+            )
         if self.hidden % self.heads:
             raise ValueError(f"hidden must be a multiple of heads, got {self.hidden} and {self.heads}: change one")
         if self.learn_alpha and self.mapping != "entmax":
             raise ValueError(f"learn_alpha needs the mapping entmax, got {self.mapping}: leave it out")
         if self.learn_alpha and not 1 < self.alpha < 2:
-            raise ValueError(f"alpha must lie between 1 and 2 to be learned, got {self.alpha}: start with 1.5")
+            raise ValueError(
+                f"alpha must lie between 1 and 2 to be learned, got {self.alpha}: choose 1.5 to start with"
+            )
 
     @property
     def name(self) -> str:

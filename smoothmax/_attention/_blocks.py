@@ -6,7 +6,6 @@ can see, and each block is recomputed in the backward pass instead of keeping it
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from .._parameters import index
 from ._visibility import Visibility, slice_unless_broadcast
 
 # A causal call in blocks is cut into this many stretches of queries; each stretch sees a static prefix of the keys, so
@@ -150,16 +150,14 @@ def check_block_size(block_size: int | None, query: jax.Array, key: jax.Array, r
     if block_size is None:
         return None
     try:
-        if isinstance(block_size, bool):
-            raise TypeError
-        size = operator.index(block_size)
+        size = index(block_size)
     except TypeError:
         raise TypeError(
             f"block_size must be an integer known when the function is traced, or None, got {block_size!r}: give the "
             "number of queries in a block, such as 128"
         ) from None
     if size < 1:
-        raise ValueError(f"block_size must be at least 1, or None, got {size}: 128 or 256 is a good size")
+        raise ValueError(f"block_size must be at least 1, or None, got {size}: give 128 or 256, which are good sizes")
     rows, columns = query.shape[-3], key.shape[-3]
     bounded = rules.is_causal or rules.window is not None
     if jax.export.is_symbolic_dim(rows) or (bounded and jax.export.is_symbolic_dim(columns)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from functools import reduce
 from typing import Any, NamedTuple
@@ -10,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+from .._parameters import index
 
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -130,10 +131,8 @@ def check_window(window: int | tuple[int, int] | None) -> tuple[int, int] | None
     if window is None:
         return None
     try:
-        if isinstance(window, bool):
-            raise TypeError
         left, right = window if isinstance(window, tuple | list) else (window, window)
-        return operator.index(left), operator.index(right)
+        return index(left), index(right)
     except (TypeError, ValueError):
         raise TypeError(
             f"local_window_size must be an integer or a pair of integers (left, right), got {window!r}: give numbers "

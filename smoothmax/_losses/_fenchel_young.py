@@ -16,7 +16,6 @@ two values of Omega may still differ in their last bits.) The derivatives, of ev
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,9 +23,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._arrays import eps
+from .._arrays import as_array, eps
 from .._conjugate import Operator, conjugate
-from .._parameters import as_floats
+from .._parameters import as_floats, index
 from .._regularizers import Base, Regularizer
 from .._slices import Axis, dtypes, mask, normal_axes
 
@@ -76,13 +75,13 @@ def fenchel_young_loss(
     Reference:
       Blondel, Martins and Niculae, "Learning with Fenchel-Young Losses", 2020.
     """
-    x, t = _array(logits), _array(targets)
+    x, t = as_array(logits), as_array(targets)
     if t.shape != x.shape:
         raise ValueError(
             f"targets of shape {t.shape} must have the shape of logits, {x.shape}: one number for each "
             "class; for labels use fenchel_young_loss_with_integer_labels"
         )
-    axes, op = normal_axes(axis, x.shape), as_floats(conjugate(omega))
+    axes, op = normal_axes(axis, x.shape, "logits"), as_floats(conjugate(omega))
     op.over.check_room(x.shape, axes)
     return _against_targets(op, x, t, where, axes=tuple(a - x.ndim for a in axes))
 
@@ -128,15 +127,20 @@ def fenchel_young_loss_with_integer_labels(
     Reference:
       Blondel, Martins and Niculae, "Learning with Fenchel-Young Losses", 2020.
     """
-    x, k = _array(logits), check_labels(labels)
-    if isinstance(axis, bool) or not hasattr(axis, "__index__"):
-        raise TypeError(f"axis must be one integer, got {axis!r}: a label counts along a single axis")
-    [along] = normal_axes(operator.index(axis), x.shape)
+    x, k = as_array(logits), check_labels(labels)
+    try:
+        axis = index(axis)
+    except TypeError:
+        raise TypeError(
+            f"axis must be one integer, got {axis!r}: a label counts along a single axis; use fenchel_young_loss for "
+            "several"
+        ) from None
+    [along] = normal_axes(axis, x.shape, "logits")
     expected = x.shape[:along] + x.shape[along + 1 :]
     if k.shape != expected:
         raise ValueError(
             f"labels of shape {k.shape} must have the shape of logits {x.shape} without axis {axis}, "
-            f"{expected}: one class for each slice"
+            f"{expected}: give one class for each slice"
         )
     return against_labels(operator_for_labels(omega), x, k, where, axis=along - x.ndim)
 
@@ -157,11 +161,6 @@ def operator_for_labels(omega: Omega) -> Operator:
             "give targets of that domain to fenchel_young_loss"
         )
     return op
-
-
-def _array(x: Any) -> Any:
-    """Something with a shape and a dtype. An array is left alone: to convert it would look at what a mask hides."""
-    return x if hasattr(x, "shape") and hasattr(x, "dtype") else jnp.asarray(x)
 
 
 # --- The two forms: any target, and a vertex -----------------------------------------------------------------

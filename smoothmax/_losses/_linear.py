@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from jax.core import Tracer
 
 from .._arrays import varying_like
 from .._conjugate import Operator
-from .._parameters import Spec
+from .._parameters import Spec, index
 from .._slices import mask
 from ._fenchel_young import Omega, against_labels, check_labels, operator_for_labels
 
@@ -107,7 +106,9 @@ def _floating(name: str, array: jax.typing.ArrayLike) -> jax.Array:
 
 def _check_shapes(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, bias: jax.Array | None) -> None:
     if kernel.ndim != 2 or kernel.shape[1] == 0:
-        raise ValueError(f"kernel must have shape (H, V), V at least 1, got {kernel.shape}: one column for each word")
+        raise ValueError(
+            f"kernel must have shape (H, V), V at least 1, got {kernel.shape}: give one column for each word"
+        )
     if hidden.ndim == 0 or hidden.shape[-1] != kernel.shape[0]:
         raise ValueError(
             f"hidden of shape {hidden.shape} does not fit kernel of shape {kernel.shape}: its last axis must have "
@@ -116,10 +117,12 @@ def _check_shapes(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, bias:
     if labels.shape != hidden.shape[:-1]:
         raise ValueError(
             f"labels of shape {labels.shape} must have the shape of hidden {hidden.shape} without its last axis, "
-            f"{hidden.shape[:-1]}: one word for each token"
+            f"{hidden.shape[:-1]}: give one word for each token"
         )
     if bias is not None and bias.shape != kernel.shape[1:]:
-        raise ValueError(f"bias of shape {bias.shape} must have shape {kernel.shape[1:]}: one number for each word")
+        raise ValueError(
+            f"bias of shape {bias.shape} must have shape {kernel.shape[1:]}: give one number for each word"
+        )
 
 
 def _check_range(labels: jax.Array, words: int, where: jax.Array | None) -> None:
@@ -157,10 +160,13 @@ def _chunks(tokens: int, words: int, chunk_size: int | None) -> int:
     """The number of chunks: one that divides the tokens, unless it would be more than twice as many as needed."""
     if chunk_size is None:
         size = max(1, _LOGITS_AT_A_TIME // words)
-    elif isinstance(chunk_size, bool) or not hasattr(chunk_size, "__index__"):
-        raise TypeError(f"chunk_size must be an integer or None, got {chunk_size!r}: the number of tokens at a time")
     else:
-        size = operator.index(chunk_size)
+        try:
+            size = index(chunk_size)
+        except TypeError:
+            raise TypeError(
+                f"chunk_size must be an integer or None, got {chunk_size!r}: give the number of tokens at a time"
+            ) from None
         if size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {size}: leave it out for a size that suits")
     least = max(1, -(-tokens // size))

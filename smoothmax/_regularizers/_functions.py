@@ -240,4 +240,7 @@ def _check_result(name: str, function: Any, result: Any, task: str, argument: ja
     is_array = isinstance(result, (jax.Array, np.ndarray, np.generic, float, int))
     if not is_array or jnp.shape(result) != () or not jnp.issubdtype(jnp.result_type(result), jnp.floating):
         got = f"shape {jnp.shape(result)} and dtype {jnp.result_type(result)}" if is_array else repr(result)
-        raise TypeError(f"{name}={function!r} must map {task} of shape {argument.shape} to a real scalar, got {got}")
+        raise TypeError(
+            f"{name}={function!r} must map {task} of shape {argument.shape} to a real scalar, got {got}: for example "
+            "add up what it returns"
+        )

@@ -5,6 +5,7 @@
 | `_parts` | bases, penalties, domains and hyper-parameters, one entry each: **add here** |
 | `_list` | the cases that follow from them, and the choices for dear laws |
 | `_run` | one compiled program a family, through which every law goes; scores and masks |
+| `_errors` | what every error says |
 | `_attention` | comparing attention's kernels with plain JAX, and programs for chips that are not there |
 | `tolerances` | how far two numbers may lie apart, and why: imported from there |
 
@@ -14,6 +15,7 @@ hyper-parameters are one *family*: values are operands, so a family compiles onc
 """
 
 from ._attention import assert_close, per_head, program_for, pulled
+from ._errors import refuse
 from ._list import (
     BY_ID,
     CASES,
@@ -88,6 +90,7 @@ __all__ = [
     "program_for",
     "pulled",
     "reference",
+    "refuse",
     "run",
     "scores",
     "solved_by",
