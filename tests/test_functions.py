@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from cases.tolerances import PULLED, SOLVED, SUMS
+from cases.tolerances import PULLED, SOLVED, SUMS, ULPS
 from jax.scipy.special import xlogy
 
 import smoothmax as sm
@@ -279,6 +279,28 @@ def test_refused_expressions():
         sm.separable(2.0)
     with pytest.raises(ValueError, match="params belong to a plain function"):
         sm.conjugate(sm.SquaredL2(), params=1.0)
+
+
+@pytest.mark.parametrize(
+    "omega", [sm.separable(lambda t: t**2 + t**4), lambda y: jnp.sum(y**2 + y**4)], ids=["phi", "fun"]
+)
+def test_exports_with_a_symbolic_length(omega):
+    (d,) = jax.export.symbolic_shape("d")
+    op = sm.conjugate(omega)
+    for function in (op.argmax, op.max, jax.grad(lambda x: jnp.sum(op.argmax(x) ** 2))):
+        program = jax.export.export(jax.jit(function))(jax.ShapeDtypeStruct((3, d), np.float64))
+        np.testing.assert_allclose(program.call(X[:3]), function(X[:3]), rtol=0, atol=SOLVED)
+
+
+def test_scores_whose_difference_overflows():
+    """Of a finite slope: the lowest have no weight, and the others are as if they were not there."""
+    x = jnp.array([3e38, -3e38, 3e38, 1e38, 0.0], jnp.float32)
+    op = sm.conjugate(sm.separable(lambda t: t**2 / 2 + t**4 / 4))
+    np.testing.assert_array_equal(op.argmax(x), [0.5, 0, 0.5, 0, 0])
+    gradient = jax.grad(lambda x: op.argmax(x)[0])
+    np.testing.assert_allclose(gradient(x), gradient(x.at[1].set(-jnp.inf)), rtol=0, atol=ULPS)
+    for bad in (jnp.nan, jnp.inf):
+        assert np.isnan(op.argmax(x.at[1].set(bad))).all()
 
 
 # --- Penalties on a separable function ----------------------------------------------------------------------

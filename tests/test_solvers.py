@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from cases import refuse
 from cases.tolerances import OBJECTIVE, PROMISE, PROMISE32, PULLED, SOLVED, SUMS, ULPS
 from jax import export
 
+import smoothmax as sm
 from smoothmax import _arrays, _kernels
 from smoothmax import _solvers as solvers
 from smoothmax._solvers import _capped, _chain, _concave, _convex
 
 LD = np.longdouble
-ONE = np.float32(1)
 
 
 @pytest.fixture(autouse=True)
@@ -311,6 +312,13 @@ def test_exports_with_a_symbolic_length(name):
     program = export.export(jax.jit(SOLVERS[name]))(jax.ShapeDtypeStruct((3, d), np.float64))
     x = np.random.default_rng(5).normal(size=(3, 7))
     np.testing.assert_allclose(program.call(x), jax.jit(SOLVERS[name])(x), rtol=0, atol=SOLVED)
+
+
+def test_a_symbolic_length_that_may_be_1_is_refused_for_chains():
+    (d,) = export.symbolic_shape("d")
+    like = jax.ShapeDtypeStruct((3, d), np.float64)
+    for function in (sm.fusedmax, sm.oscarmax, sm.soft_rank, sm.soft_sort):
+        refuse(functools.partial(export.export(jax.jit(function)), like), "symbolic length d", "constraints=")
 
 
 def test_a_product_by_a_kernel_has_the_derivatives_of_the_reference(monkeypatch):

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .._arrays import eps, safe_ratio, total
-from ._conjugate_gradients import DIFFERENCE, random_signs
+from ._conjugate_gradients import DIFFERENCE
+from ._draws import exponentials, signs
 
 # The gap allowed: a power of eps, relative to the spread of the slopes, since a flat function leaves the weights open.
 _GAP = 0.75
@@ -58,9 +58,7 @@ def certified(problem: Problem, y: jax.Array) -> jax.Array:
 def _points(problem: Problem, y: jax.Array) -> jax.Array:
     """Points to compare: y, y off the boundary, and some inside the simplex, `(points, *batch, d)`."""
     centre, edge = problem.centre, problem.edge
-    d = y.shape[-1]
-    drawn = np.random.default_rng(0).exponential(size=(_DRAWN, d)) ** _UNEVEN
-    drawn = jnp.where(problem.allowed[None], jnp.asarray(drawn, y.dtype).reshape(_DRAWN, *(1,) * (y.ndim - 1), d), 0)
+    drawn = jnp.where(problem.allowed[None], exponentials(0, _DRAWN, y) ** _UNEVEN, 0)
     one, two = safe_ratio(drawn, total(drawn))
     nudge = _RAISED * eps(y)
     raised = (y + nudge * centre) / (1 + nudge)
@@ -81,8 +79,8 @@ def _optimal(problem: Problem, y: jax.Array, raised: jax.Array, c: jax.Array, c_
 
 def _directions(y: jax.Array) -> jax.Array:
     """Ones, and some signs: a common scaling, and what the separate rounding of each weight may be."""
-    signs = random_signs(2, _DIRECTIONS - 1, y)
-    return jnp.concatenate([jnp.ones_like(signs[:1]), signs])
+    separate = signs(2, _DIRECTIONS - 1, y)
+    return jnp.concatenate([jnp.ones_like(separate[:1]), separate])
 
 
 def _above_tangents(problem: Problem, points: jax.Array, c: jax.Array) -> jax.Array:

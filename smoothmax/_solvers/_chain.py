@@ -34,7 +34,7 @@ the table of implementations.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +140,19 @@ def most_rounds(d: int) -> int | jax.Array:
     return d + 2
 
 
+def _check_symbolic(d: Any) -> None:
+    """Raises where JAX could not write the loops over d - 1 borders into a program that is exported."""
+    try:
+        _ = d >= 2
+    except jax.errors.InconclusiveDimensionOperation:
+        raise ValueError(
+            f"x of symbolic length {d} must be known to have at least 2 positions, for total variation, ranks and "
+            "sorting: say so when you make the symbol, as in jax.export.symbolic_shape('n', constraints=['n >= 2'])"
+        ) from None
+
+
 def _chain_prox(x: jax.Array, up: jax.Array, down: jax.Array) -> tuple[jax.Array, jax.Array]:
+    _check_symbolic(x.shape[-1])
     x = varying_like(x, up, down)
     deleted = x == -jnp.inf
     broken = jnp.any(jnp.isnan(x) | (x == jnp.inf), -1, keepdims=True)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from .._arrays import eps, safe_ratio, tiny, total, varying_like
+from ._draws import signs
 
 Product = Callable[[jax.Array], jax.Array]
 
@@ -127,20 +127,14 @@ def conjugate_gradients(
 
     zeros = varying_like(jnp.zeros_like(b), first)
     start = _State(jnp.int32(0), zeros, nu, r, inverse * r, first, first == first, first > enough)
-    bound = min(_STEPS_A_COORDINATE * b.shape[-1] + _STEPS_BESIDE, _MOST_STEPS)
+    bound = jnp.minimum(_STEPS_A_COORDINATE * b.shape[-1] + _STEPS_BESIDE, _MOST_STEPS)
     end = lax.while_loop(lambda s: (s.steps < bound) & jnp.any(s.live), step, start)
     return Solution(end.u, end.nu, end.rho <= jnp.maximum(enough, eps_ ** (2 * _ACCEPTED) * first), end.convex)
 
 
 def _diagonal(product: Product, face: jax.Array, like: jax.Array) -> jax.Array:
     """A positive estimate of the diagonal of H by products with fixed random signs; exact if H is diagonal."""
-    signs = jnp.where(face[None], random_signs(1, _PROBES, like), 0)
-    products = jax.vmap(product)(signs)
+    probes = jnp.where(face[None], signs(1, _PROBES, like), 0)
+    products = jax.vmap(product)(probes)
     floor = _LEAST_SHARE * jnp.sqrt(jnp.mean(products**2, 0))
-    return jnp.maximum(jnp.maximum(jnp.mean(signs * products, 0), floor), tiny(like))
-
-
-def random_signs(seed: int, count: int, like: jax.Array) -> jax.Array:
-    """Fixed vectors of signs `(count, *1s, d)` for slices in the shape of `like`."""
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(count, like.shape[-1]))
-    return jnp.asarray(signs, like.dtype).reshape(count, *(1,) * (like.ndim - 1), like.shape[-1])
+    return jnp.maximum(jnp.maximum(jnp.mean(probes * products, 0), floor), tiny(like))

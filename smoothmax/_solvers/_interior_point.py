@@ -31,6 +31,7 @@ from jax import lax
 from .._arrays import eps, safe_ratio, tiny, total, varying_like
 from ._certificate import Problem, certified
 from ._conjugate_gradients import conjugate_gradients, hessian_product
+from ._scores import over_gamma
 
 # Newton's steps. 10 to 25 are usual.
 _STEPS = 80
@@ -98,10 +99,7 @@ def _begin(
 ) -> tuple[Problem, _State]:
     """The problem with its scores centred, and the state to start from."""
     allowed = x != -jnp.inf
-    top = jnp.max(x, -1, keepdims=True)
-    z = jnp.where(allowed, x - top, 0) / gamma
-    broken = ~jnp.all(jnp.isfinite(z), -1, keepdims=True)
-    z = jnp.where(broken, 0, z)
+    z, broken = over_gamma(x, allowed, gamma)
     kept = allowed.astype(x.dtype)
     count = jnp.maximum(total(kept), 1)
     centre = kept / count

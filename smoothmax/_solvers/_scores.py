@@ -43,6 +43,18 @@ def centred(x: jax.Array, *parameters: jax.Array) -> Scores:
     return Scores(x - top, top, bad, empty)
 
 
+def over_gamma(x: jax.Array, kept: jax.Array, gamma: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+    """The kept scores less the largest one, over gamma, and 0 elsewhere; and whether a slice cannot be solved.
+
+    The functions that a user writes bring their own slopes, with which scores are compared as they are. A difference
+    that overflows stays a number: it is as low as any that has no weight.
+    """
+    z = jnp.where(kept, x - jnp.max(x, -1, keepdims=True), 0) / gamma
+    z = jnp.maximum(z, -float(jnp.finfo(x.dtype).max) / 8)
+    broken = ~jnp.all(jnp.isfinite(z) & (x < jnp.inf), -1, keepdims=True)
+    return jnp.where(broken, 0, z), broken
+
+
 class Solved(NamedTuple):
     """What a solver hands over.
 

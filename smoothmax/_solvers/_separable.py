@@ -31,6 +31,7 @@ import numpy as np
 from jax import lax
 
 from .._arrays import between, eps, total, varying_like
+from ._scores import over_gamma
 
 Slopes = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -125,9 +126,7 @@ def _begin(
 ) -> tuple[_Problem, _State]:
     """The problem with its scores centred, and the state to start from: the weights at a lower bound of tau."""
     kept = x != -jnp.inf
-    z = jnp.where(kept, x - jnp.max(x, -1, keepdims=True), 0) / gamma
-    broken = ~jnp.all(jnp.isfinite(z), -1, keepdims=True)
-    z = jnp.where(broken, 0, z)
+    z, broken = over_gamma(x, kept, gamma)
     upper = jnp.minimum(upper, size)
     allowed = kept & (upper > 0)
     count = jnp.maximum(total(allowed.astype(x.dtype)), 1)
