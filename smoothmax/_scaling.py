@@ -96,7 +96,7 @@ def length_scaled(
     Args:
       mapping: any mapping that is called as `mapping(scores, axis, where=mask)`: one of this library, a
         `functools.partial` of one, an `Operator`.
-      base: the factor at n = 1, and the whole factor where slope is 0.
+      base: the whole factor where slope is 0, and at n = 1 for a positive power.
       slope: how much the factor grows with the length.
       power: the exponent of log n. Like base and slope a number, a traced value, or an array that broadcasts with the
         scores and has size 1 along the slices, such as shape `(heads, 1, 1)` in attention.
