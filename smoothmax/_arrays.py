@@ -33,6 +33,11 @@ def safe_ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     return numerator / jnp.where(denominator == 0, jnp.ones_like(denominator), denominator)
 
 
+def compute_dtype(dtype: Any) -> Any:
+    """What to compute in where arrays have this dtype: float32 at least."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
 def eps(x: jax.Array) -> float:
     """The relative distance between two neighbouring numbers of the dtype of `x`."""
     return float(jnp.finfo(x.dtype).eps)

@@ -193,6 +193,16 @@ def conjugate(
     return Operator(_regularizer(omega, params), over or Simplex(), implementation, _FORWARD.get())
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+_MAPPINGS: list[Callable[..., Any]] = []
+
+
+def mapping(function: F) -> F:
+    """Enters a public mapping, or its value, into the list of those that no one may mistake for a regularizer."""
+    _MAPPINGS.append(function)
+    return function
+
+
 def _regularizer(omega: Any, params: Any) -> Regularizer:
     if isinstance(omega, Regularizer):
         return omega if params is None else omega.with_params(params)
@@ -215,15 +225,7 @@ def _regularizer(omega: Any, params: Any) -> Regularizer:
 
 # --- Forward mode for whole functions -------------------------------------------------------------------------
 
-F = TypeVar("F", bound=Callable[..., Any])
 _FORWARD: contextvars.ContextVar[bool] = contextvars.ContextVar("forward", default=False)
-_MAPPINGS: list[Callable[..., Any]] = []
-
-
-def mapping(function: F) -> F:
-    """Enters a public mapping, or its value, into the list of those that no one may mistake for a regularizer."""
-    _MAPPINGS.append(function)
-    return function
 
 
 @contextlib.contextmanager

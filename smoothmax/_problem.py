@@ -104,7 +104,7 @@ class Problem:
         """Omega(y) at a solution, as `(*batch, 1)`. A penalty has the value <g, y> for each of its subgradients g."""
         value = self.gamma * self.base.value(y, self.domain.active(y, found.domain) if allowed is None else allowed)
         if self.penalties:
-            value += total(self._subgradient(found, y) * self._spread(found, y, y))
+            value += total(self._subgradient(found, y) * self._averaged(found, y, y))
         return value
 
     def gradient(self, y: jax.Array, found: Found) -> jax.Array:
@@ -120,7 +120,7 @@ class Problem:
     def pull(self, y: jax.Array, found: Found, v: jax.Array) -> jax.Array:
         """J v for reverse mode. At a deleted position it holds the mean of the segment around it: see `active`."""
         product = self.domain.product(self.base, y, found.domain, v, self.gamma, self.implementation)
-        return self._spread(found, y, product)
+        return self._averaged(found, y, product)
 
     def push(self, y: jax.Array, found: Found, v: jax.Array) -> jax.Array:
         """J v for forward mode, by plain JAX: v is a tangent, and a program that JAX transposes holds no kernels."""
@@ -150,7 +150,7 @@ class Problem:
         g = [_kind(terms).subgradient(terms, ties, y) for terms, ties in pairs]
         return sum(g[1:], start=g[0])
 
-    def _spread(self, found: Found, y: jax.Array, v: jax.Array) -> jax.Array:
+    def _averaged(self, found: Found, y: jax.Array, v: jax.Array) -> jax.Array:
         """Averages over what was tied, the last kind first. A step of a chain may fall beside a deleted position, and
         its share of a subgradient then stands there: so the mean of a segment is spread to its deleted positions too.
         """
@@ -159,11 +159,11 @@ class Problem:
         return v
 
     def gather(self, y: jax.Array, found: Found, v: jax.Array) -> jax.Array:
-        """The transpose of `_spread`: what `v` has at deleted positions counts for their segment. JAX 0.8 can transpose
-        a scan again only if the scan came out of `vjp`."""
+        """The transpose of `_averaged`: what `v` has at deleted positions counts for their segment. JAX 0.8 can
+        transpose a scan again only if the scan came out of `vjp`."""
         if not self.penalties:
             return v
-        _, transpose = jax.vjp(lambda u: self._spread(found, y, u), jnp.zeros_like(v))
+        _, transpose = jax.vjp(lambda u: self._averaged(found, y, u), jnp.zeros_like(v))
         return transpose(v)[0]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._arrays import varying_like
+from ._arrays import compute_dtype, varying_like
 from ._parameters import Parametrized, Spec, guarded, index
 
 Axis = int | tuple[int, ...] | None
@@ -115,7 +115,7 @@ def dtypes(x: jax.Array) -> tuple[Any, Any]:
     if x.dtype == bool or jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"x must hold real scores, got dtype {x.dtype}: convert it, for example with x.astype(float)")
     dtype = jax.eval_shape(jnp.exp, jax.ShapeDtypeStruct((), x.dtype)).dtype  # integers become floats as JAX has it
-    return dtype, jnp.dtype(jnp.float64) if dtype == jnp.float64 else jnp.dtype(jnp.float32)
+    return dtype, compute_dtype(dtype)
 
 
 def normal_axes(axis: Axis, shape: tuple[Any, ...], name: str = "x") -> tuple[int, ...]:

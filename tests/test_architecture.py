@@ -70,7 +70,6 @@ def test_imports_go_one_way(path):
             assert package not in FRAMEWORKS, f"{path.name} imports {package}"
 
 
-
 def test_importing_the_library_imports_no_framework():
     import subprocess
     import sys

@@ -5,6 +5,7 @@ import pathlib
 import re
 from functools import partial
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,6 @@ from smoothmax._attention import dot_product_attention
 B, T, S, N, H = 8, 2, 16, 8, 4
 THRESHOLD = {"softmax": sm.softmax, "sparsemax": sm.sparsemax, "entmax": sm.entmax, "pnormmax": sm.pnormmax}
 STRUCTURED = {"fusedmax": sm.fusedmax, "oscarmax": sm.oscarmax}
-COLLECTIVES = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
 FLAG = {"all-reduce": {"pred[]"}}  # whether some device still iterates
 
@@ -31,10 +31,10 @@ def place(mesh, array, axis):
 def run(function, *arrays):
     """Results, and what the compiled program sends: for each kind of collective the shapes, as `f32[8,8]`."""
     compiled = jax.jit(function).lower(*arrays).compile()
-    sent = collections.defaultdict(set)
-    for shapes, kind in COLLECTIVES.findall(compiled.as_text()):
-        sent[kind] |= set(re.findall(r"\w+\[[\d,]*\]", shapes))
-    return compiled(*arrays), dict(sent)
+    kinds = collections.defaultdict(set)
+    for kind, shapes in cases.sent(compiled):
+        kinds[kind] |= set(shapes)
+    return compiled(*arrays), dict(kinds)
 
 
 def same(a, b, atol=2e-6):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from .._arrays import compute_dtype
 from .._conjugate import Operator
 from .._scaling import LengthScaled
 from ._visibility import Product
@@ -90,8 +91,3 @@ def weighted_values(weights: jax.Array, value: jax.Array, *, precision: Any = No
     key_heads, head_size = value.shape[2:]
     weights = weights.reshape(batch, key_heads, heads // key_heads, rows, columns)
     return jnp.einsum("bkgts,bskh->btkgh", weights, value, precision=precision).reshape(batch, rows, heads, head_size)
-
-
-def compute_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """Scores and mapping are computed in float32 at least."""
-    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype

@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._arrays import varying_like
+from .._arrays import compute_dtype, varying_like
 from .._conjugate import Operator
 from .._domains import Simplex
 from .._operators import entmax, fusedmax, oscarmax, pnormmax, softmax, sparsemax
 from .._scaling import LengthScaled
-from ._core import Mapping, Products, compute_dtype, query_key_products, weighted_values
+from ._core import Mapping, Products, query_key_products, weighted_values
 
 # Keys in a tile. Narrower tiles are empty more often; below this the start of each product outweighs that.
 _TILE = 128

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .._arrays import varying_like
+from .._arrays import compute_dtype, varying_like
 from .._conjugate import Operator
 from .._parameters import Spec, index
 from .._slices import mask
@@ -206,7 +206,7 @@ def _in_chunks(
 ) -> jax.Array:
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.promote_types(hidden.dtype, kernel.dtype)
-        compute = jnp.promote_types(dtype, jnp.float32)
+    compute = compute_dtype(dtype)
 
     def shared(leaf: Any) -> jax.Array:
         """What all chunks see. Its gradient is a sum over them: in float32 at least, and over the devices of a

@@ -47,6 +47,7 @@ from ._run import (
     reference,
     run,
     scores,
+    sent,
     solved_by,
     spread_params,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "refuse",
     "run",
     "scores",
+    "sent",
     "solved_by",
     "spread_params",
 ]

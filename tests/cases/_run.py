@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -162,3 +163,10 @@ def holes(n=B, d=D, seed=0, least=1) -> np.ndarray:
         row[rng.permutation(d)[:least]] = True
     where[0] = np.isin(np.arange(d), (d // 2 + 2 * np.arange(least)) % d if least <= 4 else np.arange(least))
     return where
+
+
+def sent(compiled):
+    """What a compiled program sends between devices: the kind of each collective, and its shapes, as `f32[8,8]`."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", compiled.as_text())
+    return [(kind, re.findall(r"\w+\[[\d,]*\]", shapes)) for shapes, kind in found]

@@ -20,8 +20,8 @@ import jax
 
 from .. import Kernel, Solver, device_kind, register, target
 
-# problem -> (file, function); the file says by `refuses_...` what it does not serve, and may say by `pays_...` what it
-# is worth being taken for where nobody asked for it.
+# problem -> (file, function); the file for GPUs has the same name after "_gpu". A file says by `refuses_...` what it
+# does not serve, and may say by `pays_...` what it is worth being taken for where nobody asked for it.
 _PROBLEMS = {
     "threshold": ("_threshold", "tsallis_weights"),
     "p_norm": ("_threshold", "p_norm_weights"),
@@ -31,16 +31,6 @@ _PROBLEMS = {
     "attention": ("_attention", "attention"),
     "attention_bars": ("_attention", "attention_bars"),
 }
-_ON_GPUS = {
-    "threshold": ("_gpu_threshold", "tsallis_weights"),
-    "p_norm": ("_gpu_threshold", "p_norm_weights"),
-    "capped": ("_gpu_capped", "capped_weights"),
-    "chain": ("_gpu_chain", "chain_prox"),
-    "segment_mean": ("_gpu_chain", "segment_mean"),
-    "attention": ("_gpu_attention", "attention"),
-    "attention_bars": ("_gpu_attention", "attention_bars"),
-}
-
 
 # What NVIDIA calls chips of compute capability 9.0, alone, in parts and beside a CPU. By its name a chip is known where
 # there is none, too: in a mesh for which a program is only compiled.
@@ -54,18 +44,16 @@ def kernels(interpret: Any = False) -> dict[str, Kernel]:
       interpret: False for TPUs. Otherwise what `pallas_call` takes under that name, and the kernels are then for CPUs:
         so the tests know the numbers without a TPU.
     """
-    return _entries(_PROBLEMS, "tpu", lambda: target() == "tpu", interpret)
+    return _entries("", "tpu", lambda: target() == "tpu", interpret)
 
 
 def gpu_kernels(interpret: Any = False) -> dict[str, Kernel]:
     """What the table holds under "pallas" for GPUs: problem -> kernel; arguments as of `kernels`."""
-    return _entries(_ON_GPUS, "cuda", lambda: _HOPPER.search(device_kind()) is not None, interpret)
+    return _entries("_gpu", "cuda", lambda: _HOPPER.search(device_kind()) is not None, interpret)
 
 
-def _entries(
-    problems: dict[str, tuple[str, str]], platform: str, known: Callable[[], bool], interpret: Any
-) -> dict[str, Kernel]:
-    """The kernels of `problems`; where nobody names one it is taken if `known` finds its chips there."""
+def _entries(prefix: str, platform: str, known: Callable[[], bool], interpret: Any) -> dict[str, Kernel]:
+    """The kernels in files with that prefix; where nobody names one it is taken if `known` finds its chips there."""
 
     def default(file: str, name: str) -> Callable[..., bool]:
         def wanted(x: Any, *args: Any, **static: Any) -> bool:
@@ -77,9 +65,10 @@ def _entries(
         return wanted
 
     platforms = ("cpu",) if interpret else (platform,)
+    places = {problem: (prefix + file, name) for problem, (file, name) in _PROBLEMS.items()}
     return {
         problem: Kernel(_call(*place, interpret), platforms, _refuses(*place), default(*place))
-        for problem, place in problems.items()
+        for problem, place in places.items()
     }
 
 

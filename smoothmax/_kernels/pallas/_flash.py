@@ -32,9 +32,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from ..._arrays import greatest
-from ._flash_blocks import LOWEST, Head, Plan, block_scores, has_weight
-from ._machines import LARGEST_LOG, LEAST, MAX_PASSES, SMALL_STEP, expm1, low_power, solved, two_parts
-from ._tiles import flag, loop_over
+from ._flash_blocks import Head, Plan, block_scores, has_weight
+from ._machines import LARGEST_LOG, LEAST, LOWEST, MAX_PASSES, SMALL_STEP, expm1, low_power, solved, two_parts
+from ._tiles import flag
 
 # |b log y| below which d alpha is computed by its series, since the closed form cancels.
 SMALL_LOG = 0.05
@@ -129,7 +129,7 @@ def forward(plan: Plan, head: Head, q_ref, k_ref, v_ref, o_ref, kept_ref, blocks
         tops_ref[j] = here
         return jnp.maximum(top, here)
 
-    top = loop_over(start, end, tops, row + LOWEST)
+    top = lax.fori_loop(start, end, tops, row + LOWEST)
     empty = top <= LOWEST / 2
 
     def above(j, at):
@@ -146,7 +146,7 @@ def forward(plan: Plan, head: Head, q_ref, k_ref, v_ref, o_ref, kept_ref, blocks
 
             return lax.cond(above(j, at), some, lambda: carry)
 
-        total, low = loop_over(start, end, add, (row, row))
+        total, low = lax.fori_loop(start, end, add, (row, row))
         return jnp.where(empty, 1.0, total), jnp.where(empty, 1.0, low)
 
     def one_pass(s):
@@ -175,7 +175,7 @@ def forward(plan: Plan, head: Head, q_ref, k_ref, v_ref, o_ref, kept_ref, blocks
         return lax.cond(above(j, at), some, lambda: carry)
 
     nothing = jnp.zeros(o_ref.shape, jnp.float32), jnp.zeros(blocks_ref.shape, jnp.int32)
-    output, blocks_ref[...] = loop_over(start, end, average, nothing)
+    output, blocks_ref[...] = lax.fori_loop(start, end, average, nothing)
     o_ref[...] = output.astype(o_ref.dtype)
     kept_ref[...] = _rows(kept_ref.shape, {TOP: top, LEVEL: at.level, REST: at.rest, LOG_SUM: log_sum})
 
@@ -216,7 +216,7 @@ def backward_queries(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, blocks_r
 
         return lax.cond(has_weight(bits, j), some, lambda: carry)
 
-    moment, mass = loop_over(start, end, deltas, (row, row))
+    moment, mass = lax.fori_loop(start, end, deltas, (row, row))
     delta = moment / jnp.where(mass == 0, 1.0, mass)
     if dz_ref is not None:
         dz_ref[...] = jnp.zeros(dz_ref.shape, dz_ref.dtype)
@@ -235,7 +235,7 @@ def backward_queries(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, blocks_r
         return lax.cond(has_weight(bits, j), some, lambda: carry)
 
     nothing = jnp.zeros(dq_ref.shape, jnp.float32), row, row
-    dq, alpha_bar, scale_bar = loop_over(start, end, gradients, nothing)
+    dq, alpha_bar, scale_bar = lax.fori_loop(start, end, gradients, nothing)
     dq_ref[...] = (dq * head.scale).astype(dq_ref.dtype)
     rows_ref[...] = _rows(rows_ref.shape, {DELTA: delta, ALPHA_BAR: alpha_bar, SCALE_BAR: scale_bar})
 
@@ -264,7 +264,7 @@ def backward_keys(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, rows_ref, b
         *(jnp.zeros(ref.shape, jnp.float32) for ref in (dk_ref, dv_ref)),
         jnp.zeros((plan.columns, 1), jnp.float32),
     )
-    dk, dv, dz_sum = loop_over(start, end, add, nothing)
+    dk, dv, dz_sum = lax.fori_loop(start, end, add, nothing)
     dk_ref[...] = (dk * head.scale).astype(dk_ref.dtype)
     dv_ref[...] = dv.astype(dv_ref.dtype)
     if dz_ref is not None:

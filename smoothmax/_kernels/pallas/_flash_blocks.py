@@ -10,10 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from ._machines import LOWEST
 from ._tiles import flag
-
-# In place of -inf: outside of every support, and safe to compute with.
-LOWEST = -1e30
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,10 +38,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from ._flash import entropy_change
-from ._flash_blocks import LOWEST, Head
+from ._flash_blocks import Head
 from ._gpu import mosaic
 from ._gpu_flash_blocks import Plan, Stream, added, along, every, filled, product, read, scores
-from ._tiles import flag, loop, loop_over
+from ._machines import LOWEST
+from ._tiles import flag, loop
 
 # Newton's passes over the keys; one to four are the rule.
 MAX_PASSES = 32
@@ -159,7 +160,7 @@ def search(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, scratch: Scratc
             pl.when(scratch.wanted[j] > 0)(mark)
             return 0
 
-        loop_over(start, end, at, 0)
+        lax.fori_loop(start, end, at, 0)
 
     def one_pass(state):
         def add(j, refs, total):

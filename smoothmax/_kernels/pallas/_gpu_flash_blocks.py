@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from ._flash_blocks import LOWEST, Blocks, Head, seen
+from ._flash_blocks import Blocks, Head, seen
 from ._gpu import load, mosaic
+from ._machines import LOWEST
 
 
 @dataclasses.dataclass(frozen=True)

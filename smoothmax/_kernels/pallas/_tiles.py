@@ -51,11 +51,6 @@ def flag(condition: jax.Array) -> jax.Array:
     return jnp.where(condition, np.float32(1), np.float32(0))
 
 
-def loop_over(start: Any, end: Any, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-    """`body(i, carry)` for i from start to end, which may be known in the kernel only."""
-    return lax.fori_loop(start, end, body, carry)
-
-
 def loop(steps: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
     """`body(i, carry)` for i from 0 on; i has 32 bits whatever JAX's default is, as Mosaic wants it."""
     return lax.fori_loop(jnp.int32(0), jnp.int32(steps), body, start)
