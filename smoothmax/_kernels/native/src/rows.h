@@ -65,11 +65,7 @@ SMOOTHMAX_INLINE Kept<T> keep_above(T lowest, const T* x, int64_t d, T top, T sc
     v = (v - top) * scale;
     uint32_t hit = bits<T>(v > all<T>(lowest));
     if (hit == 0) return;
-    for (int64_t lane = 0; lane < kWidth<T>; ++lane, hit >>= 1) {
-      s[n] = v[lane];
-      at[n] = static_cast<int32_t>(i + lane);
-      n += hit & 1;
-    }
+    n += pack<T>(hit, v, static_cast<int32_t>(i), s + n, at + n);
   });
   constexpr T kNowhere = -4;
   store(s + n, all<T>(kNowhere + lowest));

@@ -77,12 +77,11 @@ double whole_power_weights(const Kept<T>& kept) {
   double support = 0;
   Steps steps;
   for (int pass = 0; pass < kMaxPasses; ++pass) {
-    const auto f = sums<T, kOfNorm ? 3 : 2>(kept.s, kept.n, [&](int64_t, Vec<T> s, Vec<T>* part) {
-      Vec<T> u = s - t;
-      Mask<T> in = u > Vec<T>{};
-      u = in ? u : Vec<T>{};
+    int64_t positives = 0;
+    auto f = sums<T, kOfNorm ? 3 : 2>(kept.s, kept.n, [&](int64_t, Vec<T> s, Vec<T>* part) {
+      Vec<T> u = positive<T>(s - t);
       if constexpr (R == 1) {
-        part[0] -= __builtin_convertvector(in, Vec<T>);  // a mask that holds is -1
+        positives += __builtin_popcount(bits<T>(u > Vec<T>{}));
         part[1] += u;
       } else {
         part[0] += u;
@@ -90,6 +89,7 @@ double whole_power_weights(const Kept<T>& kept) {
         if constexpr (kOfNorm) part[2] += u * u * u;
       }
     });
+    if constexpr (R == 1) f[0] = static_cast<double>(positives);
     const auto [residual, step] = newton<R, kOfNorm>(f);
     steps = {steps.now, step};
     // For an entropy rounding alone lets Newton's method step back here. The equation of a p-norm is not convex.

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -76,12 +77,18 @@ SMOOTHMAX_INLINE Vec<T> load(const T* from) {
   return v;
 }
 
-// The first n values, and `fill` in the other lanes.
+// The first n values, and `fill` in the other lanes, whose memory is not read.
 template <class T>
 SMOOTHMAX_INLINE Vec<T> load_first(const T* from, int64_t n, T fill) {
+#if defined(__AVX512F__) && SMOOTHMAX_VECTOR_BYTES == 64
+  const uint32_t first = (uint32_t{1} << n) - 1;
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_mask_loadu_ps((__m512)all<T>(fill), __mmask16(first), from);
+  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_mask_loadu_pd((__m512d)all<T>(fill), __mmask8(first), from);
+#else
   Vec<T> v = all<T>(fill);
   for (int64_t i = 0; i < n; ++i) v[i] = from[i];
   return v;
+#endif
 }
 
 // The vector at i of n values, and `fill` beyond them.
@@ -97,7 +104,13 @@ SMOOTHMAX_INLINE void store(T* to, Vec<T> v) {
 
 template <class T>
 SMOOTHMAX_INLINE void store_first(T* to, int64_t n, Vec<T> v) {
+#if defined(__AVX512F__) && SMOOTHMAX_VECTOR_BYTES == 64
+  const uint32_t first = (uint32_t{1} << n) - 1;
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(to, __mmask16(first), (__m512)v);
+  if constexpr (sizeof(T) == 8) _mm512_mask_storeu_pd(to, __mmask8(first), (__m512d)v);
+#else
   for (int64_t i = 0; i < n; ++i) to[i] = v[i];
+#endif
 }
 
 // What of the vector at i lies within n values.
@@ -136,22 +149,44 @@ SMOOTHMAX_INLINE Vec<T> positive(Vec<T> v) {
   return greater(v, Vec<T>{});
 }
 
+// The lanes moved down by `kBy`, those that fall out at the bottom come in at the top.
+template <int64_t kBy, class T, size_t... kLane>
+SMOOTHMAX_INLINE Vec<T> turned(Vec<T> v, std::index_sequence<kLane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(v, v, ((kLane + kBy) % sizeof...(kLane))...);
+#else
+  return __builtin_shuffle(v, Mask<T>{((kLane + kBy) % sizeof...(kLane))...});
+#endif
+}
+
+// All lanes into one, pair by pair: lane i and lane i + kBy, and so on with half as many.
+template <class T, int64_t kBy = kWidth<T> / 2, class F>
+SMOOTHMAX_INLINE T folded(Vec<T> v, F&& join) {
+  if constexpr (kBy == 0) {
+    return v[0];
+  } else {
+    return folded<T, kBy / 2>(join(v, turned<kBy, T>(v, std::make_index_sequence<kWidth<T>>{})), join);
+  }
+}
+
 template <class T>
 SMOOTHMAX_INLINE T largest(Vec<T> v) {
-  T result = v[0];
-  for (int64_t i = 1; i < kWidth<T>; ++i) result = greater<T>(v[i], result);
-  return result;
+  return folded<T>(v, greater<Vec<T>>);
 }
 
 // In double, pair by pair.
 template <class T>
 SMOOTHMAX_INLINE double sum(Vec<T> v) {
-  double part[kWidth<T>];
-  for (int64_t i = 0; i < kWidth<T>; ++i) part[i] = v[i];
-  for (int64_t half = kWidth<T> / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) part[i] += part[i + half];
+  Vec<double> wide;
+  if constexpr (sizeof(T) == sizeof(double)) {
+    wide = v;
+  } else {
+    typedef T Half __attribute__((vector_size(SMOOTHMAX_VECTOR_BYTES / 2)));
+    Half half[2];
+    std::memcpy(half, &v, sizeof v);
+    wide = __builtin_convertvector(half[0], Vec<double>) + __builtin_convertvector(half[1], Vec<double>);
   }
-  return part[0];
+  return folded<double>(wide, [](Vec<double> a, Vec<double> b) { return a + b; });
 }
 
 // N sums over the vectors v of x: add(i, v, part) adds what is at i to the vectors part[0], ..., part[N - 1]. Blocks
@@ -191,6 +226,48 @@ SMOOTHMAX_INLINE uint32_t bits(Mask<T> m) {
   uint32_t result = 0;
   for (int64_t i = 0; i < kWidth<T>; ++i) result |= static_cast<uint32_t>(m[i] & 1) << i;
   return result;
+#endif
+}
+
+// For each set of eight lanes, those lanes one after the other, a byte each.
+struct LaneTable {
+  uint64_t of[256];
+  constexpr LaneTable() : of() {
+    for (uint64_t hit = 0; hit < 256; ++hit) {
+      for (uint64_t lane = 0, byte = 0; lane < 8; ++lane) {
+        if (hit >> lane & 1) of[hit] |= lane << 8 * byte++;
+      }
+    }
+  }
+};
+inline constexpr LaneTable kLanes;
+
+// Writes the lanes of v that `hit` has a bit for, and their positions, that of lane 0 being i, one after the other;
+// returns how many there are. There must be room for a whole vector of each.
+template <class T>
+SMOOTHMAX_INLINE int64_t pack(uint32_t hit, Vec<T> v, int32_t i, T* values, int32_t* positions) {
+#if defined(__AVX512F__) && SMOOTHMAX_VECTOR_BYTES == 64
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  _mm512_storeu_si512(positions, _mm512_maskz_compress_epi32(__mmask16(hit), _mm512_add_epi32(lane, _mm512_set1_epi32(i))));
+  if constexpr (sizeof(T) == 4) _mm512_storeu_ps(values, _mm512_maskz_compress_ps(__mmask16(hit), (__m512)v));
+  if constexpr (sizeof(T) == 8) _mm512_storeu_pd(values, _mm512_maskz_compress_pd(__mmask8(hit), (__m512d)v));
+  return __builtin_popcount(hit);
+#else
+#if defined(__AVX2__) && SMOOTHMAX_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 4) {
+    const __m256i lane = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(kLanes.of[hit])));
+    _mm256_storeu_ps(values, _mm256_permutevar8x32_ps((__m256)v, lane));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(positions), _mm256_add_epi32(lane, _mm256_set1_epi32(i)));
+    return __builtin_popcount(hit);
+  }
+#endif
+  int64_t n = 0;
+  for (int64_t lane = 0; lane < kWidth<T>; ++lane, hit >>= 1) {
+    values[n] = v[lane];
+    positions[n] = i + static_cast<int32_t>(lane);
+    n += hit & 1;
+  }
+  return n;
 #endif
 }
 
