@@ -96,18 +96,22 @@ struct Spread {
 
 template <class T>
 Spread spread(const T* x, int64_t d) {
-  double least = HUGE_VAL, most = -HUGE_VAL, sum = 0, n = 0;
-  for (int64_t i = 0; i < d; ++i) {
-    if (x[i] == -kInf<T>) continue;
-    most = std::max(most, static_cast<double>(x[i]));
-    least = std::min(least, static_cast<double>(x[i]));
-  }
-  for (int64_t i = 0; i < d; ++i) {
-    if (x[i] == -kInf<T>) continue;
-    sum += static_cast<double>(x[i]) - most;
-    n += 1;
-  }
+  Vec<T> highest = all<T>(-kInf<T>), lowest = all<T>(kInf<T>);
+  each(x, d, -kInf<T>, [&](int64_t, Vec<T> v) {
+    highest = greater(v, highest);
+    lowest = smaller(v != all<T>(-kInf<T>) ? v : lowest, lowest);
+  });
+  const T most = largest<T>(highest), least = -largest<T>(-lowest);
+  auto [sum, n] = sums<T, 2>(x, d, -kInf<T>, [&](int64_t, Vec<T> v, Vec<T>* part) {
+    const Mask<T> there = v != all<T>(-kInf<T>);
+    part[0] += there ? v - most : Vec<T>{};
+    part[1] += there ? all<T>(1) : Vec<T>{};
+  });
   if (n == 0) return {0, 0};
+  if (!std::isfinite(sum)) {  // it overflows T, if not double
+    sum = 0;
+    for (int64_t i = 0; i < d; ++i) sum += x[i] == -kInf<T> ? 0 : static_cast<double>(x[i]) - most;
+  }
   const double centre = most + sum / n;
   return {centre, std::max(most - centre, centre - least)};
 }
@@ -153,22 +157,24 @@ class Group {
     const int64_t up_step = problem_.up.size > 1 ? kWidth<T> : 0, down_step = problem_.down.size > 1 ? kWidth<T> : 0;
     const Bits unsettled = sweeps_.solve([&](int64_t i) { return load(up_ + i * up_step); },
                                          [&](int64_t i) { return load(down_ + i * down_step); }, slack, kRounds);
-    sweeps_.each_value([&](int64_t i, int64_t lane, T value, int8_t jump) {
-      if (lane >= n) return;
-      const int64_t at = (first + lane) * d_ + i;
-      const T x = problem_.x[at];
-      problem_.t[at] = x == -kInf<T> ? x : static_cast<T>(value + spread_[lane].centre);
-      problem_.jumps[at] = jump;
-    });
+    sweeps_.fill_in();
     for (int64_t lane = 0; lane < n; ++lane) {
       const int64_t row = first + lane;
+      const T *x = problem_.x + row * d_, *value = sweeps_.row(lane);
+      T* t = problem_.t + row * d_;
+      int8_t* jumps = problem_.jumps + row * d_;
       if (broken_[lane]) {
-        fill(problem_.t + row * d_, d_, kNaN<T>);
-        fill(problem_.jumps + row * d_, d_, int8_t{0});
+        fill(t, d_, kNaN<T>);
+        fill(jumps, d_, int8_t{0});
       } else if (alone_[lane] || (unsettled >> lane & 1)) {
-        chain_row(problem_.x + row * d_, problem_.up.row(row), problem_.up.size == 1, problem_.down.row(row),
-                  problem_.down.size == 1, d_, spread_[lane], pieces_, lo_, hi_, problem_.t + row * d_,
-                  problem_.jumps + row * d_);
+        chain_row(x, problem_.up.row(row), problem_.up.size == 1, problem_.down.row(row), problem_.down.size == 1, d_,
+                  spread_[lane], pieces_, lo_, hi_, t, jumps);
+      } else {
+        const double centre = spread_[lane].centre;
+        for (int64_t i = 0; i < d_; ++i) {
+          t[i] = x[i] == -kInf<T> ? x[i] : static_cast<T>(value[i * kWidth<T>] + centre);
+        }
+        for (int64_t i = 0; i < d_; ++i) jumps[i] = sweeps_.jump(i, lane);
       }
     }
   }

@@ -45,19 +45,20 @@ class Sweeps {
     return changed;
   }
 
-  // Calls write(i, lane, t, jump) for all positions and rows, the last border being none.
-  template <class Write>
-  void each_value(const Write& write) const {
-    T mean[kWidth<T>];
-    store(mean, mean_);
+  // Puts the solution, the means of the segments, in the place of the data.
+  void fill_in() {
+    Vec<T> mean = mean_;
+    borders_[d_ - 1] = {};  // none
     for (int64_t i = 0; i < d_; ++i) {
-      const Border border = i == d_ - 1 ? Border{} : borders_[i];
-      for (int64_t lane = 0; lane < kWidth<T>; ++lane) {
-        const int cut = border.cut >> lane & 1, rises = border.rises >> lane & 1;
-        write(i, lane, mean[lane], static_cast<int8_t>(cut * (2 * rises - 1)));
-        mean[lane] = cut ? next_[i * kWidth<T> + lane] : mean[lane];
-      }
+      store(z_ + i * kWidth<T>, mean);
+      if (borders_[i].cut != 0) mean = lanes<T>(borders_[i].cut) ? load(next_ + i * kWidth<T>) : mean;
     }
+  }
+
+  // 1 where a row rises behind a position, -1 where it falls, 0 within a segment and at the end.
+  int8_t jump(int64_t i, int64_t lane) const {
+    const int cut = borders_[i].cut >> lane & 1, rises = borders_[i].rises >> lane & 1;
+    return static_cast<int8_t>(cut * (2 * rises - 1));
   }
 
  private:
