@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--samples", type=int, default=samples, help=f"turns in which every subject is timed (default {samples})"
     )
+    parser.add_argument("--calls", type=int, default=1, help="calls in a row that make a turn, at least (default 1)")
     parser.add_argument(
         "--implementations", default=implementations, help=f"comma-separated (default {implementations})"
     )

@@ -75,7 +75,7 @@ def prepare(
         tuning.forget()
         rows = []
         for which, kind in enumerate(("forward", "forward+backward")):
-            timings = interleaved([calls[which].run for _, calls, _ in prepared], args.samples)
+            timings = interleaved([calls[which].run for _, calls, _ in prepared], args.samples, args.calls)
             for (subject, calls, compile_seconds), timing in zip(prepared, timings, strict=True):
                 compiled = calls[which].compiled
                 memory = compiled.memory_analysis().temp_size_in_bytes if compiled is not None else None

@@ -58,9 +58,13 @@ def waiting(program: Callable[..., Any], *operands: Any) -> Waiting:
     return Waiting(lambda: program(*operands))
 
 
-def interleaved(calls: Sequence[Waiting], samples: int) -> list[Timing]:
-    """Times the calls in turn; ratios are to the first one in the same turn."""
-    loops = [_loops(call) for call in calls]
+def interleaved(calls: Sequence[Waiting], samples: int, least: int = 1) -> list[Timing]:
+    """Times the calls in turn, each at least so often in a row; ratios are to the first one in the same turn.
+
+    Where one call fills a turn, it finds in the caches what others left there; with many in a row, as in a training
+    loop, its own arrays, and memory that was mapped already.
+    """
+    loops = [max(_loops(call), least) for call in calls]
     taken = np.empty((samples, len(calls)))
     for turn in range(samples):
         for i, call in enumerate(calls):
