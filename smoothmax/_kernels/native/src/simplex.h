@@ -2,6 +2,7 @@
 #pragma once
 
 #include "concave.h"
+#include "narrow.h"
 #include "threshold.h"
 
 namespace smoothmax::SMOOTHMAX_TARGET {
@@ -34,12 +35,23 @@ constexpr T kAlmostOne = std::max(kEps<T>, T(1e-14));
 template <class T>
 void threshold(const Threshold<T>& problem, int64_t begin, int64_t end) {
   const int64_t d = problem.d;
+  const bool narrow = d <= kNarrow;
+  Narrow<1, T> first_powers(problem);
+  Narrow<2, T> squares(problem);
   Array<T> s(d), w(d);
   Array<int32_t> at(d);
   for (int64_t row = begin; row < end; ++row) {
     const T* x = problem.x + row * d;
     T* y = problem.y + row * d;
     const T gamma = problem.gamma[row], alpha = problem.alpha[row], b = alpha - 1;
+    if (narrow && b == 1) {
+      first_powers.add(row);
+      continue;
+    }
+    if (narrow && b == T(0.5)) {
+      squares.add(row);
+      continue;
+    }
     const Seen<T> seen = look(x, d);
     if (nothing_to_solve(seen, gamma > 0 && gamma < kInf<T> && b >= 0 && b < kInf<T>, y, d)) continue;
     if (b < kAlmostOne<T>) {
@@ -53,6 +65,8 @@ void threshold(const Threshold<T>& problem, int64_t begin, int64_t end) {
                                        : concave_weights(kept, b);
     give_back(kept, total, false, y, d);
   }
+  first_powers.finish();
+  squares.finish();
 }
 
 template <class T>

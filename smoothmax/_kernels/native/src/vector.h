@@ -149,15 +149,25 @@ SMOOTHMAX_INLINE Vec<T> positive(Vec<T> v) {
   return greater(v, Vec<T>{});
 }
 
-// The lanes moved down by `kBy`, those that fall out at the bottom come in at the top.
-template <int64_t kBy, class T, size_t... kLane>
-SMOOTHMAX_INLINE Vec<T> turned(Vec<T> v, std::index_sequence<kLane...>) {
+// Lanes of a and b, which are counted on from those of a: lane i is lane `From::lane(i)` of the two.
+template <class T, class From, size_t... kLane>
+SMOOTHMAX_INLINE Vec<T> chosen(Vec<T> a, Vec<T> b, std::index_sequence<kLane...>) {
 #if defined(__clang__)
-  return __builtin_shufflevector(v, v, ((kLane + kBy) % sizeof...(kLane))...);
+  return __builtin_shufflevector(a, b, From::lane(kLane)...);
 #else
-  return __builtin_shuffle(v, Mask<T>{((kLane + kBy) % sizeof...(kLane))...});
+  return __builtin_shuffle(a, b, Mask<T>{From::lane(kLane)...});
 #endif
 }
+template <class T, class From>
+SMOOTHMAX_INLINE Vec<T> chosen(Vec<T> a, Vec<T> b) {
+  return chosen<T, From>(a, b, std::make_index_sequence<kWidth<T>>{});
+}
+
+// The lanes moved down by `kBy`; those that fall out at the bottom come in at the top.
+template <int64_t kBy, int64_t kLanes>
+struct Turned {
+  static constexpr int64_t lane(int64_t i) { return (i + kBy) % kLanes; }
+};
 
 // All lanes into one, pair by pair: lane i and lane i + kBy, and so on with half as many.
 template <class T, int64_t kBy = kWidth<T> / 2, class F>
@@ -165,7 +175,7 @@ SMOOTHMAX_INLINE T folded(Vec<T> v, F&& join) {
   if constexpr (kBy == 0) {
     return v[0];
   } else {
-    return folded<T, kBy / 2>(join(v, turned<kBy, T>(v, std::make_index_sequence<kWidth<T>>{})), join);
+    return folded<T, kBy / 2>(join(v, chosen<T, Turned<kBy, kWidth<T>>>(v, v)), join);
   }
 }
 
@@ -174,19 +184,49 @@ SMOOTHMAX_INLINE T largest(Vec<T> v) {
   return folded<T>(v, greater<Vec<T>>);
 }
 
+// The lanes of a Vec<T> in double.
+template <class T>
+struct Wide {
+  static constexpr int64_t kParts = sizeof(double) / sizeof(T);
+  Vec<double> part[kParts];
+};
+typedef float HalfVector __attribute__((vector_size(SMOOTHMAX_VECTOR_BYTES / 2)));
+
+template <class T>
+SMOOTHMAX_INLINE Wide<T> widened(Vec<T> v) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return {{v}};
+  } else {
+    HalfVector half[2];
+    std::memcpy(half, &v, sizeof v);
+    return {{__builtin_convertvector(half[0], Vec<double>), __builtin_convertvector(half[1], Vec<double>)}};
+  }
+}
+template <class T>
+SMOOTHMAX_INLINE Vec<T> narrowed(const Wide<T>& wide) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return wide.part[0];
+  } else {
+    const HalfVector half[2] = {__builtin_convertvector(wide.part[0], HalfVector),
+                                __builtin_convertvector(wide.part[1], HalfVector)};
+    Vec<T> v;
+    std::memcpy(&v, half, sizeof v);
+    return v;
+  }
+}
+// Rounded to T.
+template <class T>
+SMOOTHMAX_INLINE Vec<double> rounded(Vec<double> v) {
+  if constexpr (sizeof(T) == sizeof(double)) return v;
+  return __builtin_convertvector(__builtin_convertvector(v, HalfVector), Vec<double>);
+}
+
 // In double, pair by pair.
 template <class T>
 SMOOTHMAX_INLINE double sum(Vec<T> v) {
-  Vec<double> wide;
-  if constexpr (sizeof(T) == sizeof(double)) {
-    wide = v;
-  } else {
-    typedef T Half __attribute__((vector_size(SMOOTHMAX_VECTOR_BYTES / 2)));
-    Half half[2];
-    std::memcpy(half, &v, sizeof v);
-    wide = __builtin_convertvector(half[0], Vec<double>) + __builtin_convertvector(half[1], Vec<double>);
-  }
-  return folded<double>(wide, [](Vec<double> a, Vec<double> b) { return a + b; });
+  const Wide<T> wide = widened<T>(v);
+  return folded<double>(wide.part[0] + (Wide<T>::kParts == 2 ? wide.part[1] : Vec<double>{}),
+                        [](Vec<double> a, Vec<double> b) { return a + b; });
 }
 
 // N sums over the vectors v of x: add(i, v, part) adds what is at i to the vectors part[0], ..., part[N - 1]. Blocks
@@ -248,7 +288,8 @@ template <class T>
 SMOOTHMAX_INLINE int64_t pack(uint32_t hit, Vec<T> v, int32_t i, T* values, int32_t* positions) {
 #if defined(__AVX512F__) && SMOOTHMAX_VECTOR_BYTES == 64
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  _mm512_storeu_si512(positions, _mm512_maskz_compress_epi32(__mmask16(hit), _mm512_add_epi32(lane, _mm512_set1_epi32(i))));
+  _mm512_storeu_si512(positions,
+                      _mm512_maskz_compress_epi32(__mmask16(hit), _mm512_add_epi32(lane, _mm512_set1_epi32(i))));
   if constexpr (sizeof(T) == 4) _mm512_storeu_ps(values, _mm512_maskz_compress_ps(__mmask16(hit), (__m512)v));
   if constexpr (sizeof(T) == 8) _mm512_storeu_pd(values, _mm512_maskz_compress_pd(__mmask8(hit), (__m512d)v));
   return __builtin_popcount(hit);
