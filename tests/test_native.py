@@ -48,13 +48,30 @@ def exact(value, dtype):
 @DTYPES
 @pytest.mark.parametrize("alpha", [1.0, 1 + 1e-6, 1.0001, 1.01, 1.3, 1.5, 1.9, 2.0])
 def test_threshold(dtype, alpha):
-    for d in LENGTHS:
+    for d in (*LENGTHS, 256, 257):  # the widest rows that are solved side by side, and the narrowest that are not
         for scale, offset in ((0.01, 0), (1, 0), (1, 1e5), (30, 0)):
             x = scores(d, d, dtype, scale, offset)
             y = np.asarray(call["threshold"](x, dtype(0.7), dtype(alpha)))
             for ours, row in zip(y, x, strict=True):
                 expected = oracles.tsallis(row, exact(alpha, dtype), exact(0.7, dtype))
                 np.testing.assert_allclose(ours, expected, atol=PROMISE[dtype], rtol=0)
+
+
+@DTYPES
+@pytest.mark.parametrize("d", [1, 50, 256, 257])
+def test_rows_do_not_depend_on_their_neighbours(dtype, d):
+    """Rows with one alpha are solved side by side, in whatever order and number they come."""
+    rng = np.random.default_rng(d)
+    x = (rng.normal(size=(37, d)) * 10 ** rng.uniform(-2, 4, size=(37, 1))).astype(dtype)
+    x[3, -1], x[5, 0], x[7], x[9] = np.nan, np.inf, -np.inf, 1
+    x[11, ::2] = -np.inf
+    alpha = rng.choice(np.asarray([1.0, 1.3, 1.5, 2.0, 3.0], dtype), size=(37, 1))
+    gamma = np.exp(rng.normal(size=(37, 1))).astype(dtype)
+    gamma[13] = np.nan
+    together = np.asarray(call["threshold"](x, gamma, alpha))
+    assert np.isnan(together[[3, 5, 13]]).all() and (together[7] == 0).all()
+    for rows in (rng.permutation(37), np.arange(37)[::-1], *(np.arange(i, i + 1) for i in range(37))):
+        np.testing.assert_array_equal(call["threshold"](x[rows], gamma[rows], alpha[rows]), together[rows])
 
 
 @DTYPES

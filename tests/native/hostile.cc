@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -100,6 +101,25 @@ void simplex(int64_t d, int kind) {
   }
 }
 
+// Rows of all kinds and with several alphas, solved together: each as if it were alone.
+template <class T>
+void side_by_side(int64_t d) {
+  constexpr int64_t kRows = 37;
+  const T gamma = T(0.7);
+  std::vector<T> x, alpha, y(static_cast<size_t>(kRows * d)), alone(static_cast<size_t>(d));
+  for (int64_t i = 0; i < kRows; ++i) {
+    const std::vector<T> one_row = row<T>(d, static_cast<int>(i % 8));
+    x.insert(x.end(), one_row.begin(), one_row.end());
+    alpha.push_back(pick<T>({T(1.3), T(1.5), T(2), T(2)}));
+  }
+  table<T>(kernels).threshold({x.data(), one(gamma), {alpha.data(), 1, 1}, y.data(), d}, 0, kRows);
+  for (int64_t i = 0; i < kRows; ++i) {
+    table<T>(kernels).threshold({x.data() + i * d, one(gamma), one(alpha[static_cast<size_t>(i)]), alone.data(), d}, 0,
+                                1);
+    expect(std::memcmp(y.data() + i * d, alone.data(), sizeof(T) * alone.size()) == 0, "threshold: neighbours", d);
+  }
+}
+
 template <class T>
 void capped(int64_t d, int kind) {
   std::vector<T> y(static_cast<size_t>(d));
@@ -181,6 +201,7 @@ void all_of(int64_t d, int kind) {
   capped<T>(d, kind);
   chain<T>(d, kind);
   ranks<T>(d, kind);
+  if (kind == 0) side_by_side<T>(d);
 }
 
 }  // namespace
