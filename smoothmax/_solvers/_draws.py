@@ -16,7 +16,7 @@ def signs(seed: int, count: int, like: jax.Array) -> jax.Array:
 
 def exponentials(seed: int, count: int, like: jax.Array) -> jax.Array:
     """Vectors of exponentially distributed numbers `(count, *1s, d)`: each the negative logarithm of one in (0, 1)."""
-    return -jnp.log((_bits(seed, count, like) >> 8).astype(like.dtype) + 0.5) + 24 * jnp.log(jnp.asarray(2, like.dtype))
+    return -jnp.log(((_bits(seed, count, like) >> 8).astype(like.dtype) + 0.5) / 2**24)
 
 
 def _bits(seed: int, count: int, like: jax.Array) -> jax.Array:

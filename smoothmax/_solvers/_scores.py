@@ -51,7 +51,7 @@ def over_gamma(x: jax.Array, kept: jax.Array, gamma: jax.Array | float) -> tuple
     """
     z = jnp.where(kept, x - jnp.max(x, -1, keepdims=True), 0) / gamma
     z = jnp.maximum(z, -float(jnp.finfo(x.dtype).max) / 8)
-    broken = ~jnp.all(jnp.isfinite(z) & (x < jnp.inf), -1, keepdims=True)
+    broken = ~jnp.all(jnp.isfinite(z), -1, keepdims=True)
     return jnp.where(broken, 0, z), broken
 
 

@@ -5,10 +5,12 @@ import re
 import pytest
 
 _VERBS = (
-    "see use choose give pass add insert wrap drop compare convert cast write combine sort make build replace set "
-    "multiply lower raise exchange leave take pad map project transpose change compute shorten"
+    "see use choose give pass add insert wrap drop compare convert write combine sort make build replace set "
+    "multiply lower raise exchange"
 )
-_REMEDY = rf"(?i)\b({'|'.join(_VERBS.split())}|instead|for example)\b"
+# Words that may be said of anything: only where they begin what is to be done.
+_FIRST = "cast change compute leave map pad project take transpose"
+_REMEDY = rf"(?i)\b({'|'.join(_VERBS.split())}|instead|for example)\b|[:;.] ({'|'.join(_FIRST.split())})\b"
 
 
 def refuse(call, *words, error=(ValueError, TypeError)):

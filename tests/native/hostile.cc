@@ -163,7 +163,7 @@ void chain(int64_t d, int kind) {
   // The two ways to solve a row agree: sweeps, and dynamic programming in double. A threshold that is found from sums
   // of other numbers may put a tie apart, so values are compared, not jumps.
   using namespace smoothmax::baseline;
-  const auto at = spread(x.data(), d);
+  const auto at = spread(x.data(), d, look(x.data(), d).top);
   if (size > 0 && !broken(x) && at.reach < 1e6 && largest_of(up) < 1e7 && largest_of(down) < 1e7) {
     std::vector<T> alone(x);
     std::vector<Piece> pieces(static_cast<size_t>(2 * d + 2));

@@ -88,22 +88,18 @@ double forward(const T* x, double centre, const T* up, bool one_up, const T* dow
   return derivative.root();
 }
 
-// The middle of a row and how far its scores lie from it; NaN where there is none, or where numbers of this size
-// overflow.
+// The middle of a row, whose largest score is `most`, and how far its scores lie from it; NaN where there is none, or
+// where numbers of this size overflow.
 struct Spread {
   double centre, reach;
 };
 
 template <class T>
-Spread spread(const T* x, int64_t d) {
-  Vec<T> highest = all<T>(-kInf<T>), lowest = all<T>(kInf<T>);
-  each(x, d, -kInf<T>, [&](int64_t, Vec<T> v) {
-    highest = greater(v, highest);
-    lowest = smaller(v != all<T>(-kInf<T>) ? v : lowest, lowest);
-  });
-  const T most = largest<T>(highest), least = -largest<T>(-lowest);
+Spread spread(const T* x, int64_t d, T most) {
+  Vec<T> lowest = all<T>(kInf<T>);
   auto [sum, n] = sums<T, 2>(x, d, -kInf<T>, [&](int64_t, Vec<T> v, Vec<T>* part) {
     const Mask<T> there = v != all<T>(-kInf<T>);
+    lowest = smaller(there ? v : lowest, lowest);
     part[0] += there ? v - most : Vec<T>{};
     part[1] += there ? all<T>(1) : Vec<T>{};
   });
@@ -112,7 +108,7 @@ Spread spread(const T* x, int64_t d) {
     sum = 0;
     for (int64_t i = 0; i < d; ++i) sum += x[i] == -kInf<T> ? 0 : static_cast<double>(x[i]) - most;
   }
-  const double centre = most + sum / n;
+  const double centre = most + sum / n, least = -largest<T>(-lowest);
   return {centre, std::max(most - centre, centre - least)};
 }
 
@@ -185,8 +181,9 @@ class Group {
   T take(int64_t first, int64_t lane, bool exists) {
     const int64_t row = first + lane;
     const T* x = problem_.x + row * d_;
-    spread_[lane] = exists ? spread(x, d_) : Spread{};
-    broken_[lane] = !exists || look(x, d_).broken || !(spread_[lane].reach * static_cast<double>(d_) < HUGE_VAL);
+    const Seen<T> seen = exists ? look(x, d_) : Seen<T>{-kInf<T>, true};
+    spread_[lane] = exists ? spread(x, d_, seen.top) : Spread{};
+    broken_[lane] = seen.broken || !(spread_[lane].reach * static_cast<double>(d_) < HUGE_VAL);
     broken_[lane] |= take_strength(exists ? problem_.up.row(row) : nullptr, problem_.up.size, up_ + lane);
     broken_[lane] |= take_strength(exists ? problem_.down.row(row) : nullptr, problem_.down.size, down_ + lane);
     alone_[lane] = !(spread_[lane].reach * static_cast<double>(d_) < std::numeric_limits<T>::max());

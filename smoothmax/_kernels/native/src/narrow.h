@@ -52,7 +52,6 @@ class Narrow {
   }
 
  private:
-  static constexpr int64_t kBlock = 16;  // positions are added up in T, blocks of them in double
   static constexpr int64_t kParts = Wide<T>::kParts;
 
   // What is known of the rows of one vector of double.
@@ -62,7 +61,6 @@ class Narrow {
   };
 
   static int64_t room(int64_t d) { return d <= kNarrow ? (d + kWidth<T> - 1) / kWidth<T> * kWidth<T> * kWidth<T> : 0; }
-  static SMOOTHMAX_INLINE Vec<double> size(Vec<double> v) { return greater(v, -v); }
   Vec<T> z(int64_t i) const { return load(z_ + i * kWidth<T>); }
 
   template <class Of>
@@ -156,8 +154,9 @@ class Narrow {
         for (int64_t lane = 0; lane < kWidth<double>; ++lane) root[lane] = std::sqrt(root[lane]);
         step = (mid - root) / low;
         next = rounded<T>(here + step);
-        const Vec<double> before = later ? greater(size(rows.now), size(step)) : step;
-        there = (size(R * step) <= -enough * here) & (size(residual) * step * step <= 8.0 * kEps<T> * before * before);
+        const Vec<double> before = later ? greater(magnitude(rows.now), magnitude(step)) : step;
+        there = (magnitude(R * step) <= -enough * here) &
+                (magnitude(residual) * step * step <= 8.0 * kEps<T> * before * before);
       }
       const Mask<double> stalled = later & (step <= Vec<double>{}) & (residual > all<double>(-noise_));
       rows.moving = moving & ~(there | stalled) & (rows.passes + 1 < all<double>(kMaxPasses));
@@ -191,7 +190,7 @@ class Narrow {
     for (int64_t k = 0; k < kParts && R != 1; ++k) {
       Rows& rows = rows_[k];
       const Vec<double> total = total_.part[k], expected = rows.mid - R * rounded<T>(rows.now) * rows.low;
-      const Mask<double> linear = size(total - expected) <= noise_ * total, solved = rows.passes > Vec<double>{};
+      const Mask<double> linear = magnitude(total - expected) <= noise_ * total, solved = rows.passes > Vec<double>{};
       rows.moving = solved & ~rows.stalled & ~linear & (rows.t == rows.t);
       rows.t = rows.moving ? rows.next : rows.t;
       left |= rows.moving;
@@ -203,7 +202,7 @@ class Narrow {
     Wide<T> factor;
     for (int64_t k = 0; k < kParts; ++k) {
       const Vec<double> total = total_.part[k];
-      factor.part[k] = size(total - 1) < all<double>(0.1) ? 1 / total : all<double>(kNaN<double>);
+      factor.part[k] = magnitude(total - 1) < all<double>(kNearly) ? 1 / total : all<double>(kNaN<double>);
     }
     const Vec<T> by = narrowed<T>(factor), otherwise = broken_ ? all<T>(kNaN<T>) : Vec<T>{};
     const Mask<T> solved = ~(broken_ | empty_);

@@ -72,11 +72,13 @@ SMOOTHMAX_INLINE Kept<T> keep_above(T lowest, const T* x, int64_t d, T top, T sc
   return {s, at, y, n};
 }
 
+// How near to 1 the sum of weights is that arrived.
+constexpr double kNearly = 0.1;
+
 // Writes the weights of the kept scores, divided by their sum `total`, and zeros elsewhere. It should be 1, but for
 // rounding, unless they are only in proportion; NaN where it is not: what did not arrive is no answer.
 template <class T>
 SMOOTHMAX_INLINE void give_back(const Kept<T>& kept, double total, bool in_proportion, T* out, int64_t d) {
-  constexpr double kNearly = 0.1;
   if (!(in_proportion ? total > 0 : std::abs(total - 1) < kNearly)) return fill(out, d, kNaN<T>);
   T factor = static_cast<T>(1 / total);
   if (kept.n == d) return map(kept.y, d, T{0}, out, [&](int64_t, Vec<T> y) { return y * factor; });

@@ -74,7 +74,7 @@ class Sweeps {
     }
     const Vec<T> reach = 2 * (most_up + most_down);
     for (int64_t i = 0; i + 1 < d_; ++i) {
-      const Vec<T> step = z(i + 1) - z(i), size = greater(step, -step);
+      const Vec<T> step = z(i + 1) - z(i), size = magnitude(step);
       const Mask<T> far = (size > reach) & (size < all<T>(kInf<T>));
       store<T>(next_ + i * kWidth<T>, Vec<T>{});
       borders_[i] = {};

@@ -144,6 +144,10 @@ template <class V>
 SMOOTHMAX_INLINE V smaller(V a, V b) {
   return a < b ? a : b;
 }
+template <class V>
+SMOOTHMAX_INLINE V magnitude(V v) {
+  return greater(v, -v);
+}
 template <class T>
 SMOOTHMAX_INLINE Vec<T> positive(Vec<T> v) {
   return greater(v, Vec<T>{});
@@ -229,15 +233,17 @@ SMOOTHMAX_INLINE double sum(Vec<T> v) {
                         [](Vec<double> a, Vec<double> b) { return a + b; });
 }
 
-// N sums over the vectors v of x: add(i, v, part) adds what is at i to the vectors part[0], ..., part[N - 1]. Blocks
-// are added up in double, since many terms that are alike round in one direction.
+// So many terms are added up in T, and the sums of such blocks in double: many that are alike round in one direction.
+constexpr int64_t kBlock = 16;
+
+// N sums over the vectors v of x: add(i, v, part) adds what is at i to the vectors part[0], ..., part[N - 1].
 template <class T, int64_t N, class F>
 SMOOTHMAX_INLINE std::array<double, N> sums(const T* x, int64_t n, T fill, F&& add) {
-  constexpr int64_t kBlock = 16 * kWidth<T>;
+  constexpr int64_t kScores = kBlock * kWidth<T>;
   std::array<double, N> result = {};
-  for (int64_t start = 0; start < n; start += kBlock) {
+  for (int64_t start = 0; start < n; start += kScores) {
     Vec<T> part[N] = {};
-    each(x + start, std::min(kBlock, n - start), fill, [&](int64_t i, Vec<T> v) { add(start + i, v, part); });
+    each(x + start, std::min(kScores, n - start), fill, [&](int64_t i, Vec<T> v) { add(start + i, v, part); });
     for (int64_t k = 0; k < N; ++k) result[k] += sum<T>(part[k]);
   }
   return result;
