@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <random>
 #include <vector>
 
@@ -31,7 +32,10 @@ void expect(bool holds, const char* what, int64_t d) {
   if (++failures <= 20) std::printf("FAILED: %s, length %lld, kind %d\n", what, static_cast<long long>(d), kind_now);
 }
 
-// A row of one kind: plain, tied, with deleted positions, with an offset, spread, or with values that are no scores.
+constexpr int kKinds = 9;
+
+// A row of one kind: plain, tied, with deleted positions, with an offset, spread, with values that are no scores,
+// empty, or with scores that only their last bits tell apart.
 template <class T>
 std::vector<T> row(int64_t d, int kind) {
   const T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
@@ -47,6 +51,7 @@ std::vector<T> row(int64_t d, int kind) {
     if (kind == 5) v = pick<T>({0, -T(0), least, -least, most, -most, 1, -1, -inf});
     if (kind == 6) v = pick<T>({0, 1, inf, nan, -inf});
     if (kind == 7) v = -inf;
+    if (kind == 8) v = 1 + static_cast<T>(generator() % 8) * std::numeric_limits<T>::epsilon();
   }
   return x;
 }
@@ -101,23 +106,84 @@ void simplex(int64_t d, int kind) {
   }
 }
 
-// Rows of all kinds and with several alphas, solved together: each as if it were alone.
+// Rows of all kinds, one after the other.
+template <class T>
+std::vector<T> rows(int64_t n, int64_t d) {
+  std::vector<T> x;
+  for (int64_t i = 0; i < n; ++i) {
+    const std::vector<T> one_row = row<T>(d, static_cast<int>(i % kKinds));
+    x.insert(x.end(), one_row.begin(), one_row.end());
+  }
+  return x;
+}
+
+// Solves rows together, and expects of each what it is alone: `solve(begin, end)` writes rows of d values to `y`.
+template <class V, class Solve>
+void expect_alone(std::vector<V>& y, int64_t d, const char* what, Solve&& solve) {
+  const int64_t n = static_cast<int64_t>(y.size()) / d;
+  solve(0, n);
+  const std::vector<V> together = y;
+  for (int64_t i = 0; i < n; ++i) solve(i, i + 1);
+  expect(std::memcmp(y.data(), together.data(), sizeof(V) * y.size()) == 0, what, d);
+}
+
 template <class T>
 void side_by_side(int64_t d) {
   constexpr int64_t kRows = 37;
   const T gamma = T(0.7);
-  std::vector<T> x, alpha, y(static_cast<size_t>(kRows * d)), alone(static_cast<size_t>(d));
-  for (int64_t i = 0; i < kRows; ++i) {
-    const std::vector<T> one_row = row<T>(d, static_cast<int>(i % 8));
-    x.insert(x.end(), one_row.begin(), one_row.end());
-    alpha.push_back(pick<T>({T(1.3), T(1.5), T(2), T(2)}));
+  const std::vector<T> x = rows<T>(kRows, d);
+  std::vector<T> alpha(kRows), y(x);
+  for (T& a : alpha) a = pick<T>({T(1.001), T(1.3), T(1.5), T(1.9), T(2), T(2), T(3)});
+  const Threshold<T> problem = {x.data(), one(gamma), {alpha.data(), 1, 1}, y.data(), d};
+  expect_alone(y, d, "threshold: neighbours",
+               [&](int64_t begin, int64_t end) { table<T>(kernels).threshold(problem, begin, end); });
+  expect_alone(y, d, "p_norm: neighbours",
+               [&](int64_t begin, int64_t end) { table<T>(kernels).p_norm(problem, begin, end); });
+}
+
+// Rows are sorted side by side, or one by one by their bytes: in each way as the standard library does.
+template <class T>
+void sorting(int64_t d) {
+  constexpr int64_t kRows = 37;
+  const std::vector<T> x = rows<T>(kRows, d), weights = row<T>(d, 0), ones(x.size(), 1);
+  std::vector<T> values(x), y(x);
+  std::vector<int32_t> rank(x.size()), order(static_cast<size_t>(d));
+  for (const int64_t step : {kRows, int64_t{1}}) {
+    for (int64_t i = 0; i < kRows; i += step) {
+      table<T>(kernels).sort({x.data(), values.data(), rank.data(), d}, i, i + step);
+    }
+    for (int64_t i = 0; i < kRows; ++i) {
+      const T* scores = x.data() + i * d;
+      if (broken(std::vector<T>(scores, scores + d))) continue;
+      for (size_t k = 0; k < order.size(); ++k) order[k] = static_cast<int32_t>(k);
+      std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return scores[a] > scores[b]; });
+      bool same = true;
+      for (int64_t k = 0; k < d; ++k) {
+        const int32_t at = order[static_cast<size_t>(k)];
+        same =
+            same && rank[static_cast<size_t>(i * d + at)] == k && values[static_cast<size_t>(i * d + k)] == scores[at];
+      }
+      expect(same, "sort: another order", d);
+    }
   }
-  table<T>(kernels).threshold({x.data(), one(gamma), {alpha.data(), 1, 1}, y.data(), d}, 0, kRows);
-  for (int64_t i = 0; i < kRows; ++i) {
-    table<T>(kernels).threshold({x.data() + i * d, one(gamma), one(alpha[static_cast<size_t>(i)]), alone.data(), d}, 0,
-                                1);
-    expect(std::memcmp(y.data() + i * d, alone.data(), sizeof(T) * alone.size()) == 0, "threshold: neighbours", d);
-  }
+  std::vector<int32_t> orders(x.size());
+  std::vector<int8_t> ties(x.size());
+  const T gamma = 2;
+  const auto descending_weights = [&] {
+    std::vector<T> w = weights;
+    std::sort(w.begin(), w.end(), std::greater<T>());
+    return w;
+  }();
+  const Permutahedron<T> permutahedron = {x.data(),    one(gamma), many(descending_weights), y.data(), orders.data(),
+                                          ties.data(), d};
+  expect_alone(y, d, "permutahedron: neighbours",
+               [&](int64_t begin, int64_t end) { table<T>(kernels).permutahedron(permutahedron, begin, end); });
+  const Ranks<T> ranks = {x.data(), many(descending_weights), y.data(), orders.data(), ties.data(), d};
+  expect_alone(y, d, "ranks: neighbours",
+               [&](int64_t begin, int64_t end) { table<T>(kernels).ranks(ranks, begin, end); });
+  const SegmentMean<T> segments = {x.data(), ties.data(), ones.data(), y.data(), d};
+  expect_alone(y, d, "segment_mean: neighbours",
+               [&](int64_t begin, int64_t end) { table<T>(kernels).segment_mean(segments, begin, end); });
 }
 
 template <class T>
@@ -208,12 +274,16 @@ void all_of(int64_t d, int kind) {
 
 int main() {
   for (int round = 0; round < 3; ++round) {
-    for (int kind = 0; kind < 8; ++kind) {
+    for (int kind = 0; kind < kKinds; ++kind) {
       for (int64_t d : {1, 2, 3, 7, 8, 9, 16, 31, 33, 64, 100, 257}) {
         all_of<float>(d, kind);
         all_of<double>(d, kind);
       }
     }
+  }
+  for (int64_t d : {1, 2, 15, 16, 17, 50, 64, 130, 500, 1100, 4097}) {
+    sorting<float>(d);
+    sorting<double>(d);
   }
   std::printf("%s, vectors of %d bytes: %d failures\n", kernels.name, SMOOTHMAX_VECTOR_BYTES, failures);
   return failures == 0 ? 0 : 1;

@@ -154,13 +154,13 @@ template <class T>
 ffi::Error ranks(Pool pool, In<T> x, In<T> weights, Out<T> t, ffi::Result<Positions> order, ffi::Result<Bytes> ties) {
   const Ranks<T> problem = {x.typed_data(),      per_row<T>(weights), t->typed_data(),
                             order->typed_data(), ties->typed_data(),  last(x)};
-  return solve(pool, rows(x), 12, table<T>(kernels()).ranks, problem);
+  return solve(pool, rows(x), 7, table<T>(kernels()).ranks, problem);
 }
 
 template <class T>
 ffi::Error sort(Pool pool, In<T> x, Out<T> values, ffi::Result<Positions> rank) {
   const Sort<T> problem = {x.typed_data(), values->typed_data(), rank->typed_data(), last(x)};
-  return solve(pool, rows(x), 15, table<T>(kernels()).sort, problem);
+  return solve(pool, rows(x), 4, table<T>(kernels()).sort, problem);
 }
 
 template <class T>
@@ -169,14 +169,14 @@ ffi::Error permutahedron(Pool pool, In<T> x, In<T> gamma, In<T> weights, Out<T> 
   const Permutahedron<T> problem = {x.typed_data(),  per_row<T>(gamma),   per_row<T>(weights),
                                     y->typed_data(), order->typed_data(), ties->typed_data(),
                                     last(x)};
-  return solve(pool, rows(x), 20, table<T>(kernels()).permutahedron, problem);
+  return solve(pool, rows(x), 7, table<T>(kernels()).permutahedron, problem);
 }
 
 template <class T>
 ffi::Error group_mean(Pool pool, In<T> v, Positions order, Bytes ties, In<T> weight, Out<T> mean) {
   const GroupMean<T> problem = {v.typed_data(),      order.typed_data(), ties.typed_data(),
                                 weight.typed_data(), mean->typed_data(), last(v)};
-  return solve(pool, rows(v), 3, table<T>(kernels()).group_mean, problem);
+  return solve(pool, rows(v), 2, table<T>(kernels()).group_mean, problem);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// Chains: the prox of total variation and of the isotonic order, and means over segments. The problem, and the sweeps
-// that settle most rows (sweeps.h), are those of smoothmax/_solvers/_chain.py. A row that takes too many is solved
-// alone, in double, by dynamic programming (Johnson 2013).
+// Chains: the prox of total variation and of the isotonic order. The problem, and the sweeps that settle most rows
+// (sweeps.h), are those of smoothmax/_solvers/_chain.py. A row that takes too many is solved alone, in double, by
+// dynamic programming (Johnson 2013).
 //
 // Let D_i(t) be the derivative of the least cost of positions 0..i, given that t_i = t. It is increasing and piecewise
 // linear,
@@ -220,28 +220,6 @@ template <class T>
 void chain(const Chain<T>& problem, int64_t begin, int64_t end) {
   Group<T> group(problem);
   for (int64_t row = begin; row < end; row += kWidth<T>) group.solve(row, std::min(kWidth<T>, end - row));
-}
-
-// The sum of v over each segment divided by the sum of weight there; 0 where that is 0.
-template <class T>
-void segment_mean(const SegmentMean<T>& problem, int64_t begin, int64_t end) {
-  const int64_t d = problem.d;
-  for (int64_t row = begin; row < end; ++row) {
-    const T *v = problem.v + row * d, *weight = problem.weight + row * d;
-    const int8_t* jumps = problem.jumps + row * d;
-    T* mean = problem.mean + row * d;
-    int64_t start = 0;
-    double total = 0, size = 0;
-    for (int64_t i = 0; i < d; ++i) {
-      total += v[i];
-      size += weight[i];
-      if (jumps[i] == 0 && i != d - 1) continue;
-      const T value = static_cast<T>(size == 0 ? 0 : total / size);
-      for (int64_t j = start; j <= i; ++j) mean[j] = value;
-      start = i + 1;
-      total = size = 0;
-    }
-  }
 }
 
 }  // namespace smoothmax::SMOOTHMAX_TARGET

@@ -5,6 +5,7 @@
 #include "chain.h"
 #include "permutahedron.h"
 #include "ranks.h"
+#include "segments.h"
 #include "simplex.h"
 
 #define SMOOTHMAX_STRING(name) #name

@@ -1,139 +1,66 @@
-// Narrow rows over the simplex, alpha = 2 or 1.5: as many side by side as a vector has lanes.
+// Narrow rows over the simplex, alpha or p up to 2: as many side by side as a vector has lanes.
 //
 // A row of a hundred scores fills a few vectors, and what is done in them waits for their sums. Here a lane is a row,
-// so that nothing is summed across lanes: the search is `whole_power_weights` of threshold.h in all rows at once. A row
-// that has arrived stays as it is, so that none depends on its neighbours.
+// so that nothing is summed across lanes: the searches are those of threshold.h in all rows at once. A row that has
+// arrived stays as it is, so that none depends on its neighbours.
 #pragma once
 
+#include "columns.h"
 #include "threshold.h"
 
 namespace smoothmax::SMOOTHMAX_TARGET {
 
-// The widest rows that are solved so: their scores stay in the nearest cache.
-constexpr int64_t kNarrow = 256;
+// Scores and weights of the rows, position by position.
+template <class T>
+struct Block {
+  int64_t d;
+  T *scores, *weights;
 
-// Of two rows of a square that are `kHalf` apart, what belongs to the first and to the second once it is transposed.
-template <int64_t kHalf, int64_t kLanes>
-struct First {
-  static constexpr int64_t lane(int64_t i) { return i & kHalf ? kLanes + i - kHalf : i; }
-};
-template <int64_t kHalf, int64_t kLanes>
-struct Second {
-  static constexpr int64_t lane(int64_t i) { return i & kHalf ? kLanes + i : i + kHalf; }
-};
-
-// Makes columns of rows: two quarters of the square change places, and then those of each quarter.
-template <class T, int64_t kHalf = kWidth<T> / 2>
-SMOOTHMAX_INLINE void transpose(Vec<T>* rows) {
-  if constexpr (kHalf > 0) {
-    for (int64_t i = 0; i < kWidth<T>; ++i) {
-      if (i & kHalf) continue;
-      const Vec<T> a = rows[i], b = rows[i + kHalf];
-      rows[i] = chosen<T, First<kHalf, kWidth<T>>>(a, b);
-      rows[i + kHalf] = chosen<T, Second<kHalf, kWidth<T>>>(a, b);
-    }
-    transpose<T, kHalf / 2>(rows);
-  }
-}
-
-template <int R, class T>
-class Narrow {
- public:
-  explicit Narrow(const Threshold<T>& problem)
-      : problem_(problem), d_(problem.d), noise_(noise<T>(d_)), z_(room(d_)), y_(room(d_)) {}
-
-  // A row to be solved, with the next ones or when there are no more.
-  void add(int64_t row) {
-    row_[n_++] = row;
-    if (n_ == kWidth<T>) solve();
-  }
-  void finish() {
-    if (n_ > 0) solve();
-  }
-
- private:
-  static constexpr int64_t kParts = Wide<T>::kParts;
-
-  // What is known of the rows of one vector of double.
-  struct Rows {
-    Vec<double> t, next, low, mid, now, support, passes;
-    Mask<double> moving, stalled;
-  };
-
-  static int64_t room(int64_t d) { return d <= kNarrow ? (d + kWidth<T> - 1) / kWidth<T> * kWidth<T> * kWidth<T> : 0; }
-  Vec<T> z(int64_t i) const { return load(z_ + i * kWidth<T>); }
-
-  template <class Of>
-  Vec<T> gathered(Of&& of) const {
-    Wide<T> wide;
-    for (int64_t k = 0; k < kParts; ++k) wide.part[k] = of(rows_[k]);
-    return narrowed<T>(wide);
-  }
+  Vec<T> z(int64_t i) const { return load(scores + i * kWidth<T>); }
+  Vec<T> y(int64_t i) const { return load(weights + i * kWidth<T>); }
+  void set(int64_t i, Vec<T> y) const { store(weights + i * kWidth<T>, y); }
 
   // N sums over the positions: add(i, part) adds what is at i.
   template <int64_t N, class Add>
-  SMOOTHMAX_INLINE std::array<Wide<T>, N> sums_of_rows(Add&& add) const {
+  SMOOTHMAX_INLINE std::array<Wide<T>, N> sums(Add&& add) const {
     std::array<Wide<T>, N> result = {};
-    for (int64_t start = 0; start < d_; start += kBlock) {
+    for (int64_t start = 0; start < d; start += kBlock) {
       Vec<T> part[N] = {};
-      for (int64_t i = start, end = std::min(start + kBlock, d_); i < end; ++i) add(i, part);
+      for (int64_t i = start, end = std::min(start + kBlock, d); i < end; ++i) add(i, part);
       for (int64_t m = 0; m < N; ++m) {
         const Wide<T> wide = widened<T>(part[m]);
-        for (int64_t k = 0; k < kParts; ++k) result[m].part[k] += wide.part[k];
+        for (int64_t k = 0; k < Wide<T>::kParts; ++k) result[m].part[k] += wide.part[k];
       }
     }
     return result;
   }
+};
 
-  void solve() {
-    for (int64_t lane = n_; lane < kWidth<T>; ++lane) row_[lane] = row_[0];
-    take();
-    do {
-      while (search()) {
-      }
-    } while (weigh());
-    give();
-    n_ = 0;
-  }
+// Alpha = 2 or 1.5, R = 1 or 2: `whole_power_weights`.
+template <int R, class T>
+class WholePower {
+ public:
+  static constexpr int64_t kWidest = 256;  // the scores of the rows stay in the nearest cache
+  static constexpr bool kInProportion = false;
+  static T scale(T gamma, T) { return T(1) / R / gamma; }
+  const Wide<T>& total() const { return total_; }
 
-  // The scores less the largest of their row, and scaled, position by position.
-  void take() {
-    Vec<T> top = all<T>(-kInf<T>), scale;
-    Mask<T> usable = ~Mask<T>{};
-    for (int64_t i = 0; i < d_; i += kWidth<T>) {
-      Vec<T> square[kWidth<T>];
-      for (int64_t lane = 0; lane < kWidth<T>; ++lane) {
-        square[lane] = load_within(problem_.x + row_[lane] * d_, i, d_, -kInf<T>);
-      }
-      transpose<T>(square);
-      for (int64_t k = 0; k < kWidth<T>; ++k) {
-        store(z_ + (i + k) * kWidth<T>, square[k]);
-        top = greater(square[k], top);
-        usable &= square[k] < all<T>(kInf<T>);
-      }
-    }
-    for (int64_t lane = 0; lane < kWidth<T>; ++lane) {
-      const T gamma = problem_.gamma[row_[lane]];
-      scale[lane] = gamma > 0 && gamma < kInf<T> ? T(1) / R / gamma : kNaN<T>;
-    }
-    for (int64_t i = 0; i < d_; ++i) store(z_ + i * kWidth<T>, (z(i) - top) * scale);
-    broken_ = ~usable | (scale != scale);
-    empty_ = top == all<T>(-kInf<T>);
-    const Vec<T> one = all<T>(1);
-    const Wide<T> solvable = widened<T>(broken_ | empty_ ? Vec<T>{} : one);
+  void begin(const Block<T>& block, Mask<T> solvable, const T*) {
+    noise_ = noise<T>(block.d);
+    const auto moving = widened_mask<T>(solvable);
     for (int64_t k = 0; k < kParts; ++k) {
       rows_[k] = Rows{};
       rows_[k].t = all<double>(-1);
-      rows_[k].moving = solvable.part[k] != Vec<double>{};
+      rows_[k].moving = moving[k];
     }
   }
 
-  // A pass of Newton's method in all rows that move; whether some still do.
-  bool search() {
+  // A step of Newton's method in all rows that move; whether some still do.
+  bool pass(const Block<T>& block) {
     const double enough = 2 * std::sqrt(kEps<T>);
     const Vec<T> t = gathered([](const Rows& rows) { return rows.t; });
-    const auto f = sums_of_rows<2>([&](int64_t i, Vec<T>* part) {
-      const Vec<T> u = positive<T>(z(i) - t);
+    const auto f = block.template sums<2>([&](int64_t i, Vec<T>* part) {
+      const Vec<T> u = positive<T>(block.z(i) - t);
       part[0] += R == 1 ? (u > Vec<T>{} ? all<T>(1) : Vec<T>{}) : u;
       part[1] += R == 1 ? u : u * u;
     });
@@ -177,12 +104,12 @@ class Narrow {
 
   // The weights after the last step, by which t could not be moved; whether scores left the support of some row in it,
   // which then goes on.
-  bool weigh() {
+  bool weigh(const Block<T>& block) {
     const Vec<T> t = gathered([](const Rows& rows) { return rows.t; });
     const Vec<T> rest = gathered([](const Rows& rows) { return R == 1 ? positive<double>(rows.now) : rows.now; });
-    const auto f = sums_of_rows<1>([&](int64_t i, Vec<T>* part) {
-      const Vec<T> u = positive<T>((z(i) - t) - rest), y = R == 1 ? u : u * u;
-      store(y_ + i * kWidth<T>, y);
+    const auto f = block.template sums<1>([&](int64_t i, Vec<T>* part) {
+      const Vec<T> u = positive<T>((block.z(i) - t) - rest), y = R == 1 ? u : u * u;
+      block.set(i, y);
       part[0] += y;
     });
     total_ = f[0];
@@ -198,33 +125,180 @@ class Narrow {
     return any<double>(left);
   }
 
-  void give() {
-    Wide<T> factor;
-    for (int64_t k = 0; k < kParts; ++k) {
-      const Vec<double> total = total_.part[k];
-      factor.part[k] = magnitude(total - 1) < all<double>(kNearly) ? 1 / total : all<double>(kNaN<double>);
-    }
-    const Vec<T> by = narrowed<T>(factor), otherwise = broken_ ? all<T>(kNaN<T>) : Vec<T>{};
-    const Mask<T> solved = ~(broken_ | empty_);
-    for (int64_t i = 0; i < d_; i += kWidth<T>) {
-      Vec<T> square[kWidth<T>];
-      for (int64_t k = 0; k < kWidth<T>; ++k) {
-        square[k] = i + k < d_ ? load(y_ + (i + k) * kWidth<T>) : Vec<T>{};
-        square[k] = solved ? square[k] * by : otherwise;
-      }
-      transpose<T>(square);
-      for (int64_t lane = 0; lane < n_; ++lane) store_within<T>(problem_.y + row_[lane] * d_, i, d_, square[lane]);
+ private:
+  static constexpr int64_t kParts = Wide<T>::kParts;
+
+  // What is known of the rows of one vector of double.
+  struct Rows {
+    Vec<double> t, next, low, mid, now, support, passes;
+    Mask<double> moving, stalled;
+  };
+
+  template <class Of>
+  Vec<T> gathered(Of&& of) const {
+    Wide<T> wide;
+    for (int64_t k = 0; k < kParts; ++k) wide.part[k] = of(rows_[k]);
+    return narrowed<T>(wide);
+  }
+
+  double noise_;
+  Rows rows_[kParts];
+  Wide<T> total_;
+};
+
+// Any other: `any_power_weights`.
+template <class Of, class T>
+class AnyPower {
+ public:
+  static constexpr int64_t kWidest = 128;  // powers take long, and are taken here of scores without weight too
+  static constexpr bool kInProportion = Of::kInProportion;
+  static T scale(T gamma, T alpha) { return Of::scale(gamma, alpha - 1); }
+  const Wide<T>& total() const { return total_; }
+
+  void begin(const Block<T>& block, Mask<T> solvable, const T* alpha) {
+    const auto [kept] = block.template sums<1>(
+        [&](int64_t i, Vec<T>* part) { part[0] += block.z(i) > all<T>(-1) ? all<T>(1) : Vec<T>{}; });
+    for (int64_t lane = 0; lane < kWidth<T>; ++lane) {
+      solvable_[lane] = moves_[lane] = solvable[lane] != 0;
+      const double n = of_lane(kept, lane);
+      rows_[lane] =
+          solvable_[lane] ? PowerSearch<Of, T>(alpha[lane] - 1, static_cast<int64_t>(n)) : PowerSearch<Of, T>();
+      r_[lane] = rows_[lane].r();
+      lacking_[lane] = rows_[lane].lacking() ? -1 : 0;
+      tau_[lane] = -1;
+      rest_[lane] = 0;
     }
   }
 
-  const Threshold<T>& problem_;
-  const int64_t d_;
-  const double noise_;
-  int64_t row_[kWidth<T>], n_ = 0;
-  Array<T> z_, y_;  // scores and weights of all rows, position by position
-  Rows rows_[kParts];
+  bool pass(const Block<T>& block) {
+    for (int64_t lane = 0; lane < kWidth<T>; ++lane) {
+      if (!moves_[lane]) continue;
+      solvable_[lane] = moves_[lane] = rows_[lane].move();
+      tau_[lane] = rows_[lane].tau();
+      rest_[lane] = rows_[lane].rest();
+    }
+    const auto [low, mid, high] = block.template sums<3>(
+        [&](int64_t i, Vec<T>* part) { block.set(i, power_terms<T>(block.z(i), tau_, rest_, r_, lacking_, part)); });
+    bool left = false;
+    for (int64_t lane = 0; lane < kWidth<T>; ++lane) {
+      if (!moves_[lane]) continue;
+      moves_[lane] = !rows_[lane].arrives({of_lane(low, lane), of_lane(mid, lane), of_lane(high, lane)});
+      left |= moves_[lane];
+    }
+    return left;
+  }
+
+  bool weigh(const Block<T>& block) {
+    Vec<T> last;
+    for (int64_t lane = 0; lane < kWidth<T>; ++lane) last[lane] = rows_[lane].last();
+    total_ = block.template sums<1>([&](int64_t i, Vec<T>* part) {
+      const Vec<T> u = positive<T>((block.z(i) - tau_) - rest_), y = block.y(i) * positive<T>(u - last);
+      block.set(i, y);
+      part[0] += y;
+    })[0];
+    bool left = false;
+    for (int64_t lane = 0; lane < kWidth<T>; ++lane) {
+      moves_[lane] = solvable_[lane] && !rows_[lane].ends(of_lane(total_, lane));
+      left |= moves_[lane];
+      if (!solvable_[lane]) total_.part[lane / kWidth<double>][lane % kWidth<double>] = kNaN<double>;
+    }
+    return left;
+  }
+
+ private:
+  static double of_lane(const Wide<T>& wide, int64_t lane) {
+    return wide.part[lane / kWidth<double>][lane % kWidth<double>];
+  }
+
+  PowerSearch<Of, T> rows_[kWidth<T>];
+  bool solvable_[kWidth<T>], moves_[kWidth<T>];
+  Vec<T> tau_, rest_, r_;
+  Mask<T> lacking_;
   Wide<T> total_;
+};
+
+template <class Search, class T>
+class Narrow {
+ public:
+  explicit Narrow(const Threshold<T>& problem)
+      : problem_(problem), z_(room(problem.d)), y_(room(problem.d)), block_{problem.d, z_, y_} {}
+
+  // Takes a row, to be solved with the next ones or when there are no more; false if it is too wide.
+  bool takes(int64_t row) {
+    if (block_.d > Search::kWidest) return false;
+    row_[n_++] = row;
+    if (n_ == kWidth<T>) solve();
+    return true;
+  }
+  void finish() {
+    if (n_ > 0) solve();
+  }
+
+ private:
+  static int64_t room(int64_t d) {
+    return d <= Search::kWidest ? (d + kWidth<T> - 1) / kWidth<T> * kWidth<T> * kWidth<T> : 0;
+  }
+
+  void solve() {
+    for (int64_t lane = n_; lane < kWidth<T>; ++lane) row_[lane] = row_[0];
+    take();
+    do {
+      while (search_.pass(block_)) {
+      }
+    } while (search_.weigh(block_));
+    give();
+    n_ = 0;
+  }
+
+  // The scores less the largest of their row, and scaled.
+  void take() {
+    Vec<T> top = all<T>(-kInf<T>), scale;
+    Mask<T> usable = ~Mask<T>{};
+    const auto from = [this](int64_t lane, int64_t i) {
+      return load_within(problem_.x + row_[lane] * block_.d, i, block_.d, -kInf<T>);
+    };
+    rows_to_columns<T>(block_.d, from, [&](int64_t i, Vec<T> x) {
+      store(z_ + i * kWidth<T>, x);
+      top = greater(x, top);
+      usable &= x < all<T>(kInf<T>);
+    });
+    T alpha[kWidth<T>];
+    for (int64_t lane = 0; lane < kWidth<T>; ++lane) {
+      const T gamma = problem_.gamma[row_[lane]];
+      alpha[lane] = problem_.alpha[row_[lane]];
+      scale[lane] = gamma > 0 && gamma < kInf<T> ? Search::scale(gamma, alpha[lane]) : kNaN<T>;
+    }
+    // Far below the threshold they are numbers still.
+    for (int64_t i = 0; i < block_.d; ++i) store(z_ + i * kWidth<T>, greater((block_.z(i) - top) * scale, all<T>(-4)));
+    broken_ = ~usable | (scale != scale);
+    empty_ = top == all<T>(-kInf<T>);
+    search_.begin(block_, ~(broken_ | empty_), alpha);
+  }
+
+  // The weights, divided by their sums.
+  void give() {
+    Wide<T> factor = search_.total();
+    for (int64_t k = 0; k < Wide<T>::kParts; ++k) {
+      const Vec<double> total = factor.part[k];
+      const Mask<double> arrived =
+          Search::kInProportion ? total > Vec<double>{} : magnitude(total - 1) < all<double>(kNearly);
+      factor.part[k] = arrived ? 1 / total : all<double>(kNaN<double>);
+    }
+    const Vec<T> by = narrowed<T>(factor), otherwise = broken_ ? all<T>(kNaN<T>) : Vec<T>{};
+    const Mask<T> solved = ~(broken_ | empty_);
+    columns_to_rows<T>(
+        n_, block_.d, [&](int64_t i) { return solved ? block_.y(i) * by : otherwise; },
+        [&](int64_t lane, int64_t i, Vec<T> y) {
+          store_within<T>(problem_.y + row_[lane] * block_.d, i, block_.d, y);
+        });
+  }
+
+  const Threshold<T>& problem_;
+  Array<T> z_, y_;
+  const Block<T> block_;
+  int64_t row_[kWidth<T>], n_ = 0;
   Mask<T> broken_, empty_;
+  Search search_;
 };
 
 }  // namespace smoothmax::SMOOTHMAX_TARGET

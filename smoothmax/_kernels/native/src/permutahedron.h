@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "pools.h"
 #include "rows.h"
 #include "sort.h"
 
@@ -11,81 +12,83 @@ namespace smoothmax::SMOOTHMAX_TARGET {
 template <class T>
 void sort_rows(const Sort<T>& problem, int64_t begin, int64_t end) {
   const int64_t d = problem.d;
-  Sorter<T> sorted(d);
-  Array<int32_t> order(d);
+  Sorter<T> sorter(problem.x, d, end);
   for (int64_t row = begin; row < end; ++row) {
-    const T* x = problem.x + row * d;
-    sorted(x, d, order);
-    for (int64_t k = 0; k < d; ++k) {
-      problem.values[row * d + k] = x[order[k]];
-      problem.rank[row * d + order[k]] = static_cast<int32_t>(k);
-    }
+    sorter.go_to(row);
+    std::memcpy(problem.values + row * d, sorter.values(), sizeof(T) * static_cast<size_t>(d));
+    for (int64_t k = 0; k < d; ++k) problem.rank[row * d + sorter.order()[k]] = static_cast<int32_t>(k);
   }
 }
 
-// Ranks [start, start + size) that share their weights.
-struct Shared {
-  int64_t size;
-  double scores, weights;  // sums
-  double mean;             // of score less weight
+// The largest and the smallest weight of a row, and their sum.
+template <class T>
+struct Weights {
+  double high = -kInf<double>, low = kInf<double>, sum = 0;
 
-  void add(const Shared& other) {
-    size += other.size;
-    scores += other.scores;
-    weights += other.weights;
-    mean = (scores - weights) / static_cast<double>(size);
+  Weights(const T* weights, int64_t d) {
+    for (int64_t k = 0; k < d; ++k) {
+      high = std::max<double>(high, weights[k]);
+      low = std::min<double>(low, weights[k]);
+      sum += weights[k];
+    }
   }
 };
 
 template <class T>
 void permutahedron(const Permutahedron<T>& problem, int64_t begin, int64_t end) {
   const int64_t d = problem.d;
-  Sorter<T> sorted(d);
-  Array<double> z(d);
-  Array<Shared> pools(d);
+  Sorter<T> sorter(problem.x, d, end);
+  Array<double> z(d), moved(d);
+  Pools pools(d);
+  Weights<T> known(problem.weights.row(begin), d);
   for (int64_t row = begin; row < end; ++row) {
-    const T *x = problem.x + row * d, *weights = problem.weights.row(row);
+    const T* weights = problem.weights.row(row);
     const double gamma = problem.gamma[row];
     T* y = problem.y + row * d;
-    int32_t* order = problem.order + row * d;
     int8_t* ties = problem.ties + row * d;
-    sorted(x, d, order);
+    sorter.go_to(row);
+    const int32_t* order = sorter.order();
+    const T* x = sorter.values();
+    std::memcpy(problem.order + row * d, order, sizeof(int32_t) * static_cast<size_t>(d));
     fill(ties, d, int8_t{0});
-    int64_t n = 0;  // those that are not deleted come first
-    while (n < d && x[order[n]] != -kInf<T>) ++n;
-    double high = -kInf<double>, low = kInf<double>, sum = 0;
-    for (int64_t k = 0; k < d; ++k) {
-      high = std::max<double>(high, weights[k]);
-      low = std::min<double>(low, weights[k]);
-      sum += weights[k];
-    }
-    if (look(x, d).broken || !(gamma > 0) || !(gamma < kInf<double>) || !(std::abs(sum) < kInf<double>)) {
+    if (problem.weights.step != 0) known = Weights<T>(weights, d);
+    // NaN is sorted to either end, +inf to the front.
+    const bool usable = x[0] < kInf<T> && x[d - 1] == x[d - 1] && gamma > 0 && gamma < kInf<double>;
+    if (!usable || !(std::abs(known.sum) < kInf<double>)) {
       fill(y, d, kNaN<T>);
       continue;
     }
-    // Pools are closed where neighbours are further apart than any two weights: scores are measured from there.
-    const double spread = high - low;
-    int64_t count = 0, closed = 0;
-    double base = n > 0 ? x[order[0]] : 0;
-    for (int64_t k = 0; k < n; ++k) {
-      const double here = x[order[k]];
-      if (k > 0 && !((static_cast<double>(x[order[k - 1]]) - here) / gamma <= spread)) {
-        closed = count;
-        base = here;
+    int64_t n = d;  // those that are deleted come last
+    for (; n > 0 && x[n - 1] == -kInf<T>; --n) y[order[n - 1]] = 0;
+    // No pool spans neighbours that are further apart than any two weights: scores are measured from there.
+    for (int64_t begin = 0, stop; begin < n; begin = stop) {
+      const double base = x[begin];
+      z[begin] = 0;
+      moved[begin] = -static_cast<double>(weights[begin]);
+      for (stop = begin + 1; stop < n; ++stop) {
+        z[stop] = (x[stop] - base) / gamma;
+        moved[stop] = z[stop] - weights[stop];
+        if (!(z[stop - 1] - z[stop] <= known.high - known.low)) break;
       }
-      z[k] = (here - base) / gamma;
-      Shared last = {1, z[k], static_cast<double>(weights[k]), z[k] - weights[k]};
-      const double slack = 2 * kEps<T> * (std::abs(z[k]) + std::abs(high) + std::abs(low));
-      while (count > closed && pools[count - 1].mean <= last.mean + slack) last.add(pools[--count]);
-      pools[count++] = last;
+      const double slack = 2 * kEps<T> * (std::abs(z[stop - 1]) + std::abs(known.high) + std::abs(known.low));
+      pools.pool(moved + begin, stop - begin, slack, ties + begin);
+      for (int64_t k = begin; k < stop; ++k) {
+        if (ties[k] != 0) {  // alone
+          y[order[k]] = weights[k];
+          continue;
+        }
+        const int64_t first = k;
+        double sum = weights[k], scores = z[k];
+        do {
+          ++k;
+          sum += weights[k];
+          scores += z[k];
+        } while (ties[k] == 0);
+        const double size = static_cast<double>(k + 1 - first), mean = sum / size, score = scores / size;
+        for (int64_t i = first; i <= k; ++i) y[order[i]] = static_cast<T>(mean + (z[i] - score));
+      }
     }
-    fill(y, d, T{0});
-    for (int64_t k = 0, j = 0; j < count; ++j) {
-      const Shared& pool = pools[j];
-      const double size = static_cast<double>(pool.size), weight = pool.weights / size, mean = pool.scores / size;
-      for (const int64_t stop = k + pool.size; k < stop; ++k) y[order[k]] = static_cast<T>(weight + (z[k] - mean));
-      if (k < d) ties[k - 1] = -1;
-    }
+    ties[d - 1] = 0;
   }
 }
 
@@ -97,15 +100,21 @@ void group_mean(const GroupMean<T>& problem, int64_t begin, int64_t end) {
     const int32_t* order = problem.order + row * d;
     const int8_t* ties = problem.ties + row * d;
     T* mean = problem.mean + row * d;
-    double total = 0, size = 0;
-    for (int64_t k = 0, start = 0; k < d; ++k) {
-      const T count = weight[order[k]];
-      total += count == 0 ? 0 : v[order[k]] * count;
-      size += count;
-      if (ties[k] == 0 && k != d - 1) continue;
+    map(v, d, T{0}, mean, [&](int64_t i, Vec<T> value) {
+      const Vec<T> count = load_within(weight, i, d, T{0});
+      return count == Vec<T>{} ? Vec<T>{} : value * count;
+    });
+    for (int64_t k = 0; k < d; ++k) {
+      if (ties[k] != 0 || k == d - 1) continue;  // alone
+      const int64_t first = k;
+      double total = mean[order[k]], size = weight[order[k]];
+      do {
+        ++k;
+        total += mean[order[k]];
+        size += weight[order[k]];
+      } while (ties[k] == 0 && k != d - 1);
       const T value = static_cast<T>(size == 0 ? 0 : total / size);
-      for (; start <= k; ++start) mean[order[start]] = value * weight[order[start]];
-      total = size = 0;
+      for (int64_t i = first; i <= k; ++i) mean[order[i]] = value * weight[order[i]];
     }
   }
 }

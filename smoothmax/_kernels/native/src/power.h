@@ -97,9 +97,9 @@ SMOOTHMAX_INLINE Vec<T> exp2(Vec<T> t) {
   return none ? Vec<T>{} : scale * polynomial<T>(B::kExp2, t - (shifted - B::kShift));
 }
 
-// u^c where u > 0, and 0 elsewhere.
-template <class T>
-SMOOTHMAX_INLINE Vec<T> power(Vec<T> u, T c, Vec<T> error = all<T>(0)) {
+// u^c where u > 0, and 0 elsewhere; c is one for all lanes, or a vector.
+template <class T, class C>
+SMOOTHMAX_INLINE Vec<T> power(Vec<T> u, C c, Vec<T> error = all<T>(0)) {
   constexpr T kTiny = std::numeric_limits<T>::min();
   return u > Vec<T>{} ? exp2<T>(c * log2<T>(greater(u, all<T>(kTiny)), error)) : Vec<T>{};
 }

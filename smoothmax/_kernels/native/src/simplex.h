@@ -35,21 +35,18 @@ constexpr T kAlmostOne = std::max(kEps<T>, T(1e-14));
 template <class T>
 void threshold(const Threshold<T>& problem, int64_t begin, int64_t end) {
   const int64_t d = problem.d;
-  const bool narrow = d <= kNarrow;
-  Narrow<1, T> first_powers(problem);
-  Narrow<2, T> squares(problem);
+  Narrow<WholePower<1, T>, T> first_powers(problem);
+  Narrow<WholePower<2, T>, T> squares(problem);
+  Narrow<AnyPower<TsallisEquation, T>, T> powers(problem);
   Array<T> s(d), w(d);
   Array<int32_t> at(d);
   for (int64_t row = begin; row < end; ++row) {
     const T* x = problem.x + row * d;
     T* y = problem.y + row * d;
     const T gamma = problem.gamma[row], alpha = problem.alpha[row], b = alpha - 1;
-    if (narrow && b == 1) {
-      first_powers.add(row);
-      continue;
-    }
-    if (narrow && b == T(0.5)) {
-      squares.add(row);
+    if (b == 1        ? first_powers.takes(row)
+        : b == T(0.5) ? squares.takes(row)
+                      : b >= kAlmostOne<T> && b < 1 && powers.takes(row)) {
       continue;
     }
     const Seen<T> seen = look(x, d);
@@ -67,17 +64,21 @@ void threshold(const Threshold<T>& problem, int64_t begin, int64_t end) {
   }
   first_powers.finish();
   squares.finish();
+  powers.finish();
 }
 
 template <class T>
 void p_norm(const Threshold<T>& problem, int64_t begin, int64_t end) {
   const int64_t d = problem.d;
+  Narrow<WholePower<1, T>, T> first_powers(problem);
+  Narrow<AnyPower<PNormEquation, T>, T> powers(problem);
   Array<T> s(d), w(d);
   Array<int32_t> at(d);
   for (int64_t row = begin; row < end; ++row) {
     const T* x = problem.x + row * d;
     T* y = problem.y + row * d;
     const T gamma = problem.gamma[row], b = problem.alpha[row] - 1;
+    if (b == 1 ? first_powers.takes(row) : b > 0 && b < 1 && b != T(0.5) && powers.takes(row)) continue;
     const Seen<T> seen = look(x, d);
     if (nothing_to_solve(seen, gamma > 0 && gamma < kInf<T> && b > 0 && b <= 1, y, d)) continue;
     const Kept<T> kept = keep_above<T>(-1, x, d, seen.top, 1 / gamma, s, at, w);
@@ -86,6 +87,8 @@ void p_norm(const Threshold<T>& problem, int64_t begin, int64_t end) {
                                        : any_power_weights<PNormEquation>(kept, b);
     give_back(kept, total, b != 1, y, d);
   }
+  first_powers.finish();
+  powers.finish();
 }
 
 // scale * s (v - <s, v> / sum s) for s = y^(2 - alpha) where y > 0, written over rates `s`. v is measured from

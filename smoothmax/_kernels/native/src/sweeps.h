@@ -8,16 +8,6 @@
 
 namespace smoothmax::SMOOTHMAX_TARGET {
 
-using Bits = uint16_t;  // one a row
-
-// The mask whose lanes are the bits.
-template <class T>
-SMOOTHMAX_INLINE Mask<T> lanes(Bits bits) {
-  Mask<T> own = {};
-  for (int64_t lane = 0; lane < kWidth<T>; ++lane) own[lane] = typename Lanes<T>::Integer{1} << lane;
-  return ((Mask<T>{} + bits) & own) != Mask<T>{};
-}
-
 // The border behind a position, and the answer to "is t here above the mean?", as it depends on the answer behind it.
 struct Border {
   Bits cut, rises, if_above, if_below;

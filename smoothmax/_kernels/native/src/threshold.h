@@ -133,27 +133,23 @@ struct RoundedThreshold {
     rest = static_cast<T>(target == within ? (static_cast<double>(tau) - next) + rest + step : within - next);
     tau = next;
   }
-  SMOOTHMAX_INLINE Vec<T> below(Vec<T> s) const { return (s - tau) - rest; }
   // The u of the largest score, and its logarithm.
   double top() const { return -static_cast<double>(tau) - rest; }
   double log_top() const { return std::log1p(-((1 + static_cast<double>(tau)) + rest)); }
 };
 
-// The sums at a threshold; u^(r-1) is kept in place of the weights.
-template <class T>
-Sums power_sums(const Kept<T>& kept, RoundedThreshold<T> at, T r, bool lacking) {
-  const Vec<T> half = all<T>(at.tau * T(-0.5));
-  const auto [low, mid, high] = sums<T, 3>(kept.s, kept.n, [&](int64_t i, Vec<T> s, Vec<T>* part) {
-    Vec<T> u = at.below(s);
-    // For small b, u is close to 1 and r multiplies the error of rounding it; the power gets that error back.
-    Vec<T> error = (s - (u + at.tau)) - at.rest;
-    Vec<T> p = power<T>(u, r - 1, error / greater(u, half));
-    store<T>(kept.y + i, p);
-    part[0] += p;
-    part[1] += p * u;
-    part[2] += p * u * (lacking ? -s : u);
-  });
-  return {low, mid, high};
+// What a score s adds to the sums at a threshold: u^(r-1), which is returned, u^r, and u^(r+1) or, where `lacking`, u^r
+// times -s.
+template <class T, class R>
+SMOOTHMAX_INLINE Vec<T> power_terms(Vec<T> s, Vec<T> tau, Vec<T> rest, R r, Mask<T> lacking, Vec<T>* part) {
+  const Vec<T> u = (s - tau) - rest;
+  // For small b, u is close to 1 and r multiplies the error of rounding it; the power gets that error back.
+  const Vec<T> error = (s - (u + tau)) - rest;
+  const Vec<T> p = power<T>(u, r - 1, error / greater(u, T(-0.5) * tau));
+  part[0] += p;
+  part[1] += p * u;
+  part[2] += p * u * (lacking ? -s : u);
+  return p;
 }
 
 // (1 - exp(-c x)) / c, continuous at c = 0.
@@ -167,6 +163,11 @@ struct Equation {
 inline double inverse_exponent(double b, const Sums& f) { return (1 + b) * f.mid / f.low * (f.mid / f.high) - 1; }
 
 struct TsallisEquation {
+  static constexpr bool kInProportion = false;  // whether weights need not sum to 1, but for rounding
+  template <class T>
+  static T scale(T gamma, T b) {
+    return b / gamma;
+  }
   static double equal(double b, double d) { return -std::pow(d, -b); }
   static bool lacking(double) { return false; }
   template <class T>
@@ -176,6 +177,11 @@ struct TsallisEquation {
 };
 
 struct PNormEquation {
+  static constexpr bool kInProportion = true;
+  template <class T>
+  static T scale(T gamma, T) {
+    return 1 / gamma;
+  }
   static double equal(double b, double d) { return -std::pow(d, -2 * b / (1 + b)); }
   // For small b all of the equation is of the order of b, and summed up so that it stays.
   static bool lacking(double b) { return b < 1.0 / 32; }
@@ -192,36 +198,75 @@ struct PNormEquation {
   }
 };
 
-// The same for y = u^r / sum u^r, r = 1 / b >= 1, any power.
+// The search for y = u^r / sum u^r, r = 1 / b >= 1, any power, in a row of n scores.
+template <class Of, class T>
+class PowerSearch {
+ public:
+  PowerSearch() = default;
+  PowerSearch(double b, int64_t n)
+      : n_(n),
+        b_(b),
+        equal_(Of::equal(b, static_cast<double>(n))),
+        enough_(4 * std::pow(static_cast<double>(kEps<T>), std::max(b, 0.5))) {}
+
+  T tau() const { return at_.tau; }
+  T rest() const { return at_.rest; }
+  T r() const { return static_cast<T>(1 / b_); }
+  bool lacking() const { return Of::lacking(b_); }
+
+  // To the next threshold; false if there were too many.
+  bool move() {
+    at_.move(steps_.now, -1, equal_);
+    return passes_++ < kMaxPasses;
+  }
+
+  // Looks at the sums there: whether the threshold is the last one.
+  bool arrives(const Sums& f) {
+    constexpr double kFar = 0.2;  // log F down to which the exponent k is estimated from the sums
+    const Equation e = Of::at(b_, f, at_);
+    const bool was_far = far_;
+    far_ = far_ && e.log_f > kFar;
+    steps_ = {steps_.now, phi(e.log_f, far_ ? e.inverse_k : e.inverse_norm) / e.slope};
+    sums_ = f;
+    // Dividing by the sum repairs what is left over, but for this share; and to first order what b magnifies.
+    const double share = e.inverse_norm * std::max(1.0, std::sqrt(static_cast<double>(kEps<T>)) * e.inverse_norm / b_);
+    stalls_ = steps_.template stall<T>(std::max(share, 1.0) * e.log_f, n_);
+    return stalls_ || (std::abs(steps_.now) <= b_ * enough_ * -at_.tau &&
+                       steps_.template leave_rounding<T>(share * e.log_f, !was_far));
+  }
+
+  // The last step, by which the threshold is not moved but the weights are, to first order.
+  T last() const { return static_cast<T>(steps_.now / b_); }
+  // Whether these weights, which sum to `total`, are the answer: not if scores left the support in the last step.
+  bool ends(double total) const { return stalls_ || stays_linear<T>(sums_.mid, total, last() * sums_.low, n_); }
+
+ private:
+  int64_t n_, passes_ = 0;
+  double b_, equal_, enough_;
+  RoundedThreshold<T> at_ = {-1, 0};
+  Steps steps_;
+  bool far_ = true, stalls_ = false;
+  Sums sums_;
+};
+
+// Writes the weights and returns their sum, NaN if it does not arrive.
 template <class Of, class T>
 double any_power_weights(const Kept<T>& kept, double b) {
-  constexpr double kFar = 0.2;  // log F down to which the exponent k is estimated from the sums
-  const double r = 1 / b, equal = Of::equal(b, static_cast<double>(kept.n));
-  const double enough = 4 * std::pow(static_cast<double>(kEps<T>), std::max(b, 0.5));
-  RoundedThreshold<T> at = {-1, 0};
-  Steps steps;
-  bool far = true;
-  for (int pass = 0; pass < kMaxPasses; ++pass) {
-    at.move(steps.now, -1, equal);
-    const Sums f = power_sums(kept, at, static_cast<T>(r), Of::lacking(b));
-    const Equation e = Of::at(b, f, at);
-    const bool was_far = far;
-    far = far && e.log_f > kFar;
-    steps = {steps.now, phi(e.log_f, far ? e.inverse_k : e.inverse_norm) / e.slope};
-    // Dividing by the sum repairs what is left over, but for this share; and to first order what b magnifies.
-    const double share = e.inverse_norm * std::max(1.0, std::sqrt(static_cast<double>(kEps<T>)) * e.inverse_norm / b);
-    const bool there =
-        r * std::abs(steps.now) <= enough * -at.tau && steps.leave_rounding<T>(share * e.log_f, !was_far);
-    const bool stalled = steps.stall<T>(std::max(share, 1.0) * e.log_f, kept.n);
-    if (!there && !stalled) continue;
-    // The last step, to first order in the power that was kept.
-    const T rest = static_cast<T>(r * steps.now);
+  PowerSearch<Of, T> search(b, kept.n);
+  const Mask<T> lacking = search.lacking() ? ~Mask<T>{} : Mask<T>{};
+  while (search.move()) {
+    const Vec<T> tau = all<T>(search.tau()), rest = all<T>(search.rest());
+    // The powers r - 1 are kept in place of the weights.
+    const auto [low, mid, high] = sums<T, 3>(kept.s, kept.n, [&](int64_t i, Vec<T> s, Vec<T>* part) {
+      store<T>(kept.y + i, power_terms<T>(s, tau, rest, search.r(), lacking, part));
+    });
+    if (!search.arrives({low, mid, high})) continue;
     const auto [total] = sums<T, 1>(kept.s, kept.n, [&](int64_t i, Vec<T> s, Vec<T>* part) {
-      Vec<T> u = positive<T>(at.below(s)), y = load(kept.y + i) * positive<T>(u - rest);
+      Vec<T> u = positive<T>((s - tau) - rest), y = load(kept.y + i) * positive<T>(u - search.last());
       store<T>(kept.y + i, y);
       part[0] += y;
     });
-    if (stalled || stays_linear<T>(f.mid, total, rest * f.low, kept.n)) return total;
+    if (search.ends(total)) return total;
   }
   return kNaN<double>;
 }

@@ -41,12 +41,14 @@ template <>
 struct Lanes<float> {
   typedef float Vector __attribute__((vector_size(SMOOTHMAX_VECTOR_BYTES)));
   typedef int32_t Mask __attribute__((vector_size(SMOOTHMAX_VECTOR_BYTES)));
+  typedef int8_t Bytes __attribute__((vector_size(SMOOTHMAX_VECTOR_BYTES / sizeof(float))));
   using Integer = int32_t;
 };
 template <>
 struct Lanes<double> {
   typedef double Vector __attribute__((vector_size(SMOOTHMAX_VECTOR_BYTES)));
   typedef int64_t Mask __attribute__((vector_size(SMOOTHMAX_VECTOR_BYTES)));
+  typedef int8_t Bytes __attribute__((vector_size(SMOOTHMAX_VECTOR_BYTES / sizeof(double))));
   using Integer = int64_t;
 };
 
@@ -194,7 +196,9 @@ struct Wide {
   static constexpr int64_t kParts = sizeof(double) / sizeof(T);
   Vec<double> part[kParts];
 };
+// As many floats, or integers of their width, as there are lanes of double.
 typedef float HalfVector __attribute__((vector_size(SMOOTHMAX_VECTOR_BYTES / 2)));
+typedef int32_t HalfIntegers __attribute__((vector_size(SMOOTHMAX_VECTOR_BYTES / 2)));
 
 template <class T>
 SMOOTHMAX_INLINE Wide<T> widened(Vec<T> v) {
@@ -217,6 +221,14 @@ SMOOTHMAX_INLINE Vec<T> narrowed(const Wide<T>& wide) {
     std::memcpy(&v, half, sizeof v);
     return v;
   }
+}
+// The lanes of a mask, for the parts of a Wide.
+template <class T>
+SMOOTHMAX_INLINE std::array<Mask<double>, Wide<T>::kParts> widened_mask(Mask<T> mask) {
+  const Wide<T> ones = widened<T>(mask ? all<T>(1) : Vec<T>{});
+  std::array<Mask<double>, Wide<T>::kParts> result;
+  for (int64_t k = 0; k < Wide<T>::kParts; ++k) result[k] = ones.part[k] != Vec<double>{};
+  return result;
 }
 // Rounded to T.
 template <class T>
@@ -273,6 +285,17 @@ SMOOTHMAX_INLINE uint32_t bits(Mask<T> m) {
   for (int64_t i = 0; i < kWidth<T>; ++i) result |= static_cast<uint32_t>(m[i] & 1) << i;
   return result;
 #endif
+}
+
+// A bit for each lane, where lanes are rows.
+using Bits = uint16_t;
+
+// The mask whose lanes are the bits.
+template <class T>
+SMOOTHMAX_INLINE Mask<T> lanes(Bits bits) {
+  Mask<T> own = {};
+  for (int64_t lane = 0; lane < kWidth<T>; ++lane) own[lane] = typename Lanes<T>::Integer{1} << lane;
+  return ((Mask<T>{} + bits) & own) != Mask<T>{};
 }
 
 // For each set of eight lanes, those lanes one after the other, a byte each.
