@@ -7,10 +7,12 @@ JAX keeps a compiled program for each function object that it has seen. A functi
 from __future__ import annotations
 
 import builtins
+import contextlib
 import dis
 import functools
+import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -45,6 +47,11 @@ class SameFunction:
     def constant(self) -> bool:
         """Whether nothing that it refers to can change, or be known in one trace alone."""
         return self._key[0] == "code"
+
+    @property
+    def traced(self) -> bool:
+        """Whether it refers to a value of a trace that is going on."""
+        return not self.constant and _holds_tracer(self.function)
 
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
@@ -96,7 +103,8 @@ def _key_of_function(function: Any, within: tuple[Any, ...]) -> Any:
         for name in _global_names(function.__code__)
     ]
     keyword = sorted((function.__kwdefaults__ or {}).items())
-    values = (*held, *named, *(function.__defaults__ or ()), *keyword)
+    attributes = sorted(vars(function).items())
+    values = (*held, *named, *(function.__defaults__ or ()), *keyword, *attributes)
     return function.__code__, tuple(_key_of_value(value, within) for value in values)
 
 
@@ -121,11 +129,41 @@ def _key_of_value(value: Any, within: tuple[Any, ...]) -> Any:
         return tuple, tuple(_key_of_value(item, within) for item in value)
     if isinstance(value, jax.Array) and not isinstance(value, Tracer):
         return _Is(value)
+    return _Is(value) if _of_a_library(value) else _key_of_function(value, within)
+
+
+def _of_a_library(value: Any) -> bool:
+    """Whether it is a module, a class or a function of a library, known there by its name: not an object made there."""
     home = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-    named = isinstance(value, (types.ModuleType, type)) or callable(value)
-    if named and isinstance(home, str) and home.partition(".")[0] in _LIBRARIES and not hasattr(value, "__self__"):
-        return _Is(value)
-    return _key_of_function(value, within)
+    if not isinstance(home, str) or home.partition(".")[0] not in _LIBRARIES:
+        return False
+    if isinstance(value, (types.ModuleType, type)):
+        return True
+    return callable(value) and getattr(sys.modules.get(home), getattr(value, "__name__", ""), None) is value
+
+
+def _held(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # of a cell that is empty
+            yield cell.cell_contents
+
+
+def _holds_tracer(value: Any, depth: int = 4) -> bool:
+    """Whether a value of a trace is in a function, or in what it refers to: containers and objects with fields."""
+    if isinstance(value, Tracer):
+        return True
+    if depth == 0 or type(value) in _PLAIN or _of_a_library(value):
+        return False
+    if isinstance(value, types.FunctionType):
+        inner = [*_held(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    elif isinstance(value, types.MethodType):
+        inner = [value.__func__, value.__self__]
+    elif isinstance(value, functools.partial):
+        inner = [value.func, *value.args, *value.keywords.values()]
+    else:
+        leaves = jax.tree.leaves(value)
+        inner = leaves if not any(leaf is value for leaf in leaves) else [*getattr(value, "__dict__", {}).values()]
+    return any(_holds_tracer(item, depth - 1) for item in inner)
 
 
 def bounded_jit(function: Callable[..., Any], most: int = MOST_PROGRAMS, **options: Any) -> Callable[..., Any]:
@@ -148,5 +186,23 @@ def bounded_jit(function: Callable[..., Any], most: int = MOST_PROGRAMS, **optio
     @functools.wraps(function)
     def call(first: Any, *args: Any, **kwargs: Any) -> Any:
         return programs(jax.tree.structure(first))(first, *args, **kwargs)
+
+    return call
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit` for a function of an operator, or of anything else with `functions`: those that the user wrote.
+
+    There is no end of such functions, so of their programs a bounded number is kept. One that refers to a value of a
+    trace that is going on is run within that trace: JAX cannot differentiate a program that closes over such a value.
+    """
+    program, of_functions = jax.jit(function, **options), bounded_jit(function, **options)
+
+    @functools.wraps(function)
+    def call(first: Any, *args: Any, **kwargs: Any) -> Any:
+        functions = first.functions
+        if any(f.traced for f in functions):
+            return function(first, *args, **kwargs)
+        return (of_functions if functions else program)(first, *args, **kwargs)
 
     return call

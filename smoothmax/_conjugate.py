@@ -19,7 +19,7 @@ import jax
 
 from . import _kernels, _rules
 from ._arrays import as_array, by_partitioner
-from ._cache import bounded_jit
+from ._cache import SameFunction, compiled
 from ._domains import Domain, Simplex
 from ._parameters import as_floats
 from ._problem import multiply_out
@@ -40,10 +40,8 @@ def _run_max(op: Operator, x: Any, where: Any, *, axis: Axis) -> jax.Array:
     return layout.values((_rules.max_forward if op.forward else _rules.max_)(problem, slices))
 
 
-# Compiled once for a shape, a dtype and a structure of the terms: the hyper-parameters are operands. A function of the
-# user's own is part of the structure, and there is no end of those: of their programs a bounded number is kept.
-_RUN = {run: jax.jit(run, static_argnames=("axis",)) for run in (_run_argmax, _run_max)}
-_RUN_FUNCTION = {run: bounded_jit(run, static_argnames=("axis",)) for run in (_run_argmax, _run_max)}
+# Compiled once for a shape, a dtype and a structure of the terms: the hyper-parameters are operands.
+_RUN = {run: compiled(run, static_argnames=("axis",)) for run in (_run_argmax, _run_max)}
 
 
 @functools.partial(
@@ -85,6 +83,11 @@ class Operator:
             self.over.check_base(self.omega)
             _kernels.check(self.implementation)
 
+    @property
+    def functions(self) -> tuple[SameFunction, ...]:
+        """The functions of the user's own in it, by which programs are told apart."""
+        return tuple(function for atom in self.omega.atoms() for function in atom.functions)
+
     def max(self, x: jax.typing.ArrayLike, axis: Axis = -1, *, where: jax.typing.ArrayLike | None = None) -> jax.Array:
         r"""The regularized max, $\max_{y \in D} \langle x, y \rangle - \Omega(y)$, for each slice.
 
@@ -124,9 +127,8 @@ class Operator:
         x = as_array(x)
         axes = normal_axes(axis, x.shape)  # raises where jit would, of a list, with a word of its own
         self.over.check_room(x.shape, axes)
-        of_a_function = any(atom.of_a_function for atom in self.omega.atoms())
-        compiled = functools.partial((_RUN_FUNCTION if of_a_function else _RUN)[run], axis=axis)
-        return by_partitioner(compiled, x, () if run is _run_argmax else axes)(as_floats(self), x, where)
+        program = functools.partial(_RUN[run], axis=axis)
+        return by_partitioner(program, x, () if run is _run_argmax else axes)(as_floats(_as_asked(self)), x, where)
 
 
 def check_expression(omega: Regularizer) -> None:
@@ -187,7 +189,7 @@ def conjugate(
             raise ValueError(
                 f"omega is an operator already, got {named} beside it: give them to the conjugate that made it"
             )
-        return omega
+        return _as_asked(omega)
     if over is not None and not isinstance(over, Domain):
         raise TypeError(f"over must be a domain such as smoothmax.Simplex(), got {over!r}: make one, or leave it out")
     return Operator(_regularizer(omega, params), over or Simplex(), implementation, _FORWARD.get())
@@ -235,6 +237,11 @@ def _forward() -> Iterator[None]:
         yield
     finally:
         _FORWARD.reset(token)
+
+
+def _as_asked(op: Operator) -> Operator:
+    """The operator, in forward mode where that is asked of all operators."""
+    return dataclasses.replace(op, forward=True) if _FORWARD.get() and not op.forward else op
 
 
 def forward_mode(f: Any) -> Any:

@@ -61,6 +61,11 @@ class Problem:
     domain: Domain
     implementation: str | None = dataclasses.field(metadata={"static": True})
 
+    @property
+    def functions(self) -> tuple[Any, ...]:
+        """Those of the user's own, by which programs are told apart."""
+        return self.base.functions
+
     def solve(self, x: jax.Array) -> tuple[jax.Array, Found]:
         """The weights for scores with -inf at deleted positions, and what was found."""
         found = []
@@ -117,14 +122,21 @@ class Problem:
 
     # The product with J, in reverse mode and, its transpose, in forward mode.
 
-    def pull(self, y: jax.Array, found: Found, v: jax.Array) -> jax.Array:
-        """J v for reverse mode. At a deleted position it holds the mean of the segment around it: see `active`."""
+    def pull(self, y: jax.Array, found: Found, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """J v for reverse mode: as it moves scores, and as it moves hyper-parameters of the regularizer, which leave
+        all ties. At a deleted position it holds the mean of the segment around it: see `active`."""
         product = self.domain.product(self.base, y, found.domain, v, self.gamma, self.implementation)
-        return self._averaged(found, y, product)
+        moves = self._averaged(found, y, product)
+        return moves, self._averaged(self._tied(found, y), y, product) if self.penalties else moves
 
-    def push(self, y: jax.Array, found: Found, v: jax.Array) -> jax.Array:
-        """J v for forward mode, by plain JAX: v is a tangent, and a program that JAX transposes holds no kernels."""
-        return self.domain.product(self.base, y, found.domain, self.gather(y, found, v), self.gamma, "xla")
+    def push(self, y: jax.Array, found: Found, x_dot: jax.Array, g_dot: jax.Array) -> jax.Array:
+        """J (x_dot - g_dot) for forward mode, by plain JAX: these are tangents, and a program that JAX transposes holds
+        no kernels."""
+        if self.penalties:
+            v = self.gather(y, found, self.active(y, found, x_dot)) - self.gather(y, self._tied(found, y), g_dot)
+        else:
+            v = x_dot - g_dot
+        return self.domain.product(self.base, y, found.domain, v, self.gamma, "xla")
 
     def active(self, y: jax.Array, found: Found, v: jax.Array) -> jax.Array:
         """`v` at the positions that take part, 0 elsewhere. Without penalties a product is 0 there by itself."""
@@ -149,6 +161,12 @@ class Problem:
         pairs = zip(self.penalties, found.penalties, strict=True)
         g = [_kind(terms).subgradient(terms, ties, y) for terms, ties in pairs]
         return sum(g[1:], start=g[0])
+
+    def _tied(self, found: Found, y: jax.Array) -> Found:
+        """What was found, with all equal coordinates tied that a hyper-parameter cannot move apart."""
+        active = self.domain.active(y, found.domain)
+        pairs = zip(self.penalties, found.penalties, strict=True)
+        return found._replace(penalties=tuple(_kind(terms).tied(terms, ties, y, active) for terms, ties in pairs))
 
     def _averaged(self, found: Found, y: jax.Array, v: jax.Array) -> jax.Array:
         """Averages over what was tied, the last kind first. A step of a chain may fall beside a deleted position, and

@@ -26,21 +26,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._cache import bounded_jit
+from ._cache import compiled
 from ._problem import Found, Problem
 
-_solve_traced = jax.jit(Problem.solve)
-_solve_function_traced = bounded_jit(Problem.solve)
+_solve_traced = compiled(Problem.solve)
 
 
 def _solve(problem: Problem, x: jax.Array) -> tuple[jax.Array, Found]:
     """Traced once for the weights, the value and all their rules, which takes half of the time to trace them;
     but for a function of the user's own that refers to what may change, or be known in one trace alone."""
-    if not problem.base.constant:
+    if not all(function.constant for function in problem.functions):
         return problem.solve(x)
     # JAX traces a rule with an empty mesh where there was none before, and takes that for another context.
     with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
-        return (_solve_function_traced if problem.base.of_a_function else _solve_traced)(problem, x)
+        return _solve_traced(problem, x)
 
 
 # --- Reverse mode: the definition --------------------------------------------------------------------------
@@ -64,9 +63,9 @@ def _argmax_fwd(problem: Problem, x: jax.Array) -> Any:
 
 def _argmax_bwd(residuals: Any, cotangents: Any) -> Any:
     problem, y, found = residuals
-    product = problem.pull(y, found, cotangents[0])
+    product, of_theta = problem.pull(y, found, cotangents[0])
     _, theta_vjp = jax.vjp(lambda p: p.gradient(y, found), problem)
-    [bar] = theta_vjp(-product)
+    [bar] = theta_vjp(-of_theta)
     bar = dataclasses.replace(bar, domain=problem.pull_domain(y, found, cotangents[0]))
     return bar, problem.active(y, found, product)
 
@@ -120,7 +119,7 @@ def _argmax_jvp(primals: Any, tangents: Any) -> Any:
     def push(problem: Problem, y: jax.Array, found: Found, problem_dot: Problem, x_dot: jax.Array) -> jax.Array:
         _, g_dot = jax.jvp(lambda p: p.gradient(y, found), (problem,), (problem_dot,))
         moved = problem.push_domain(y, found, problem_dot.domain)
-        return problem.push(y, found, problem.active(y, found, x_dot) - g_dot) + moved
+        return problem.push(y, found, x_dot, g_dot) + moved
 
     y_dot = _linear(push)(primals[0], y, found, *tangents)
     integers = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), found)

@@ -26,7 +26,7 @@ ALLOWED = {
     "_operators": {"_conjugate", "_parameters", "_regularizers", "_slices"},
     "_values": {"_conjugate", "_parameters", "_regularizers", "_slices"},
     "_selections": {"_arrays", "_conjugate", "_parameters", "_regularizers", "_domains", "_slices"},
-    "_losses": {"_arrays", "_conjugate", "_domains", "_parameters", "_regularizers", "_slices"},
+    "_losses": {"_arrays", "_cache", "_conjugate", "_domains", "_parameters", "_regularizers", "_slices"},
     "_scaling": {"_parameters", "_slices"},
     "_attention": {
         *("_arrays", "_conjugate", "_domains", "_kernels", "_operators", "_parameters", "_regularizers", "_scaling"),

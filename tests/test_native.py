@@ -13,6 +13,7 @@ import pytest
 from cases import reference
 from cases.tolerances import OBJECTIVE, PROMISE
 
+import smoothmax as sm
 from smoothmax import __main__ as main
 from smoothmax import _kernels
 from smoothmax._kernels import native
@@ -305,6 +306,34 @@ def test_bad_hyper_parameters(dtype):
         np.testing.assert_array_equal(np.isnan(y).any(-1), [False, True, False], err_msg=str(i))
     np.testing.assert_array_equal(call["capped"](x, one, 2 * one, 0 * one, one), 0)
     np.testing.assert_array_equal(call["capped"](x, one, 2 * one, 9 * one, one), 1)
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ["threshold", "p_norm", "capped"])
+def test_strengths_at_the_ends_of_their_range(dtype, name):
+    """Scores and gamma times the same number: 1 / gamma or alpha / gamma is no float of full precision."""
+    limits = np.finfo(dtype)
+    for d in (9, 130, 300):
+        x = np.round(16 * scores(d, d, dtype, 0.5)) / 16  # no difference becomes subnormal
+        for alpha in (1.0, 1.2, 1.5, 2.0, 3.0, 100.0):
+            if not 1 < alpha <= 2 and name == "p_norm":
+                continue
+            run = lambda x, gamma: np.asarray(
+                call[name](x, dtype(gamma), dtype(alpha), *((dtype(2), dtype(1)) if name == "capped" else ()))
+            )
+            expected = run(x, 1)
+            for by in (limits.max / 8, limits.tiny / limits.eps if name == "capped" else limits.tiny * 16):
+                got = run(x * dtype(by), by)
+                np.testing.assert_allclose(got, expected, atol=PROMISE[dtype], rtol=0, err_msg=f"{d} {alpha} {by}")
+        one_hot = np.asarray(call["threshold"](x, dtype(limits.tiny * 16), dtype(100)))
+        top = x == x.max(-1, keepdims=True)
+        np.testing.assert_allclose(one_hot, top / top.sum(-1, keepdims=True), atol=PROMISE[dtype], rtol=0)
+
+
+def test_p_norm_product_where_its_strength_overflows():
+    x = np.float32([1, 0.5, -0.2])
+    gradient = jax.grad(lambda x: sm.pnormmax(x, p=1.0000002, gamma=1e-34, implementation="native")[0])
+    np.testing.assert_array_equal(gradient(x), 0)
 
 
 # Threads, transforms, devices.

@@ -210,6 +210,19 @@ def test_forward_mode_keeps_axis_mask_and_guarantees():
     np.testing.assert_allclose(tangent, [1, 1, 1, 0], rtol=0, atol=SOLVED)
 
 
+def test_forward_mode_reaches_operators_that_were_made_before():
+    x, op = slices(1)[0], sm.conjugate(sm.SquaredL2())
+    expected = jax.jacrev(sm.sparsemax)(x)
+    functions = {
+        "max": jax.grad(sm.forward_mode(op.max)),
+        "argmax": sm.forward_mode(lambda x: op(x)),
+        "scaled": sm.forward_mode(sm.length_scaled(op)),
+        "loss": jax.grad(sm.forward_mode(lambda x: sm.fenchel_young_loss_with_integer_labels(x, 0, op))),
+    }
+    for name, function in functions.items():
+        np.testing.assert_allclose(jax.jacfwd(function)(x), expected, rtol=0, atol=SUMS, err_msg=name)
+
+
 def test_without_forward_mode_jax_says_no():
     """`jax.custom_vjp` is the definition: forward mode needs the wrapper, and JAX's error says custom_vjp."""
     with pytest.raises(TypeError, match="custom_vjp"):

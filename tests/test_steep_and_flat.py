@@ -6,6 +6,7 @@ sum y^k:                       y = ((x - tau)+ / k)^(1/(k-1)),  tau from sum y =
 
 import copy
 import gc
+import math
 import pickle
 
 import jax
@@ -195,6 +196,62 @@ def test_a_number_that_changes_before_the_first_call_is_seen():
         for rates in ([1.0, 4.0], [1.0], [4.0, 1.0]):
             for op in build(rates):
                 np.testing.assert_allclose(run(op), sm.sparsemax(X[0], gamma=rates[-1]), rtol=0, atol=SOLVED)
+
+
+def test_an_object_that_changes_is_seen():
+    """What a library made of a user's values is not the library's: it may change as they do."""
+
+    class Rate:
+        rate = 1.0
+
+        def __call__(self, z, axis=-1, where=None):
+            return self.rate * z
+
+    held, named, called = [1.0], half_square, Rate()
+    named.rate = 1.0
+    partial, scaled = jax.tree_util.Partial(lambda held, t: held[0] * t**2 / 2, held), sm.length_scaled(called)
+    functions = (
+        lambda: sm.separable(lambda t: partial(t)),
+        lambda: sm.separable(lambda t: named.rate * named(t)),
+        lambda: sm.conjugate(lambda y: jnp.sum(scaled(y) * y) / 2).omega,
+    )
+    for rate in (1.0, 4.0):
+        held[0] = named.rate = called.rate = rate
+        for make in functions:
+            np.testing.assert_allclose(sm.conjugate(make())(X[0]), sm.sparsemax(X[0], gamma=rate), rtol=0, atol=SOLVED)
+    del named.rate
+
+
+def test_what_libraries_offer_cannot_change():
+    function = SameFunction(lambda y: jnp.sum(jax.nn.relu(y) * np.exp(1.0) + math.sqrt(2) * sm.sparsemax(y)))
+    assert function.constant and not function.traced
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda w: sm.conjugate(lambda y: jnp.sum(w * y**2) / 2),
+        lambda w: sm.conjugate(sm.separable(lambda t: w * t**2 / 2)),
+    ],
+    ids=["fun", "separable"],
+)
+def test_a_function_may_refer_to_values_of_a_trace(make):
+    """They are constants: scores have their gradient, in every order of tracing and differentiating."""
+    f = lambda z, w: jnp.sum(make(w).max(z) + make(w)(z)[0] ** 2)
+    closed = lambda z, w: jnp.sum(sm.conjugate(w * sm.SquaredL2()).max(z) + sm.sparsemax(z, gamma=w)[0] ** 2)
+    expected = np.stack([jax.grad(closed)(X[0], w) for w in (1.0, 2.0)])
+    ways = {
+        "jit": lambda w: jax.jit(jax.grad(f))(X[0], w),
+        "vmap": lambda w: jax.vmap(jax.grad(f), (None, 0))(X[0], jnp.asarray([w]))[0],
+        "checkpoint": lambda w: jax.jit(lambda z, w: jax.grad(jax.checkpoint(lambda z: f(z, w)))(z))(X[0], w),
+        "forward": lambda w: jax.jit(jax.jacfwd(sm.forward_mode(f)))(X[0], w),
+    }
+    for name, way in ways.items():
+        got = np.stack([way(w) for w in (1.0, 2.0)])
+        np.testing.assert_allclose(got, expected, rtol=0, atol=SOLVED, err_msg=name)
+    loss = lambda z, w: sm.fenchel_young_loss_with_integer_labels(z, 0, make(w))
+    got = jax.jit(jax.grad(loss))(X[0], 2.0)
+    np.testing.assert_allclose(got, sm.sparsemax(X[0], gamma=2.0) - np.eye(len(X[0]))[0], rtol=0, atol=SOLVED)
 
 
 def half_square(t):

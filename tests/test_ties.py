@@ -1,9 +1,14 @@
 """Ties are fair: equal scores get equal weights, and the Jacobian is symmetric there too."""
 
 import cases
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from cases import B, D
 from cases.tolerances import FUNCTION64, PULLED, ULPS
+
+import smoothmax as sm
 
 
 def tied_scores(seed=40):
@@ -71,3 +76,33 @@ def test_fused_and_grouped_positions_have_exactly_equal_weights(case):
     assert tied[:, ~np.eye(D, dtype=bool)].any()
     gap = np.abs(got[:, :, None] - got[:, None, :])
     assert gap[tied].max() == 0
+
+
+@pytest.mark.parametrize("implementation", ["xla", None])
+@pytest.mark.parametrize(
+    ("penalty", "over"),
+    [
+        (lambda lam: lam * sm.TotalVariation(), sm.Simplex()),
+        (lambda lam: sm.TotalVariation(lam * jnp.ones(D - 1)), sm.Simplex()),
+        (lambda lam: lam * sm.Oscar(), sm.Simplex()),
+        (lambda lam: sm.OWL(jnp.where(jnp.arange(D) < 2, lam, 0.0)), sm.Simplex()),
+        (lambda lam: lam * sm.TotalVariation(), sm.Box()),
+    ],
+    ids=["tv", "edges", "oscar", "owl", "tv/box"],
+)
+def test_strengths_that_grow_from_zero_part_no_ties(penalty, over, implementation):
+    """At 0, equal scores move apart with the scores, not with the strength: its derivative is that from above."""
+    rng = np.random.default_rng(44)
+    x = np.repeat(np.linspace(0.05, 0.2, 3), [2, 4, D - 6])[None] + np.zeros((3, 1))
+    x[1], x[2] = 0.1, rng.permutation(x[2])
+    c = rng.normal(size=x.shape)
+
+    def f(lam, mode=lambda op: op):
+        op = sm.conjugate(sm.SquaredL2() + penalty(lam), over, implementation=implementation)
+        return jnp.sum(c * mode(op)(x), axis=-1)
+
+    step = 1e-5  # weights are linear in the strength as long as no ties come or go
+    expected = (np.asarray(f(step)) - np.asarray(f(0.0))) / step
+    assert np.any(np.abs(expected) > 0.01)
+    np.testing.assert_allclose(jax.jacrev(f)(0.0), expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(jax.jacfwd(lambda lam: f(lam, sm.forward_mode))(0.0), expected, rtol=0, atol=1e-9)

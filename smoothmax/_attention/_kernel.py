@@ -167,7 +167,7 @@ def _operator_of(mapping: Mapping) -> Operator | None:
     while isinstance(mapping, partial) and not mapping.args:
         given, mapping = {**mapping.keywords, **given}, mapping.func
     if isinstance(mapping, Operator):
-        return None if given else mapping
+        return None if given else conjugate(mapping)
     implementation = given.pop("implementation", None)
     for named, takes, expression in _EXPRESSIONS:
         if mapping is named and given.keys() <= takes:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._parameters import Parameter, Range, known, parameter, placed, tree_class
-from .._regularizers import Base, Regularizer
+from .._regularizers import Base, Entropy, Regularizer
 from ._domain import Domain, refuse_base, refuse_unequal
 
 BOUND = Range(lambda v: v == v, "a number")
@@ -34,7 +34,8 @@ class Box(Domain):
       upper: upper bounds, not below `lower`. Bounds that differ by position exclude penalties.
 
     Raises:
-      ValueError: a lower bound is above the upper one (when known; NaN when traced).
+      ValueError: a lower bound is above the upper one, or the base has no weights between them, such as negative ones
+        of an entropy (when known; NaN when traced).
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -63,6 +64,15 @@ class Box(Domain):
 
     def check_base(self, omega: Regularizer) -> None:
         refuse_base(self, omega)
+        [entropy] = [atom for atom in omega.atoms() if isinstance(atom, Entropy)]
+        least, most = entropy.weights_between
+        for name, bound, wrong in (("upper", self.upper, np.less), ("lower", self.lower, np.greater)):
+            limit = least if name == "upper" else most
+            if known(bound) and np.any(wrong(np.asarray(bound), limit)):
+                raise ValueError(
+                    f"{name}={bound} leaves no weight between {least} and {most}, as {entropy!r} needs them: choose "
+                    "another bound, or use SquaredL2, which allows all weights"
+                )
 
     def check_placed(self, has_penalties: bool) -> None:
         if has_penalties:
@@ -74,7 +84,9 @@ class Box(Domain):
     ) -> tuple[jax.Array, Allowed]:
         allowed = x != -jnp.inf
         y = self._entropy(base).solve_box(jnp.where(allowed, x, 0) / gamma, placed(self.lower), placed(self.upper))
-        bad = jnp.any(jnp.isnan(x) | (x == jnp.inf), axis=-1, keepdims=True) | ~(self.lower <= self.upper)
+        least, most = self._entropy(base).weights_between
+        none = ~(self.lower <= self.upper) | (self.upper < least) | (self.lower > most)
+        bad = jnp.any(jnp.isnan(x) | (x == jnp.inf) | (allowed & none), axis=-1, keepdims=True)
         return jnp.where(allowed, jnp.where(bad, jnp.nan, y), 0), Allowed(allowed)
 
     def active(self, y: jax.Array, found: Allowed) -> jax.Array:
@@ -88,4 +100,5 @@ class Box(Domain):
 
     def respond(self, base: Base, y: jax.Array, found: Allowed) -> jax.Array:
         at_bound = jnp.where(y == self.lower, self.lower, jnp.where(y == self.upper, self.upper, y))
-        return jnp.where(found.positions, at_bound, y)
+        spoiled = jnp.where(y == y, 0, y) * (self.lower + self.upper)  # so that the bounds' derivatives are NaN too
+        return jnp.where(found.positions, at_bound, y) + spoiled

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from .._arrays import as_array, eps
+from .._cache import compiled
 from .._conjugate import Operator, conjugate
 from .._parameters import as_floats, index
 from .._regularizers import Base, Regularizer
@@ -166,7 +167,7 @@ def operator_for_labels(omega: Omega) -> Operator:
 # --- The two forms: any target, and a vertex -----------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnames="axes")
+@partial(compiled, static_argnames="axes")
 def _against_targets(
     op: Operator, logits: jax.Array, targets: jax.Array, where: Any, *, axes: tuple[int, ...]
 ) -> jax.Array:
@@ -186,7 +187,7 @@ def _against_targets(
     return _loss(value, definition, jnp.any(allowed, axes)).astype(dtype)
 
 
-@partial(jax.jit, static_argnames="axis")
+@partial(compiled, static_argnames="axis")
 def against_labels(op: Operator, logits: jax.Array, labels: jax.Array, where: Any, *, axis: int) -> jax.Array:
     """The loss against one-hot targets, which are never made: the compiler compares each position with the label.
 

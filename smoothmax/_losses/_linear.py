@@ -18,6 +18,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .._arrays import compute_dtype, varying_like
+from .._cache import compiled
 from .._conjugate import Operator
 from .._parameters import Spec, index
 from .._slices import mask
@@ -193,7 +194,7 @@ class _Tokens(NamedTuple):
     counts: jax.Array  # (...), False for what fills up the last chunk and for tokens that are masked as a whole
 
 
-@partial(jax.jit, static_argnames="chunks")
+@partial(compiled, static_argnames="chunks")
 def _in_chunks(
     op: Operator,
     hidden: jax.Array,

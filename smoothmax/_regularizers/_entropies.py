@@ -8,6 +8,7 @@ negative power sees it, so that no 0 * inf arises in any order of differentiatio
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -88,6 +89,7 @@ class SquaredL2(Entropy):
     """
 
     kernel_alpha = 2.0
+    weights_between = (-math.inf, math.inf)
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         return total(y * y) / 2
@@ -183,6 +185,7 @@ class FermiDirac(Entropy):
     """
 
     kernel_alpha = 0.0  # the number by which kernels know it
+    weights_between = (0.0, 1.0)
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         return total(y * jnp.log(on_support(y)) + (1 - y) * jnp.log1p(-jnp.where(y < 1, y, 0)))
@@ -244,6 +247,7 @@ def _deformed_log(y: jax.Array, alpha: jax.Array) -> jax.Array:
 
 def _deformed_exp(u: jax.Array, alpha: jax.Array) -> jax.Array:
     """The inverse of `_deformed_log`, (1 + (alpha - 1) u)^(1 / (alpha - 1)), exp(u) at alpha = 1; 0 below its range."""
+    u = jnp.minimum(u, float(jnp.finfo(u.dtype).max) / jnp.maximum(alpha, 2))  # so that t is a number
     t = (alpha - 1) * u
     inside = ~(t <= -1)  # NaN goes through
     t, u = jnp.where(inside, t, 0), jnp.where(inside, u, 0)

@@ -39,7 +39,6 @@ class Function(Base):
     fun: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
     params: Any = None
 
-    of_a_function = True
     composes = False
     counts_zeros = True
 
@@ -47,8 +46,8 @@ class Function(Base):
         object.__setattr__(self, "fun", _comparable("fun", self.fun))
 
     @property
-    def constant(self) -> bool:
-        return isinstance(self.fun, SameFunction) and self.fun.constant
+    def functions(self) -> tuple[SameFunction, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return (self.fun,)  # pyright: ignore[reportReturnType]
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         some = jnp.any(allowed, axis=-1, keepdims=True)
@@ -100,15 +99,14 @@ class Separable(Entropy):
     phi: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
     params: Any = None
 
-    of_a_function = True
     counts_zeros = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "phi", _comparable("phi", self.phi))
 
     @property
-    def constant(self) -> bool:
-        return isinstance(self.phi, SameFunction) and self.phi.constant
+    def functions(self) -> tuple[SameFunction, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return (self.phi,)  # pyright: ignore[reportReturnType]
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         values = _over_batch(self._of_one(y), y.ndim)(jnp.where(allowed, _off_ends(y), 0.5))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from .._arrays import total
 from .._parameters import Parameter, Range, parameter, tree_class
-from .._solvers import chain_prox, group_mean, put_back, ranked, segment_mean, sorted_prox, variation
+from .._solvers import chain_prox, group_mean, put_back, ranked, segment_mean, sorted_prox, take, variation
 from ._regularizer import Penalty, Terms
 
 # Weights along the slice make one problem: one bad weight spoils all of them.
@@ -59,6 +59,12 @@ class ChainPenalty(Penalty):
         slope = _border_weights(terms) * found[..., :-1].astype(y.dtype)
         none = jnp.zeros_like(y[..., :1])
         return jnp.concatenate([none, slope], axis=-1) - jnp.concatenate([slope, none], axis=-1)
+
+    @classmethod
+    def tied(cls, terms: Terms, found: jax.Array, y: jax.Array, active: jax.Array) -> jax.Array:
+        equal = (y[..., 1:] == y[..., :-1]) & active[..., 1:] & active[..., :-1]
+        inner = jnp.where(equal & (_border_weights(terms) == 0), 0, found[..., :-1])
+        return jnp.concatenate([inner, found[..., -1:]], axis=-1)
 
     @classmethod
     def average(cls, found: jax.Array, active: jax.Array, v: jax.Array, implementation: str | None) -> jax.Array:
@@ -146,6 +152,14 @@ class RankPenalty(Penalty):
     @classmethod
     def subgradient(cls, terms: Terms, found: Groups, y: jax.Array) -> jax.Array:
         return put_back(jnp.broadcast_to(_rank_weights(terms, found.kept, y), y.shape), found.order)
+
+    @classmethod
+    def tied(cls, terms: Terms, found: Groups, y: jax.Array, active: jax.Array) -> Groups:
+        weights = jnp.broadcast_to(_rank_weights(terms, found.kept, y), y.shape)
+        values = take(jnp.where(active, y, jnp.nan), found.order)
+        equal = (values[..., 1:] == values[..., :-1]) & (weights[..., 1:] == weights[..., :-1])
+        inner = jnp.where(equal, 0, found.ties[..., :-1])
+        return found._replace(ties=jnp.concatenate([inner, found.ties[..., -1:]], axis=-1))
 
     @classmethod
     def average(cls, found: Groups, active: jax.Array, v: jax.Array, implementation: str | None) -> jax.Array:

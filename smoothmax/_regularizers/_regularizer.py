@@ -10,12 +10,14 @@ the user knows; `Regularizer.terms` multiplies them out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from .._cache import SameFunction
 from .._parameters import (
     NON_NEGATIVE,
     NUMERIC,
@@ -51,8 +53,8 @@ class Regularizer(Parametrized):
       Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
 
-    of_a_function: ClassVar[bool] = False
-    """Whether it holds a function of the user's own, of which there is no end."""
+    functions: ClassVar[tuple[SameFunction, ...]] = ()
+    """The functions of the user's own that it holds."""
 
     def __call__(
         self, y: jax.typing.ArrayLike, axis: Axis = -1, *, where: jax.typing.ArrayLike | None = None
@@ -105,9 +107,6 @@ class Base(Regularizer):
     counts_zeros: ClassVar[bool] = False
     """Whether `value` depends on which of the positions of weight 0 are allowed, as where phi(0) is not 0."""
 
-    constant = True
-    """Whether nothing that a function of the user's own in it refers to can change, or be known in one trace alone."""
-
     def solve(self, x: jax.Array, gamma: jax.Array, implementation: str | None) -> jax.Array:
         """The weights over the simplex at strength `gamma`, for scores `x` with -inf at deleted positions."""
         raise NotImplementedError
@@ -136,6 +135,9 @@ class Entropy(Base):
 
     kernel_alpha: Any = None
     """The alpha under which the kernels for capped thresholds know this entropy, or None if they do not."""
+
+    weights_between: ClassVar[tuple[float, float]] = (0.0, math.inf)
+    """Where phi is finite."""
 
     def inverse(self, u: jax.Array) -> jax.Array:
         """psi(u), the point whose slope is `u`, position by position; 0 below the slope at 0."""
@@ -207,6 +209,14 @@ class Penalty(Regularizer):
     def subgradient(cls, terms: Terms, found: Any, y: jax.Array) -> jax.Array:
         """A subgradient of R at `y`, given the order and the ties that were found; linear in the strengths."""
         raise NotImplementedError
+
+    @classmethod
+    def tied(cls, terms: Terms, found: Any, y: jax.Array, active: jax.Array) -> Any:
+        """What was found, with those ties too that no strength holds and the least would: equal active coordinates.
+
+        Scores move them apart, a strength that grows from 0 does not.
+        """
+        return found
 
     @classmethod
     def average(cls, found: Any, active: jax.Array, v: jax.Array, implementation: str | None) -> jax.Array:

@@ -208,9 +208,10 @@ void capped_row(Scores<T>& scores, const T* x, T top, T gamma, double total, dou
   scores.centre(x, top, gamma);
   start -= psi.one();
   Root root = find_root(scores, psi, total, start, std::max(1.0, std::abs(start) / 8), kRough);
-  // So far from the top that its rounding is no centre: a score is one.
-  const bool far = kEps<T> * std::abs(root.tau) > kRough;
-  scores.centre(x, far ? nearest(scores, x, root.tau) : static_cast<T>(top + gamma * root.tau), gamma);
+  // So far from the top that its rounding is no centre, or that it is no number: a score is one.
+  const T centre = static_cast<T>(top + gamma * root.tau);
+  const bool far = kEps<T> * std::abs(root.tau) > kRough || !std::isfinite(centre);
+  scores.centre(x, far ? nearest(scores, x, root.tau) : centre, gamma);
   root = find_root(scores, psi, total, 0, far ? 1 : kRough, 0);
   write_weights(scores, psi, root, total, y);
 }

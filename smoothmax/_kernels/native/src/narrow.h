@@ -42,7 +42,7 @@ class WholePower {
  public:
   static constexpr int64_t kWidest = 256;  // the scores of the rows stay in the nearest cache
   static constexpr bool kInProportion = false;
-  static T scale(T gamma, T) { return T(1) / R / gamma; }
+  static double scale(T) { return 1.0 / R; }  // of the scores, over gamma
   const Wide<T>& total() const { return total_; }
 
   void begin(const Block<T>& block, Mask<T> solvable, const T*) {
@@ -152,7 +152,7 @@ class AnyPower {
  public:
   static constexpr int64_t kWidest = 128;  // powers take long, and are taken here of scores without weight too
   static constexpr bool kInProportion = Of::kInProportion;
-  static T scale(T gamma, T alpha) { return Of::scale(gamma, alpha - 1); }
+  static double scale(T alpha) { return Of::scale(alpha - 1); }
   const Wide<T>& total() const { return total_; }
 
   void begin(const Block<T>& block, Mask<T> solvable, const T* alpha) {
@@ -252,7 +252,8 @@ class Narrow {
 
   // The scores less the largest of their row, and scaled.
   void take() {
-    Vec<T> top = all<T>(-kInf<T>), scale;
+    Vec<T> top = all<T>(-kInf<T>);
+    Scaling<Vec<T>> scale;
     Mask<T> usable = ~Mask<T>{};
     const auto from = [this](int64_t lane, int64_t i) {
       return load_within(problem_.x + row_[lane] * block_.d, i, block_.d, -kInf<T>);
@@ -266,11 +267,14 @@ class Narrow {
     for (int64_t lane = 0; lane < kWidth<T>; ++lane) {
       const T gamma = problem_.gamma[row_[lane]];
       alpha[lane] = problem_.alpha[row_[lane]];
-      scale[lane] = gamma > 0 && gamma < kInf<T> ? Search::scale(gamma, alpha[lane]) : kNaN<T>;
+      const bool good = gamma > 0 && gamma < kInf<T>;
+      const Scaling<T> of_row = over_gamma<T>(Search::scale(alpha[lane]), good ? gamma : kNaN<T>);
+      scale.first[lane] = of_row.first;
+      scale.second[lane] = of_row.second;
     }
     // Far below the threshold they are numbers still.
-    for (int64_t i = 0; i < block_.d; ++i) store(z_ + i * kWidth<T>, greater((block_.z(i) - top) * scale, all<T>(-4)));
-    broken_ = ~usable | (scale != scale);
+    for (int64_t i = 0; i < block_.d; ++i) store(z_ + i * kWidth<T>, greater(scale(block_.z(i) - top), all<T>(-4)));
+    broken_ = ~usable | (scale.second != scale.second);
     empty_ = top == all<T>(-kInf<T>);
     search_.begin(block_, ~(broken_ | empty_), alpha);
   }

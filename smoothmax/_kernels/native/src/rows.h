@@ -49,20 +49,39 @@ SMOOTHMAX_INLINE void fill(T* out, int64_t d, T value) {
   for (int64_t i = 0; i < d; ++i) out[i] = value;
 }
 
+// Scores times b / gamma. Where a float of 32 bits might not hold that number, or not the inverse of gamma, they are
+// brought to a middle size first: so very low ones may become -inf, and very near ones 0.
+template <class V>
+struct Scaling {
+  V first, second;
+
+  template <class X>
+  SMOOTHMAX_INLINE X operator()(X v) const {
+    return v * first * second;
+  }
+};
+
+template <class T>
+Scaling<T> over_gamma(double b, T gamma) {
+  const T large = std::sqrt(std::numeric_limits<T>::max());
+  const T first = gamma > large ? 1 / large : gamma < 1 / large ? large : T{1};
+  return {first, static_cast<T>(b / (static_cast<double>(gamma) * first))};
+}
+
 // The scores that may get weight, and where they were: the search for a threshold need not look at the others.
 template <class T>
 struct Kept {
-  T* s;         // (x - top) * scale, a whole number of vectors: those beyond n are so low that they get no weight
+  T* s;         // (x - top) * b / gamma, a whole number of vectors: those beyond n are so low that they get no weight
   int32_t* at;  // their positions in the row
   T* y;         // their weights, as they are found
   int64_t n;
 };
 
 template <class T>
-SMOOTHMAX_INLINE Kept<T> keep_above(T lowest, const T* x, int64_t d, T top, T scale, T* s, int32_t* at, T* y) {
+SMOOTHMAX_INLINE Kept<T> keep_above(T lowest, const T* x, int64_t d, T top, Scaling<T> scale, T* s, int32_t* at, T* y) {
   int64_t n = 0;
   each(x, d, -kInf<T>, [&](int64_t i, Vec<T> v) {
-    v = (v - top) * scale;
+    v = scale(v - top);
     uint32_t hit = bits<T>(v > all<T>(lowest));
     if (hit == 0) return;
     n += pack<T>(hit, v, static_cast<int32_t>(i), s + n, at + n);

@@ -10,9 +10,9 @@ namespace smoothmax::SMOOTHMAX_TARGET {
 // The weights of a row without NaN or +inf, whose largest score is `top`.
 template <class T>
 void softmax_row(const T* x, int64_t d, T top, T gamma, T* y) {
-  const T scale = static_cast<T>(kLog2E / gamma);
+  const Scaling<T> scale = over_gamma(kLog2E, gamma);
   const auto [total] = sums<T, 1>(x, d, -kInf<T>, [&](int64_t i, Vec<T> v, Vec<T>* part) {
-    v = exp2<T>((v - top) * scale);
+    v = exp2<T>(scale(v - top));
     store_within<T>(y, i, d, v);
     part[0] += v;
   });
@@ -55,7 +55,7 @@ void threshold(const Threshold<T>& problem, int64_t begin, int64_t end) {
       softmax_row(x, d, seen.top, gamma, y);
       continue;
     }
-    const Kept<T> kept = keep_above<T>(-1, x, d, seen.top, b / gamma, s, at, w);
+    const Kept<T> kept = keep_above<T>(-1, x, d, seen.top, over_gamma<T>(b, gamma), s, at, w);
     const double total = b == 1        ? whole_power_weights<1, false>(kept)
                          : b == T(0.5) ? whole_power_weights<2, false>(kept)
                          : b < 1       ? any_power_weights<TsallisEquation>(kept, b)
@@ -81,7 +81,7 @@ void p_norm(const Threshold<T>& problem, int64_t begin, int64_t end) {
     if (b == 1 ? first_powers.takes(row) : b > 0 && b < 1 && b != T(0.5) && powers.takes(row)) continue;
     const Seen<T> seen = look(x, d);
     if (nothing_to_solve(seen, gamma > 0 && gamma < kInf<T> && b > 0 && b <= 1, y, d)) continue;
-    const Kept<T> kept = keep_above<T>(-1, x, d, seen.top, 1 / gamma, s, at, w);
+    const Kept<T> kept = keep_above<T>(-1, x, d, seen.top, over_gamma<T>(1, gamma), s, at, w);
     const double total = b == 1        ? whole_power_weights<1, false>(kept)
                          : b == T(0.5) ? whole_power_weights<2, true>(kept)
                                        : any_power_weights<PNormEquation>(kept, b);
@@ -110,12 +110,15 @@ SMOOTHMAX_INLINE void product_row(const T* y, const T* v, int64_t d, T scale, T*
   });
 }
 
+// No greater, so that sums of products with v stay finite.
+template <class T>
+constexpr T kSteepest = std::numeric_limits<T>::max() / (1 << 27);
+
 // The rates of a concave power, one of which may be by far the greatest; and v there, from which it is to be measured.
 template <class T>
 T steep_rates(const T* y, const T* v, int64_t d, T exponent, T* s) {
-  constexpr T kMost = std::numeric_limits<T>::max() / (1 << 27);  // so that sums of products with v stay finite
   each(y, d, T{0}, [&](int64_t i, Vec<T> w) {
-    store<T>(s + i, w != Vec<T>{} ? smaller(power<T>(w, exponent), all<T>(kMost)) + (w - w) : Vec<T>{});
+    store<T>(s + i, w != Vec<T>{} ? smaller(power<T>(w, exponent), all<T>(kSteepest<T>)) + (w - w) : Vec<T>{});
   });
   int64_t at = 0;
   for (int64_t i = 1; i < d; ++i) at = s[i] > s[at] ? i : at;
@@ -175,7 +178,7 @@ SMOOTHMAX_INLINE void p_norm_product_row(const T* y, const T* v, int64_t d, T sc
   const double diagonal = std::pow(norm, p - 2.0), rank_one = (2.0 - p) / (norm * norm);
   const double k_v = diagonal * weighted - rank_one * mass * along;
   const double k_1 = diagonal * rates - rank_one * mass * mass;
-  const double ratio = k_1 == 0 ? 0 : k_v / k_1, strength = scale / (p - 1.0);
+  const double ratio = k_1 == 0 ? 0 : k_v / k_1, strength = std::min<double>(scale / (p - 1.0), kSteepest<T>);
   const T mean = static_cast<T>(ratio), slope = static_cast<T>(strength * diagonal);
   const T rest = static_cast<T>(strength * rank_one * (along - mass * ratio));
   map(v, d, T{0}, out, [&](int64_t i, Vec<T> value) {

@@ -164,10 +164,7 @@ inline double inverse_exponent(double b, const Sums& f) { return (1 + b) * f.mid
 
 struct TsallisEquation {
   static constexpr bool kInProportion = false;  // whether weights need not sum to 1, but for rounding
-  template <class T>
-  static T scale(T gamma, T b) {
-    return b / gamma;
-  }
+  static double scale(double b) { return b; }   // of the scores, over gamma
   static double equal(double b, double d) { return -std::pow(d, -b); }
   static bool lacking(double) { return false; }
   template <class T>
@@ -178,10 +175,7 @@ struct TsallisEquation {
 
 struct PNormEquation {
   static constexpr bool kInProportion = true;
-  template <class T>
-  static T scale(T gamma, T) {
-    return 1 / gamma;
-  }
+  static double scale(double) { return 1; }
   static double equal(double b, double d) { return -std::pow(d, -2 * b / (1 + b)); }
   // For small b all of the equation is of the order of b, and summed up so that it stays.
   static bool lacking(double b) { return b < 1.0 / 32; }
