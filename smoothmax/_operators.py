@@ -18,12 +18,17 @@ Each name is short for an expression: `entmax(x, alpha=1.3, gamma=2.0)` is
 
 from __future__ import annotations
 
+import functools
+import inspect
+from typing import Any
+
 import jax
 from jax.typing import ArrayLike
 
-from ._conjugate import conjugate, mapping
+from . import _expressions
+from ._conjugate import Operator, conjugate, mapping
 from ._parameters import Parameter
-from ._regularizers import Oscar, Regularizer, Shannon, SquaredL2, SquaredPNorm, TotalVariation, Tsallis
+from ._regularizers import Regularizer
 from ._slices import Axis
 
 
@@ -65,7 +70,7 @@ def softmax(
     Reference:
       Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
-    return _weights(gamma * Shannon(), x, axis, where, implementation)
+    return _weights(_expressions.softmax(gamma), x, axis, where, implementation)
 
 
 @mapping
@@ -100,7 +105,7 @@ def sparsemax(
     Reference:
       Martins and Astudillo, "From Softmax to Sparsemax", 2016.
     """
-    return _weights(gamma * SquaredL2(), x, axis, where, implementation)
+    return _weights(_expressions.sparsemax(gamma), x, axis, where, implementation)
 
 
 @mapping
@@ -137,7 +142,7 @@ def entmax(
     Reference:
       Peters, Niculae and Martins, "Sparse Sequence-to-Sequence Models", 2019.
     """
-    return _weights(gamma * Tsallis(alpha), x, axis, where, implementation)
+    return _weights(_expressions.entmax(alpha, gamma), x, axis, where, implementation)
 
 
 @mapping
@@ -174,7 +179,7 @@ def pnormmax(
     Reference:
       Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
-    return _weights(gamma * SquaredPNorm(p), x, axis, where, implementation)
+    return _weights(_expressions.pnormmax(p, gamma), x, axis, where, implementation)
 
 
 @mapping
@@ -214,7 +219,7 @@ def fusedmax(
     Reference:
       Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
-    return _weights(gamma * (SquaredL2() + lam * TotalVariation()), x, axis, where, implementation)
+    return _weights(_expressions.fusedmax(lam, gamma), x, axis, where, implementation)
 
 
 @mapping
@@ -252,4 +257,31 @@ def oscarmax(
     Reference:
       Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
-    return _weights(gamma * (SquaredL2() + lam * Oscar()), x, axis, where, implementation)
+    return _weights(_expressions.oscarmax(lam, gamma), x, axis, where, implementation)
+
+
+_NAMED = (
+    (softmax, _expressions.softmax),
+    (sparsemax, _expressions.sparsemax),
+    (entmax, _expressions.entmax),
+    (pnormmax, _expressions.pnormmax),
+    (fusedmax, _expressions.fusedmax),
+    (oscarmax, _expressions.oscarmax),
+)
+
+
+def operator_of(mapping: Any) -> Operator | None:
+    """The operator that a named mapping, with or without hyper-parameters, is short for; None for another function."""
+    given: dict[str, Any] = {}
+    while isinstance(mapping, functools.partial) and not mapping.args:
+        given, mapping = {**mapping.keywords, **given}, mapping.func
+    if isinstance(mapping, Operator):
+        return None if given else conjugate(mapping)
+    implementation = given.pop("implementation", None)
+    for named, expression in _NAMED:
+        takes = inspect.signature(expression).parameters
+        if mapping is named and given.keys() <= takes.keys():
+            defaults = inspect.signature(named).parameters
+            parameters = {name: given.get(name, defaults[name].default) for name in takes}
+            return conjugate(expression(**parameters), implementation=implementation)
+    return None

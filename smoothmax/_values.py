@@ -8,9 +8,10 @@ from __future__ import annotations
 import jax
 from jax.typing import ArrayLike
 
+from . import _expressions
 from ._conjugate import conjugate, mapping
 from ._parameters import Parameter
-from ._regularizers import Oscar, Regularizer, Shannon, SquaredL2, SquaredPNorm, TotalVariation, Tsallis
+from ._regularizers import Regularizer
 from ._slices import Axis
 
 
@@ -49,7 +50,7 @@ def softmax_value(
     Reference:
       Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
-    return _value(gamma * Shannon(), x, axis, where, implementation)
+    return _value(_expressions.softmax(gamma), x, axis, where, implementation)
 
 
 @mapping
@@ -81,7 +82,7 @@ def sparsemax_value(
     Reference:
       Martins and Astudillo, "From Softmax to Sparsemax", 2016.
     """
-    return _value(gamma * SquaredL2(), x, axis, where, implementation)
+    return _value(_expressions.sparsemax(gamma), x, axis, where, implementation)
 
 
 @mapping
@@ -114,7 +115,7 @@ def entmax_value(
     Reference:
       Peters, Niculae and Martins, "Sparse Sequence-to-Sequence Models", 2019.
     """
-    return _value(gamma * Tsallis(alpha), x, axis, where, implementation)
+    return _value(_expressions.entmax(alpha, gamma), x, axis, where, implementation)
 
 
 @mapping
@@ -147,7 +148,7 @@ def pnormmax_value(
     Reference:
       Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
-    return _value(gamma * SquaredPNorm(p), x, axis, where, implementation)
+    return _value(_expressions.pnormmax(p, gamma), x, axis, where, implementation)
 
 
 @mapping
@@ -181,7 +182,7 @@ def fusedmax_value(
     Reference:
       Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
-    return _value(gamma * (SquaredL2() + lam * TotalVariation()), x, axis, where, implementation)
+    return _value(_expressions.fusedmax(lam, gamma), x, axis, where, implementation)
 
 
 @mapping
@@ -215,4 +216,4 @@ def oscarmax_value(
     Reference:
       Niculae and Blondel, "A Regularized Framework for Sparse and Structured Neural Attention", 2017.
     """
-    return _value(gamma * (SquaredL2() + lam * Oscar()), x, axis, where, implementation)
+    return _value(_expressions.oscarmax(lam, gamma), x, axis, where, implementation)

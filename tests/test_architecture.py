@@ -23,8 +23,9 @@ ALLOWED = {
     "_conjugate": {
         *("_arrays", "_cache", "_kernels", "_parameters", "_regularizers", "_domains", "_problem", "_rules", "_slices"),
     },
-    "_operators": {"_conjugate", "_parameters", "_regularizers", "_slices"},
-    "_values": {"_conjugate", "_parameters", "_regularizers", "_slices"},
+    "_expressions": {"_parameters", "_regularizers"},
+    "_operators": {"_conjugate", "_expressions", "_parameters", "_regularizers", "_slices"},
+    "_values": {"_conjugate", "_expressions", "_parameters", "_regularizers", "_slices"},
     "_selections": {"_arrays", "_conjugate", "_parameters", "_regularizers", "_domains", "_slices"},
     "_losses": {"_arrays", "_cache", "_conjugate", "_domains", "_parameters", "_regularizers", "_slices"},
     "_scaling": {"_parameters", "_slices"},

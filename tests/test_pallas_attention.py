@@ -243,7 +243,7 @@ def test_padding_may_hold_anything():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mapping": sm.fusedmax}, ["softmax, sparsemax, entmax", "fusedmax", "functools.partial"]),
+        ({"mapping": sm.fusedmax}, ["Shannon, SquaredL2 and Tsallis", "TotalVariation", "functools.partial"]),
         ({"mapping": functools.partial(sm.entmax, alpha=2.5)}, ["alpha from 1 to 2", "2.5"]),
         ({"mapping": functools.partial(sm.entmax, alpha=jnp.full((T, 1), 1.5))}, ["one a head", str((T, 1))]),
         ({"mapping": functools.partial(sm.sparsemax, implementation="native")}, ["its own", "'native'"]),

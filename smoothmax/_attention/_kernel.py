@@ -18,22 +18,21 @@ from jax.typing import ArrayLike
 
 from .. import _kernels
 from .._arrays import varying_like
-from .._conjugate import Operator, conjugate
+from .._conjugate import conjugate
 from .._domains import Simplex
-from .._operators import entmax, softmax, sparsemax
+from .._operators import operator_of
 from .._parameters import known
 from .._regularizers import Shannon, SquaredL2, Tsallis
 from ._blocks import attend_in_blocks
 from ._core import Mapping, Products, attend
 from ._visibility import Visibility
 
+_OF_ITS_OWN = (
+    "a mapping that takes an implementation may have its own, as in functools.partial(smoothmax.fusedmax, "
+    "implementation='pallas')"
+)
 # Queries of a block where a traced alpha turns out to be above 2, which plain JAX solves.
 _BLOCK = 128
-_EXPRESSIONS: tuple[tuple[Mapping, set[str], Any], ...] = (
-    (softmax, {"gamma"}, lambda gamma=1.0: gamma * Shannon()),
-    (sparsemax, {"gamma"}, lambda gamma=1.0: gamma * SquaredL2()),
-    (entmax, {"alpha", "gamma"}, lambda alpha=1.5, gamma=1.0: gamma * Tsallis(alpha)),
-)
 
 
 class Operands(NamedTuple):
@@ -132,13 +131,9 @@ def attend_by_kernel(
 
 def _entmax_of(mapping: Mapping, heads: int) -> _Entmax | str:
     """Alpha and gamma of a mapping, scalars or of shape `(heads, 1, 1)`; or why no kernel for attention knows it."""
-    op = _operator_of(mapping)
+    op = operator_of(mapping)
     if op is None:
-        return (
-            f"its attention knows softmax, sparsemax, entmax and conjugates of their regularizers, not "
-            f"mapping={mapping!r}; a mapping that takes an implementation may have its own, as in "
-            "functools.partial(smoothmax.fusedmax, implementation='pallas')"
-        )
+        return f"its attention knows the named mappings and operators, not mapping={mapping!r}; {_OF_ITS_OWN}"
     if op.implementation is not None:
         return f"the mapping asks for an implementation of its own, {op.implementation!r}; leave one of them out"
     if op.forward:
@@ -146,7 +141,10 @@ def _entmax_of(mapping: Mapping, heads: int) -> _Entmax | str:
     terms = list(op.omega.terms())
     (gamma, base), *penalties = terms
     if type(op.over) is not Simplex or penalties or type(base) not in (Shannon, SquaredL2, Tsallis):
-        return f"its attention knows Shannon, SquaredL2 and Tsallis over the simplex, not {op.omega!r} over {op.over!r}"
+        return (
+            f"its attention knows Shannon, SquaredL2 and Tsallis over the simplex, not {op.omega!r} over {op.over!r}; "
+            f"{_OF_ITS_OWN}"
+        )
     alpha: Any = base.alpha if isinstance(base, Tsallis) else getattr(base, "kernel_alpha", None)
     for name, value in (("alpha", alpha), ("gamma", gamma)):
         if jnp.size(value) != 1 and (1,) * (4 - jnp.ndim(value)) + jnp.shape(value) != (1, heads, 1, 1):
@@ -159,20 +157,6 @@ def _entmax_of(mapping: Mapping, heads: int) -> _Entmax | str:
     shapes = (() if jnp.size(value) == 1 else (heads, 1, 1) for value in (alpha, gamma))
     alpha, gamma = (jnp.asarray(v, jnp.float32).reshape(shape) for v, shape in zip((alpha, gamma), shapes, strict=True))
     return _Entmax(type(base), alpha, gamma, is_known)
-
-
-def _operator_of(mapping: Mapping) -> Operator | None:
-    """The operator that a named mapping, with or without hyper-parameters, is short for."""
-    given: dict[str, Any] = {}
-    while isinstance(mapping, partial) and not mapping.args:
-        given, mapping = {**mapping.keywords, **given}, mapping.func
-    if isinstance(mapping, Operator):
-        return None if given else conjugate(mapping)
-    implementation = given.pop("implementation", None)
-    for named, takes, expression in _EXPRESSIONS:
-        if mapping is named and given.keys() <= takes:
-            return conjugate(expression(**given), implementation=implementation)
-    return None
 
 
 # --- The rule ----------------------------------------------------------------------------------------------

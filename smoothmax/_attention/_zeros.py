@@ -21,9 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._arrays import compute_dtype, varying_like
-from .._conjugate import Operator
 from .._domains import Simplex
-from .._operators import entmax, fusedmax, oscarmax, pnormmax, softmax, sparsemax
+from .._operators import operator_of
 from .._scaling import LengthScaled
 from ._core import Mapping, Products, query_key_products, weighted_values
 
@@ -46,8 +45,8 @@ def check_skips(mapping: Mapping, block_size: int | None) -> None:
     inner = mapping
     while isinstance(inner, partial | LengthScaled):
         inner = inner.func if isinstance(inner, partial) else inner.mapping
-    named = (softmax, sparsemax, entmax, pnormmax, fusedmax, oscarmax)
-    if inner not in named and not (isinstance(inner, Operator) and isinstance(inner.over, Simplex)):
+    op = operator_of(inner)
+    if op is None or not isinstance(op.over, Simplex):
         raise TypeError(
             f"skip_zeros must be False for mapping={mapping!r}, got True: only a mapping of this library onto the "
             "simplex is known to pass no gradient through a weight of zero; leave skip_zeros out"

@@ -67,6 +67,11 @@ const Kernels& kernels() {
 }
 
 template <class T>
+int64_t lanes() {
+  return kernels().vector_bytes / int64_t{sizeof(T)};
+}
+
+template <class T>
 constexpr ffi::DataType kType = sizeof(T) == 4 ? ffi::DataType::F32 : ffi::DataType::F64;
 template <class T>
 using In = ffi::Buffer<kType<T>>;
@@ -92,12 +97,12 @@ PerRow<T> per_row(const In<T>& values) {
   return {values.typed_data(), last(values), rows(values) == 1 ? 0 : last(values)};
 }
 
-// Solves all rows of a problem; `nanoseconds` is about what a score takes.
+// Solves all rows of a problem, `group` of them at once; `nanoseconds` is about what a score takes.
 template <class P>
 ffi::Error solve(Pool pool, int64_t rows, double nanoseconds, void (*kernel)(const P&, int64_t, int64_t),
-                 const P& problem) {
+                 const P& problem, int64_t group = 1) {
   if (rows > 0 && problem.d > 0) {
-    in_pieces(pool, rows, nanoseconds * static_cast<double>(problem.d),
+    in_pieces(pool, rows, group, nanoseconds * static_cast<double>(problem.d),
               [&](int64_t begin, int64_t end) { kernel(problem, begin, end); });
   }
   return ffi::Error::Success();
@@ -141,13 +146,13 @@ template <class T>
 ffi::Error chain(Pool pool, In<T> x, In<T> up, In<T> down, Out<T> t, ffi::Result<Bytes> jumps) {
   const Chain<T> problem = {x.typed_data(),  per_row<T>(up),      per_row<T>(down),
                             t->typed_data(), jumps->typed_data(), last(x)};
-  return solve(pool, rows(x), 10, table<T>(kernels()).chain, problem);
+  return solve(pool, rows(x), 10, table<T>(kernels()).chain, problem, lanes<T>());
 }
 
 template <class T>
 ffi::Error segment_mean(Pool pool, In<T> v, Bytes jumps, In<T> weight, Out<T> mean) {
   const SegmentMean<T> problem = {v.typed_data(), jumps.typed_data(), weight.typed_data(), mean->typed_data(), last(v)};
-  return solve(pool, rows(v), 2, table<T>(kernels()).segment_mean, problem);
+  return solve(pool, rows(v), 2, table<T>(kernels()).segment_mean, problem, lanes<T>());
 }
 
 template <class T>

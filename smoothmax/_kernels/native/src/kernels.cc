@@ -20,6 +20,7 @@ constexpr Table<T> table_of() {
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {SMOOTHMAX_NAME(SMOOTHMAX_TARGET), table_of<float>(), table_of<double>()};
+const Kernels kernels = {SMOOTHMAX_NAME(SMOOTHMAX_TARGET), SMOOTHMAX_VECTOR_BYTES, table_of<float>(),
+                         table_of<double>()};
 
 }  // namespace smoothmax::SMOOTHMAX_TARGET

@@ -117,6 +117,7 @@ struct Table {
 
 struct Kernels {
   const char* name;
+  int64_t vector_bytes;
   Table<float> f32;
   Table<double> f64;
 };

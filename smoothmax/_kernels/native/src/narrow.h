@@ -160,9 +160,8 @@ class AnyPower {
         [&](int64_t i, Vec<T>* part) { part[0] += block.z(i) > all<T>(-1) ? all<T>(1) : Vec<T>{}; });
     for (int64_t lane = 0; lane < kWidth<T>; ++lane) {
       solvable_[lane] = moves_[lane] = solvable[lane] != 0;
-      const double n = of_lane(kept, lane);
-      rows_[lane] =
-          solvable_[lane] ? PowerSearch<Of, T>(alpha[lane] - 1, static_cast<int64_t>(n)) : PowerSearch<Of, T>();
+      const int64_t n = static_cast<int64_t>(kept.of_lane(lane));
+      rows_[lane] = solvable_[lane] ? PowerSearch<Of, T>(alpha[lane] - 1, n) : PowerSearch<Of, T>();
       r_[lane] = rows_[lane].r();
       lacking_[lane] = rows_[lane].lacking() ? -1 : 0;
       tau_[lane] = -1;
@@ -182,7 +181,7 @@ class AnyPower {
     bool left = false;
     for (int64_t lane = 0; lane < kWidth<T>; ++lane) {
       if (!moves_[lane]) continue;
-      moves_[lane] = !rows_[lane].arrives({of_lane(low, lane), of_lane(mid, lane), of_lane(high, lane)});
+      moves_[lane] = !rows_[lane].arrives({low.of_lane(lane), mid.of_lane(lane), high.of_lane(lane)});
       left |= moves_[lane];
     }
     return left;
@@ -198,18 +197,14 @@ class AnyPower {
     })[0];
     bool left = false;
     for (int64_t lane = 0; lane < kWidth<T>; ++lane) {
-      moves_[lane] = solvable_[lane] && !rows_[lane].ends(of_lane(total_, lane));
+      moves_[lane] = solvable_[lane] && !rows_[lane].ends(total_.of_lane(lane));
       left |= moves_[lane];
-      if (!solvable_[lane]) total_.part[lane / kWidth<double>][lane % kWidth<double>] = kNaN<double>;
+      if (!solvable_[lane]) total_.set_lane(lane, kNaN<double>);
     }
     return left;
   }
 
  private:
-  static double of_lane(const Wide<T>& wide, int64_t lane) {
-    return wide.part[lane / kWidth<double>][lane % kWidth<double>];
-  }
-
   PowerSearch<Of, T> rows_[kWidth<T>];
   bool solvable_[kWidth<T>], moves_[kWidth<T>];
   Vec<T> tau_, rest_, r_;

@@ -16,7 +16,8 @@ void sort_rows(const Sort<T>& problem, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     sorter.go_to(row);
     std::memcpy(problem.values + row * d, sorter.values(), sizeof(T) * static_cast<size_t>(d));
-    for (int64_t k = 0; k < d; ++k) problem.rank[row * d + sorter.order()[k]] = static_cast<int32_t>(k);
+    const int32_t* order = sorter.order();
+    for (int64_t k = 0; k < d; ++k) problem.rank[row * d + order[k]] = static_cast<int32_t>(k);
   }
 }
 
@@ -61,18 +62,18 @@ void permutahedron(const Permutahedron<T>& problem, int64_t begin, int64_t end) 
     int64_t n = d;  // those that are deleted come last
     for (; n > 0 && x[n - 1] == -kInf<T>; --n) y[order[n - 1]] = 0;
     // No pool spans neighbours that are further apart than any two weights: scores are measured from there.
-    for (int64_t begin = 0, stop; begin < n; begin = stop) {
-      const double base = x[begin];
-      z[begin] = 0;
-      moved[begin] = -static_cast<double>(weights[begin]);
-      for (stop = begin + 1; stop < n; ++stop) {
+    for (int64_t start = 0, stop; start < n; start = stop) {
+      const double base = x[start];
+      z[start] = 0;
+      moved[start] = -static_cast<double>(weights[start]);
+      for (stop = start + 1; stop < n; ++stop) {
         z[stop] = (x[stop] - base) / gamma;
         moved[stop] = z[stop] - weights[stop];
         if (!(z[stop - 1] - z[stop] <= known.high - known.low)) break;
       }
       const double slack = 2 * kEps<T> * (std::abs(z[stop - 1]) + std::abs(known.high) + std::abs(known.low));
-      pools.pool(moved + begin, stop - begin, slack, ties + begin);
-      for (int64_t k = begin; k < stop; ++k) {
+      pools.pool(moved + start, stop - start, slack, ties + start);
+      for (int64_t k = start; k < stop; ++k) {
         if (ties[k] != 0) {  // alone
           y[order[k]] = weights[k];
           continue;

@@ -195,6 +195,9 @@ template <class T>
 struct Wide {
   static constexpr int64_t kParts = sizeof(double) / sizeof(T);
   Vec<double> part[kParts];
+
+  double of_lane(int64_t lane) const { return part[lane / kWidth<double>][lane % kWidth<double>]; }
+  void set_lane(int64_t lane, double value) { part[lane / kWidth<double>][lane % kWidth<double>] = value; }
 };
 // As many floats, or integers of their width, as there are lanes of double.
 typedef float HalfVector __attribute__((vector_size(SMOOTHMAX_VECTOR_BYTES / 2)));
