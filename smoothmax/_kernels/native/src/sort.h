@@ -16,11 +16,13 @@
 namespace smoothmax::SMOOTHMAX_TARGET {
 
 // The bits of floats, as unsigned integers in descending order of the floats, and back: a float's bits are in its
-// order, but for the sign, and negative ones run the other way.
+// order, but for the sign, and negative ones run the other way. -0 becomes 0, by its bits: where subnormal numbers
+// count as 0, adding 0 would lose them.
 template <class Integers>
 SMOOTHMAX_INLINE Integers descending(Integers bits) {
-  constexpr int kSign = 8 * sizeof(bits[0]) - 1;
-  return bits ^ (~(bits >> kSign) & ~((Integers{} + 1) << kSign));
+  const Integers sign = (Integers{} + 1) << (8 * sizeof(bits[0]) - 1);
+  bits &= bits != sign;
+  return bits ^ ((bits & sign) == Integers{} ? ~sign : Integers{});
 }
 
 template <class T>
@@ -85,10 +87,9 @@ class Sorter {
     if constexpr (kFits) {
       HalfVector scores = {};
       std::memcpy(&scores, x + i, sizeof(float) * static_cast<size_t>(std::min(kRows, d_ - i)));
-      const HalfIntegers bits = (HalfIntegers)(scores + 0.0f);  // 0 for -0
-      return __builtin_convertvector(descending(bits), Bits64) << 20;
+      return __builtin_convertvector(descending((HalfIntegers)scores), Bits64) << 20;
     } else {
-      return descending((Bits64)(load_within(x, i, d_, 0.0) + 0.0)) >> 12;
+      return descending((Bits64)load_within(x, i, d_, 0.0)) >> 12;
     }
   }
 
@@ -141,7 +142,7 @@ class Sorter {
     constexpr int kBytes = sizeof(T);
     int32_t counts[kBytes][256] = {};
     each(x(row), d_, T{0}, [&](int64_t i, Vec<T> scores) {
-      const Mask<T> bits = descending((Mask<T>)(scores + T{0}));
+      const Mask<T> bits = descending((Mask<T>)scores);
       for (int64_t k = 0; k < std::min(kWidth<T>, d_ - i); ++k) {
         const Entry entry = {static_cast<std::make_unsigned_t<Integer>>(bits[k]), static_cast<int32_t>(i + k)};
         entries_[i + k] = entry;
