@@ -7,12 +7,11 @@ JAX keeps a compiled program for each function object that it has seen. A functi
 from __future__ import annotations
 
 import builtins
-import contextlib
 import dis
 import functools
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,7 +50,10 @@ class SameFunction:
     @property
     def traced(self) -> bool:
         """Whether it refers to a value of a trace that is going on."""
-        return not self.constant and _holds_tracer(self.function)
+        try:
+            return not self.constant and _holds_tracer(self.function)
+        except ValueError:  # an empty cell
+            return False
 
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
@@ -97,15 +99,18 @@ def _key_of_function(function: Any, within: tuple[Any, ...]) -> Any:
     if not isinstance(function, types.FunctionType) or any(function.__code__ is code for code in within):
         raise _CanChange
     within = (*within, function.__code__)
-    held = [cell.cell_contents for cell in function.__closure__ or ()]
     named = [
         function.__globals__[name] if name in function.__globals__ else vars(builtins).get(name)
         for name in _global_names(function.__code__)
     ]
-    keyword = sorted((function.__kwdefaults__ or {}).items())
-    attributes = sorted(vars(function).items())
-    values = (*held, *named, *(function.__defaults__ or ()), *keyword, *attributes)
-    return function.__code__, tuple(_key_of_value(value, within) for value in values)
+    return function.__code__, tuple(_key_of_value(value, within) for value in (*_held(function), *named))
+
+
+def _held(function: types.FunctionType) -> tuple[Any, ...]:
+    """What a function refers to by itself, not by a name of its module; a ValueError if a cell is still empty."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    keyword, attributes = sorted((function.__kwdefaults__ or {}).items()), sorted(vars(function).items())
+    return (*cells, *(function.__defaults__ or ()), *keyword, *attributes)
 
 
 @functools.lru_cache(maxsize=MOST_PROGRAMS)
@@ -142,12 +147,6 @@ def _of_a_library(value: Any) -> bool:
     return callable(value) and getattr(sys.modules.get(home), getattr(value, "__name__", ""), None) is value
 
 
-def _held(function: types.FunctionType) -> Iterator[Any]:
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # of a cell that is empty
-            yield cell.cell_contents
-
-
 def _holds_tracer(value: Any, depth: int = 4) -> bool:
     """Whether a value of a trace is in a function, or in what it refers to: containers and objects with fields."""
     if isinstance(value, Tracer):
@@ -155,7 +154,7 @@ def _holds_tracer(value: Any, depth: int = 4) -> bool:
     if depth == 0 or type(value) in _PLAIN or _of_a_library(value):
         return False
     if isinstance(value, types.FunctionType):
-        inner = [*_held(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        inner = _held(value)
     elif isinstance(value, types.MethodType):
         inner = [value.__func__, value.__self__]
     elif isinstance(value, functools.partial):

@@ -27,6 +27,8 @@ from ._regularizers import Base, Function, Regularizer
 from ._slices import Axis, normal_axes, to_slices
 
 
+# Compiled once for a shape, a dtype and a structure of the terms: the hyper-parameters are operands.
+@functools.partial(compiled, static_argnames="axis")
 def _run_argmax(op: Operator, x: Any, where: Any, *, axis: Axis) -> jax.Array:
     slices, (omega, over), layout = to_slices(x, axis, where, op.omega, op.over)
     problem = multiply_out(omega, over, slices.dtype, op.implementation)
@@ -34,14 +36,11 @@ def _run_argmax(op: Operator, x: Any, where: Any, *, axis: Axis) -> jax.Array:
     return layout.weights(y)
 
 
+@functools.partial(compiled, static_argnames="axis")
 def _run_max(op: Operator, x: Any, where: Any, *, axis: Axis) -> jax.Array:
     slices, (omega, over), layout = to_slices(x, axis, where, op.omega, op.over)
     problem = multiply_out(omega, over, slices.dtype, op.implementation)
     return layout.values((_rules.max_forward if op.forward else _rules.max_)(problem, slices))
-
-
-# Compiled once for a shape, a dtype and a structure of the terms: the hyper-parameters are operands.
-_RUN = {run: compiled(run, static_argnames=("axis",)) for run in (_run_argmax, _run_max)}
 
 
 @functools.partial(
@@ -123,11 +122,11 @@ class Operator:
         return self.argmax(x, axis, where=where)
 
     def _run(self, run: Callable[..., jax.Array], x: Any, axis: Axis, where: Any) -> jax.Array:
-        """Runs the compiled function, after what only known values can tell."""
+        """Runs one of the two, after what only known values can tell."""
         x = as_array(x)
         axes = normal_axes(axis, x.shape)  # raises where jit would, of a list, with a word of its own
         self.over.check_room(x.shape, axes)
-        program = functools.partial(_RUN[run], axis=axis)
+        program = functools.partial(run, axis=axis)
         return by_partitioner(program, x, () if run is _run_argmax else axes)(as_floats(_as_asked(self)), x, where)
 
 

@@ -279,8 +279,10 @@ def operator_of(mapping: Any) -> Operator | None:
         return None if given else conjugate(mapping)
     implementation = given.pop("implementation", None)
     for named, expression in _NAMED:
+        if mapping is not named:
+            continue
         takes = inspect.signature(expression).parameters
-        if mapping is named and given.keys() <= takes.keys():
+        if given.keys() <= takes.keys():
             defaults = inspect.signature(named).parameters
             parameters = {name: given.get(name, defaults[name].default) for name in takes}
             return conjugate(expression(**parameters), implementation=implementation)

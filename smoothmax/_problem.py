@@ -126,16 +126,12 @@ class Problem:
         """J v for reverse mode: as it moves scores, and as it moves hyper-parameters of the regularizer, which leave
         all ties. At a deleted position it holds the mean of the segment around it: see `active`."""
         product = self.domain.product(self.base, y, found.domain, v, self.gamma, self.implementation)
-        moves = self._averaged(found, y, product)
-        return moves, self._averaged(self._tied(found, y), y, product) if self.penalties else moves
+        return self._averaged(found, y, product), self._averaged(self._tied(found, y), y, product)
 
     def push(self, y: jax.Array, found: Found, x_dot: jax.Array, g_dot: jax.Array) -> jax.Array:
         """J (x_dot - g_dot) for forward mode, by plain JAX: these are tangents, and a program that JAX transposes holds
         no kernels."""
-        if self.penalties:
-            v = self.gather(y, found, self.active(y, found, x_dot)) - self.gather(y, self._tied(found, y), g_dot)
-        else:
-            v = x_dot - g_dot
+        v = self.gather(y, found, self.active(y, found, x_dot)) - self.gather(y, self._tied(found, y), g_dot)
         return self.domain.product(self.base, y, found.domain, v, self.gamma, "xla")
 
     def active(self, y: jax.Array, found: Found, v: jax.Array) -> jax.Array:
@@ -164,9 +160,9 @@ class Problem:
 
     def _tied(self, found: Found, y: jax.Array) -> Found:
         """What was found, with all equal coordinates tied that a hyper-parameter cannot move apart."""
-        active = self.domain.active(y, found.domain)
         pairs = zip(self.penalties, found.penalties, strict=True)
-        return found._replace(penalties=tuple(_kind(terms).tied(terms, ties, y, active) for terms, ties in pairs))
+        tied = (_kind(terms).tied(terms, ties, y, self.domain.active(y, found.domain)) for terms, ties in pairs)
+        return found._replace(penalties=tuple(tied))
 
     def _averaged(self, found: Found, y: jax.Array, v: jax.Array) -> jax.Array:
         """Averages over what was tied, the last kind first. A step of a chain may fall beside a deleted position, and

@@ -66,9 +66,9 @@ class Box(Domain):
         refuse_base(self, omega)
         [entropy] = [atom for atom in omega.atoms() if isinstance(atom, Entropy)]
         least, most = entropy.weights_between
-        for name, bound, wrong in (("upper", self.upper, np.less), ("lower", self.lower, np.greater)):
-            limit = least if name == "upper" else most
-            if known(bound) and np.any(wrong(np.asarray(bound), limit)):
+        bounds = ("upper", self.upper, lambda u: u < least), ("lower", self.lower, lambda l: l > most)
+        for name, bound, misses in bounds:
+            if known(bound) and np.any(misses(np.asarray(bound))):
                 raise ValueError(
                     f"{name}={bound} leaves no weight between {least} and {most}, as {entropy!r} needs them: choose "
                     "another bound, or use SquaredL2, which allows all weights"
@@ -100,5 +100,6 @@ class Box(Domain):
 
     def respond(self, base: Base, y: jax.Array, found: Allowed) -> jax.Array:
         at_bound = jnp.where(y == self.lower, self.lower, jnp.where(y == self.upper, self.upper, y))
-        spoiled = jnp.where(y == y, 0, y) * (self.lower + self.upper)  # so that the bounds' derivatives are NaN too
-        return jnp.where(found.positions, at_bound, y) + spoiled
+        # Where y is NaN, so are the derivatives of both bounds.
+        spoiled = jnp.where(y == y, 0, y) * (self.lower + self.upper)
+        return jnp.where(found.positions, jnp.where(y == y, at_bound, spoiled), y)

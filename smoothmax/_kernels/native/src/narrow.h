@@ -161,7 +161,7 @@ class AnyPower {
     for (int64_t lane = 0; lane < kWidth<T>; ++lane) {
       solvable_[lane] = moves_[lane] = solvable[lane] != 0;
       const int64_t n = static_cast<int64_t>(kept.of_lane(lane));
-      rows_[lane] = solvable_[lane] ? PowerSearch<Of, T>(alpha[lane] - 1, n) : PowerSearch<Of, T>();
+      rows_[lane] = PowerSearch<Of, T>(alpha[lane] - 1, n);
       r_[lane] = rows_[lane].r();
       lacking_[lane] = rows_[lane].lacking() ? -1 : 0;
       tau_[lane] = -1;
@@ -230,9 +230,7 @@ class Narrow {
   }
 
  private:
-  static int64_t room(int64_t d) {
-    return d <= Search::kWidest ? (d + kWidth<T> - 1) / kWidth<T> * kWidth<T> * kWidth<T> : 0;
-  }
+  static int64_t room(int64_t d) { return d <= Search::kWidest ? rounded_up(d, kWidth<T>) * kWidth<T> : 0; }
 
   void solve() {
     for (int64_t lane = n_; lane < kWidth<T>; ++lane) row_[lane] = row_[0];

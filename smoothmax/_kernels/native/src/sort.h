@@ -33,7 +33,7 @@ class Sorter {
       : x_(x),
         d_(d),
         end_(end),
-        places_((d + Network::kHeld - 1) / Network::kHeld * Network::kHeld),
+        places_(rounded_up(d, Network::kHeld)),
         room_(d + kRows),
         keys_(places_ * kRows),
         values_(room_ * kRows),

@@ -67,6 +67,9 @@ inline constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
 template <class T>
 inline constexpr T kEps = std::numeric_limits<T>::epsilon();
 
+// The least multiple of `step` that is not below n.
+constexpr int64_t rounded_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
 template <class T>
 SMOOTHMAX_INLINE Vec<T> all(T value) {
   return Vec<T>{} + value;
@@ -267,8 +270,7 @@ SMOOTHMAX_INLINE std::array<double, N> sums(const T* x, int64_t n, T fill, F&& a
 // The same for an array that is filled up to a whole vector.
 template <class T, int64_t N, class F>
 SMOOTHMAX_INLINE std::array<double, N> sums(const T* x, int64_t n, F&& add) {
-  const int64_t whole = (n + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
-  return sums<T, N>(x, whole, T{0}, add);
+  return sums<T, N>(x, rounded_up(n, kWidth<T>), T{0}, add);
 }
 
 // A mask as an integer: bit i for lane i.
