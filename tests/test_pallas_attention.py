@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 import smoothmax as sm
 from smoothmax import _kernels
 from smoothmax._kernels import pallas
-from smoothmax._kernels.pallas import _attention_layout, _flash, _tiles
+from smoothmax._kernels.pallas.tpu import _attention_layout, _flash, _tiles
 
 f32 = jnp.float32
 B, T, S, N, K, H, V = 2, 20, 37, 4, 2, 8, 6  # two query heads share a key head; no length is whole blocks

@@ -10,7 +10,7 @@ import oracles
 import pytest
 
 from smoothmax._kernels import pallas
-from smoothmax._kernels.pallas import _capped_equations
+from smoothmax._kernels.pallas.shared import _capped_equations
 
 f32 = jnp.float32
 KERNELS = pallas.kernels(interpret=True)

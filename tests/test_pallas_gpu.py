@@ -20,9 +20,10 @@ from cases import reference
 import smoothmax as sm
 from smoothmax import _kernels
 from smoothmax._kernels import pallas
-from smoothmax._kernels.pallas import _gpu, _gpu_chain, _gpu_threshold
+from smoothmax._kernels.pallas.gpu import _chain, _mosaic, _threshold
+from smoothmax._kernels.pallas.shared import _equations
 
-pytestmark = pytest.mark.skipif(_gpu.missing() is not None, reason=str(_gpu.missing()))
+pytestmark = pytest.mark.skipif(_mosaic.missing() is not None, reason=str(_mosaic.missing()))
 
 interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
 f32 = jnp.float32
@@ -95,14 +96,14 @@ def test_slices_are_kept_apart(problem):
 
 def test_no_answer_rather_than_a_wrong_one(monkeypatch):
     """A slice that has not arrived after the last pass is NaN."""
-    monkeypatch.setattr(_gpu_threshold._equations, "MAX_PASSES", 0)
+    monkeypatch.setattr(_equations, "MAX_PASSES", 0)
     y = jax.jit(lambda x: KERNELS["threshold"].call(x, f32(1), f32(1.2)))(cases.scores(3, 5, 2, np.float32))
     assert np.isnan(y).all()
 
 
 def test_logarithms_near_one():
     x = np.concatenate([-np.logspace(-30, -0.001, 400), np.logspace(-30, 6, 400)]).astype(np.float32)
-    np.testing.assert_allclose(_gpu_threshold._log1p(jnp.asarray(x)), np.log1p(x.astype(float)), rtol=4e-7, atol=0)
+    np.testing.assert_allclose(_threshold._log1p(jnp.asarray(x)), np.log1p(x.astype(float)), rtol=4e-7, atol=0)
 
 
 def test_vmap_is_more_slices():
@@ -157,7 +158,7 @@ PIECES = {"4 threads": (2, 35, 7), "64 threads": (2, 3, 100)}
 def test_slices_spread_over_threads(kind, monkeypatch):
     """Slices of one block are done after different numbers of questions."""
     piece, n, d = PIECES[kind]
-    monkeypatch.setattr(_gpu_chain, "PIECE", piece)
+    monkeypatch.setattr(_chain, "PIECE", piece)
     x = cases.scores(n, d, 7, np.float32) * (1 + np.arange(n, dtype=np.float32)[:, None] % 4)
     x[0], x[1], x[2, 1::3] = np.sort(x[0]), np.round(x[1]), -np.inf
     for up, down in ((0.3, 0.2), (np.inf, 0.0)):
@@ -247,7 +248,7 @@ def test_without_a_name_it_is_taken_on_chips_that_have_run_it(problem, monkeypat
     for kind in (*HOPPERS, *OTHERS):
         with cases.program_for(kind):
             assert offered(of=[problem]) == ({"cuda"} if kind in HOPPERS else set())
-    monkeypatch.setattr(_gpu, "missing", lambda: "it cannot be loaded")
+    monkeypatch.setattr(_mosaic, "missing", lambda: "it cannot be loaded")
     with cases.program_for(HOPPERS[0]):
         assert not offered(of=[problem])
 

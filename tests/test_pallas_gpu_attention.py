@@ -18,11 +18,11 @@ from jax.sharding import PartitionSpec
 import smoothmax as sm
 from smoothmax import _kernels
 from smoothmax._kernels import pallas
-from smoothmax._kernels.pallas import _gpu, _gpu_attention_layout, _gpu_flash
+from smoothmax._kernels.pallas.gpu import _attention_layout, _flash, _mosaic
 
 interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
 pytestmark = [
-    pytest.mark.skipif(_gpu.missing() is not None, reason=str(_gpu.missing())),
+    pytest.mark.skipif(_mosaic.missing() is not None, reason=str(_mosaic.missing())),
     pytest.mark.usefixtures("no_x64", "interpreted"),
 ]
 
@@ -33,8 +33,8 @@ B, T, S, N, K, H, V = 1, 12, 27, 2, 1, 8, 6  # two query heads share a key head;
 @pytest.fixture
 def interpreted(monkeypatch):
     for name, value in {"ROWS": 8, "COLUMNS": 16, "FEWER": 8, "TILE": 8}.items():
-        monkeypatch.setattr(_gpu_attention_layout, name, value)
-    monkeypatch.setattr(_gpu_flash, "NEAR", 1e-4)
+        monkeypatch.setattr(_attention_layout, name, value)
+    monkeypatch.setattr(_flash, "NEAR", 1e-4)
     kernels = pallas.gpu_kernels(interpreter.InterpretGPUParams(uninitialized_memory="nan"))
     any_dtype = {name: dataclasses.replace(kernels[name], refuses=lambda *_, **__: None) for name in kernels}
     monkeypatch.setitem(_kernels.TABLE, "pallas", any_dtype)
@@ -105,7 +105,7 @@ def test_bad_queries_and_padding():
 
 
 def test_a_search_that_did_not_arrive_says_nan(monkeypatch):
-    monkeypatch.setattr(_gpu_flash, "MAX_PASSES", 0)
+    monkeypatch.setattr(_flash, "MAX_PASSES", 0)
     by_kernels, args = attention_of(PAIRS, "pallas")
     output, bars = pulled(by_kernels, draw(9, B, T, N, V))(*args)
     assert np.isnan(output).all()
@@ -128,9 +128,9 @@ def test_vmap_is_a_larger_batch():
 
 def test_what_a_kernel_refuses(monkeypatch):
     refuses = pallas.gpu_kernels()["attention"].refuses
-    monkeypatch.setattr(_gpu_attention_layout, "TILE", 64)
-    monkeypatch.setattr(_gpu_attention_layout, "ROWS", 64)
-    monkeypatch.setattr(_gpu_attention_layout, "COLUMNS", 128)
+    monkeypatch.setattr(_attention_layout, "TILE", 64)
+    monkeypatch.setattr(_attention_layout, "ROWS", 64)
+    monkeypatch.setattr(_attention_layout, "COLUMNS", 128)
 
     def refusal(length=128, dtype=jnp.bfloat16, size=64, bias=None, mask=None):
         q = jax.ShapeDtypeStruct((1, length, 2, size), dtype)

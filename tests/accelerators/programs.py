@@ -22,7 +22,8 @@ from laws import Program, alone, array, bytes_of, no_spills, only_kernels, sorts
 
 import smoothmax as sm
 from smoothmax import _kernels
-from smoothmax._kernels.pallas import _gpu, gpu_kernels
+from smoothmax._kernels.pallas import gpu_kernels
+from smoothmax._kernels.pallas.gpu import _mosaic
 
 # Slices of an operator's program, and their width. Where several penalties come together, or something is sorted, a
 # smaller one, which compiles several times sooner. A program quadratic in either breaks the bound below.
@@ -222,7 +223,7 @@ def _too_long_for_registers(x: jax.Array) -> jax.Array:
         x = x_ref[...]
         y_ref[...] = x - jnp.max(x)
 
-    return _gpu.run(kernel, 1, [x], (x.dtype,), interpret=False)[0]
+    return _mosaic.run(kernel, 1, [x], (x.dtype,), interpret=False)[0]
 
 
 def _spec(*shapes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:

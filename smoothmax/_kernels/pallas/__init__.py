@@ -6,6 +6,11 @@ So it is taken by default where nothing has to be divided: in a process with one
 Those for GPUs are written for Hopper and were run on one: on other chips they are never taken by default.
 
 Pallas is loaded when a kernel is first called, not with the library.
+
+| folder | what it holds |
+|---|---|
+| `tpu`, `gpu` | the kernels of one kind of machine; neither knows the other |
+| `shared` | the equations and sweeps that are the same in both, and what is alike around them |
 """
 
 from __future__ import annotations
@@ -18,18 +23,18 @@ from typing import Any
 
 import jax
 
-from .. import Kernel, Solver, device_kind, register, target
+from .. import Kernel, device_kind, register, target
+from .shared._served import Served
 
-# problem -> (file, function); the file for GPUs has the same name after "_gpu". A file says by `refuses_...` what it
-# does not serve, and may say by `pays_...` what it is worth being taken for where nobody asked for it.
-_PROBLEMS = {
-    "threshold": ("_threshold", "tsallis_weights"),
-    "p_norm": ("_threshold", "p_norm_weights"),
-    "capped": ("_capped", "capped_weights"),
-    "chain": ("_chain", "chain_prox"),
-    "segment_mean": ("_chain", "segment_mean"),
-    "attention": ("_attention", "attention"),
-    "attention_bars": ("_attention", "attention_bars"),
+# problem -> the file, in each machine's folder, whose `KERNELS` serves it.
+_FILES = {
+    "threshold": "_threshold",
+    "p_norm": "_threshold",
+    "capped": "_threshold",
+    "chain": "_chain",
+    "segment_mean": "_chain",
+    "attention": "_attention",
+    "attention_bars": "_attention",
 }
 
 # What NVIDIA calls chips of compute capability 9.0, alone, in parts and beside a CPU. By its name a chip is known where
@@ -44,44 +49,35 @@ def kernels(interpret: Any = False) -> dict[str, Kernel]:
       interpret: False for TPUs. Otherwise what `pallas_call` takes under that name, and the kernels are then for CPUs:
         so the tests know the numbers without a TPU.
     """
-    return _entries("", "tpu", lambda: target() == "tpu", interpret)
+    return _entries("tpu", "tpu", lambda: target() == "tpu", interpret)
 
 
 def gpu_kernels(interpret: Any = False) -> dict[str, Kernel]:
     """What the table holds under "pallas" for GPUs: problem -> kernel; arguments as of `kernels`."""
-    return _entries("_gpu", "cuda", lambda: _HOPPER.search(device_kind()) is not None, interpret)
+    return _entries("gpu", "cuda", lambda: _HOPPER.search(device_kind()) is not None, interpret)
 
 
-def _entries(prefix: str, platform: str, known: Callable[[], bool], interpret: Any) -> dict[str, Kernel]:
-    """The kernels in files with that prefix; where nobody names one it is taken if `known` finds its chips there."""
+def _entries(machine: str, platform: str, known: Callable[[], bool], interpret: Any) -> dict[str, Kernel]:
+    """The kernels in that folder; where nobody names one it is taken if `known` finds its chips there."""
 
-    def default(file: str, name: str) -> Callable[..., bool]:
+    def entry(problem: str, file: str) -> Kernel:
+        def served() -> Served:
+            return importlib.import_module(f".{machine}.{file}", __name__).KERNELS[problem]
+
         def wanted(x: Any, *args: Any, **static: Any) -> bool:
             if not (known() and _undivided()):
                 return False  # before Pallas is loaded
             lengths_known = all(isinstance(n, int) for n in x.shape)  # in a program to be exported they need not be
-            return lengths_known and getattr(_load(file), f"pays_{name}", lambda *_, **__: True)(x, *args, **static)
+            return lengths_known and served().pays(x, *args, **static)
 
-        return wanted
+        return Kernel(
+            lambda *args, **static: served().call(*args, interpret=interpret, **static),
+            ("cpu",) if interpret else (platform,),
+            lambda *args, **static: served().refuses(*args, **static),
+            wanted,
+        )
 
-    platforms = ("cpu",) if interpret else (platform,)
-    places = {problem: (prefix + file, name) for problem, (file, name) in _PROBLEMS.items()}
-    return {
-        problem: Kernel(_call(*place, interpret), platforms, _refuses(*place), default(*place))
-        for problem, place in places.items()
-    }
-
-
-def _call(file: str, name: str, interpret: Any) -> Solver:
-    return lambda *args, **static: getattr(_load(file), name)(*args, interpret=interpret, **static)
-
-
-def _refuses(file: str, name: str) -> Solver:
-    return lambda *args, **static: getattr(_load(file), f"refuses_{name}")(*args, **static)
-
-
-def _load(file: str) -> Any:
-    return importlib.import_module(f".{file}", __name__)
+    return {problem: entry(problem, file) for problem, file in _FILES.items()}
 
 
 def _undivided() -> bool:

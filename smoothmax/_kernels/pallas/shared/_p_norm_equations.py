@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._equations import low_powers
+from ._equations import Weights, low_powers, weights
 from ._machines import LARGEST_LOG, MAX_PASSES, NOISE, SMALL_STEP, Machine, arrived, expm1, iterate, low_power, same
 
 
@@ -61,3 +61,7 @@ def _high_powers(z: Any, b: jax.Array, wanted: jax.Array, machine: Machine) -> A
     derivative, *others = machine.each(partial(terms, log_e), z)
     rest = newton(log_e, *machine.sums(lambda *at: at, *others))
     return arrived(others[0], derivative, rest, rest, machine)
+
+
+# Of scores, gamma and 1 < p <= 2.
+p_norm_weights: Weights = partial(weights, equation=p_norm)

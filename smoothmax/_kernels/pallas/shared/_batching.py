@@ -9,9 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from ..._arrays import varying_like
-from ._tiles import as_rows
-
 
 def over_slices(call: Callable[..., Any]) -> Callable[..., Any]:
     """`call` for arrays `(*batch, d)` and hyper-parameters that are scalars or arrays of that rank, under `jax.vmap`.
@@ -47,19 +44,6 @@ def over_batch(call: Callable[..., Any]) -> Callable[..., Any]:
         return unfolded, jax.tree.map(lambda _: True, out)
 
     return folded
-
-
-def weights_of_slices(run: Callable[..., jax.Array], x: jax.Array, parameters: tuple[Any, ...]) -> jax.Array:
-    """`run`, from `(n, d)` scores and `(n, 1 or d)` parameters to weights, for slices `(*batch, d)`; a parameter is one
-    number, one a slice, or one a position."""
-
-    def solve(x: jax.Array, *parameters: jax.Array) -> jax.Array:
-        *batch, d = x.shape
-        return run(x.reshape(-1, d), [as_rows(a, tuple(batch), x.dtype) for a in parameters]).reshape(x.shape)
-
-    parameters = tuple(jnp.asarray(a, x.dtype) for a in parameters)
-    shape = jnp.broadcast_shapes(x.shape, *(a.shape for a in parameters))
-    return over_slices(solve)(jnp.broadcast_to(varying_like(x, *parameters), shape), *parameters)
 
 
 def _lead(array: jax.Array, is_batched: bool, ndim: int) -> jax.Array:

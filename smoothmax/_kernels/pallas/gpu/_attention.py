@@ -1,4 +1,4 @@
-"""Attention by the kernels of `_gpu_flash.py`: what they serve, and the two directions."""
+"""Attention by the kernels of `_flash.py`: what they serve, and the two directions."""
 
 from __future__ import annotations
 
@@ -9,33 +9,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import _gpu
-from . import _gpu_attention_layout as _layout  # its constants
-from . import _gpu_flash as _flash
-from ._attention_layout import Rules, summed, unusable, whole
-from ._batching import over_batch
-from ._gpu import mosaic
-from ._gpu_attention_layout import (
-    Arrays,
-    How,
-    arrays_of,
-    barriers,
-    columns_of,
-    fetch,
-    filled,
-    lines_of,
-    marked,
-    rules_of,
-    run,
-    tiles,
-)
-from ._gpu_flash_blocks import Fetched, Stream
+from ..shared._attention import Rules, summed, unusable, whole
+from ..shared._batching import over_batch
+from ..shared._served import Served
+from . import _attention_layout as _layout
+from . import _flash, _mosaic
+from ._attention_layout import Arrays, How
+from ._flash_blocks import Fetched, Stream
+from ._mosaic import mosaic
 
 # What a block of threads may have of a multiprocessor's shared memory.
 _SHARED_MEMORY = 220 * 2**10
 
 
-def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *_: Any, **__: Any) -> str | None:
+def _refuses(query: Any, key: Any, value: Any, bias: Any, *_: Any, **__: Any) -> str | None:
     """Why the kernels cannot serve arrays of these shapes `(B, length, heads, size)`, or None."""
     if query.dtype != jnp.bfloat16:
         return f"its attention on GPUs takes bfloat16, as the matrix unit does, not {query.dtype}"
@@ -51,18 +38,15 @@ def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *_: Any, **__
         return f"{key.shape[1]} keys take {held:,} bytes of shared memory, and there are {_SHARED_MEMORY:,}"
     if query.shape[1] > _layout.MOST * _layout.ROWS:
         return f"its attention on GPUs takes up to {_layout.MOST * _layout.ROWS:,} queries, not {query.shape[1]:,}"
-    return _gpu.missing()
+    return _mosaic.missing()
 
 
-def pays_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any, **_: Any) -> bool:
+def _pays(query: Any, key: Any, value: Any, bias: Any, *others: Any, **_: Any) -> bool:
     """Whether it is worth it: fewer queries would leave most of a block empty. With wide heads, a bias or a mask its
     numbers were not compared on a device yet."""
     mask = others[3]
     compared = max(query.shape[3], value.shape[3]) <= _layout.TILE and bias is None and mask is None
     return compared and query.shape[1] >= 2 * _layout.ROWS
-
-
-refuses_attention_bars, pays_attention_bars = refuses_attention, pays_attention
 
 
 class Kept(NamedTuple):
@@ -73,7 +57,7 @@ class Kept(NamedTuple):
     marks: jax.Array  # (B, N, T / 64, S / 64): 1 where a block has a weight, else 0
 
 
-def attention(
+def _attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -89,21 +73,25 @@ def attention(
     window: tuple[int, int] | None = None,
     interpret: Any = False,
 ) -> tuple[jax.Array, Kept]:
-    """Entmax attention, 1 <= alpha <= 2; arguments and results as `_attention.attention`, in bfloat16."""
+    """Entmax attention, 1 <= alpha <= 2; arguments and results as in `tpu/_attention.py`, in bfloat16."""
     how = How(is_causal, window, interpret)
-    arrays = arrays_of(query, key, value, bias, scale, alpha, gamma)
-    output, *kept = over_batch(partial(_forward, how))(arrays, rules_of(query, key, mask, query_lengths, key_lengths))
+    arrays = _layout.arrays_of(query, key, value, bias, scale, alpha, gamma)
+    output, *kept = over_batch(partial(_forward, how))(
+        arrays, _layout.rules_of(query, key, mask, query_lengths, key_lengths)
+    )
     return output[:, : query.shape[1], :, : value.shape[3]], Kept(*kept)
 
 
-def attention_bars(*args: Any, is_causal: bool, window: tuple[int, int] | None, interpret: Any = False) -> Any:
+def _attention_bars(*args: Any, is_causal: bool, window: tuple[int, int] | None, interpret: Any = False) -> Any:
     """The cotangents of the first seven arguments of `attention`, from all of them, what it kept, and the output's."""
     *operands, mask, query_lengths, key_lengths, kept, output_bar = args
     query, key, *_ = operands
     how = How(is_causal, window, interpret)
-    arrays, back = jax.vjp(arrays_of, *operands)
-    rules = rules_of(query, key, mask, query_lengths, key_lengths)
-    return back(over_batch(partial(_backward, how))(arrays, rules, Kept(*kept), filled(output_bar, _layout.ROWS)))
+    arrays, back = jax.vjp(_layout.arrays_of, *operands)
+    rules = _layout.rules_of(query, key, mask, query_lengths, key_lengths)
+    return back(
+        over_batch(partial(_backward, how))(arrays, rules, Kept(*kept), _layout.filled(output_bar, _layout.ROWS))
+    )
 
 
 # --- The two directions ------------------------------------------------------------------------------------
@@ -118,17 +106,19 @@ def _forward(how: How, arrays: Arrays, rules: Rules) -> list[jax.Array]:
     out = tuple((shape, jnp.float32) for shape in (averages, averages, tau.shape))
 
     def body(head, at, q, k, v, tau, marks, *refs):
-        *out, q_here, k_here, v_here, lines, q_bar, k_bar, v_bar, lines_bar = refs
-        fetch((at.queries(q), q_here, q_bar), (marks.at[at.batch, at.head, at.block], lines, lines_bar))
-        both = Stream((Fetched(partial(at.keys, k), k_here, k_bar), Fetched(partial(at.keys, v), v_here, v_bar)))
-        _flash.average(at.plan, head, at.block, q_here, both, at.columns(tau), marked(lines), *at.each(out))
+        *out, q_here, k_here, v_here, lines, q_arrived, k_arrived, v_arrived, lines_arrived = refs
+        _layout.fetch((at.queries(q), q_here, q_arrived), (marks.at[at.batch, at.head, at.block], lines, lines_arrived))
+        both = Stream(
+            (Fetched(partial(at.keys, k), k_here, k_arrived), Fetched(partial(at.keys, v), v_here, v_arrived))
+        )
+        _flash.average(at.plan, head, at.block, q_here, both, at.columns(tau), _layout.marked(lines), *at.each(out))
 
-    columns, dtype = columns_of(arrays, rules), arrays.q.dtype
+    columns, dtype = _layout.columns_of(arrays, rules), arrays.q.dtype
     either = jnp.max(marks.reshape(*marks.shape[:3], -1, columns // _layout.FEWER), -1)
-    more, sizes = (tau, lines_of(either)), (arrays.q.shape[3], arrays.v.shape[3])
-    places = tiles(dtype, _layout.ROWS, sizes[0]), *(tiles(dtype, 2, columns, size) for size in sizes)
-    scratch = *places, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *barriers(1, 2, 2, 1)
-    output, centre, tau = run(how, body, arrays, rules, more, columns, True, out, scratch)
+    more, sizes = (tau, _layout.lines_of(either)), (arrays.q.shape[3], arrays.v.shape[3])
+    places = _layout.tiles(dtype, _layout.ROWS, sizes[0]), *(_layout.tiles(dtype, 2, columns, size) for size in sizes)
+    scratch = *places, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *_layout.barriers(1, 2, 2, 1)
+    output, centre, tau = _layout.run(how, body, arrays, rules, more, columns, True, out, scratch)
     return [output.astype(dtype), centre, tau, marks]
 
 
@@ -136,21 +126,21 @@ def _search(how: How, arrays: Arrays, rules: Rules) -> list[jax.Array]:
     (batch, queries, heads, size), keys, dtype = arrays.q.shape, arrays.k.shape[1], arrays.q.dtype
     blocks, marks = queries // _layout.ROWS, keys // _layout.FEWER
 
-    def body(head, at, q, k, v, tau, marked, q_here, k_here, tops, wanted, q_bar, k_bar):
-        fetch((at.queries(q), q_here, q_bar))
-        stream, scratch = Stream((Fetched(partial(at.keys, k), k_here, k_bar),)), _flash.Scratch(tops, wanted)
+    def body(head, at, q, k, v, tau, marked, q_here, k_here, tops, wanted, q_arrived, k_arrived):
+        _layout.fetch((at.queries(q), q_here, q_arrived))
+        stream, scratch = Stream((Fetched(partial(at.keys, k), k_here, k_arrived),)), _flash.Scratch(tops, wanted)
         marked = marked.at[at.batch, at.head, at.block]
         _flash.search(at.plan, head, at.block, q_here, stream, scratch, at.columns(tau), marked)
 
     out = ((batch, heads, queries), jnp.float32), ((batch, heads, blocks, marks), jnp.int32)
-    places = tiles(dtype, _layout.ROWS, size), tiles(dtype, 2, _layout.FEWER, size)
+    places = _layout.tiles(dtype, _layout.ROWS, size), _layout.tiles(dtype, 2, _layout.FEWER, size)
     scratch = (
         *places,
         mosaic.SMEM((marks, _layout.ROWS), jnp.float32),
         mosaic.SMEM((marks,), jnp.int32),
-        *barriers(1, 2),
+        *_layout.barriers(1, 2),
     )
-    return run(how, body, arrays, rules, (), _layout.FEWER, True, out, scratch)
+    return _layout.run(how, body, arrays, rules, (), _layout.FEWER, True, out, scratch)
 
 
 def _backward(how: How, arrays: Arrays, rules: Rules, kept: Kept, output_bar: jax.Array) -> Arrays:
@@ -158,7 +148,7 @@ def _backward(how: How, arrays: Arrays, rules: Rules, kept: Kept, output_bar: ja
     (batch, queries, heads, _), keys = q.shape, k.shape[1]
     delta = jnp.swapaxes(jnp.sum(output_bar.astype(jnp.float32) * kept.centre, 3), 1, 2)
     more = output_bar, jnp.stack([kept.tau, delta], 2)
-    of_keys, of_queries = lines_of(kept.marks), lines_of(jnp.swapaxes(kept.marks, 2, 3))
+    of_keys, of_queries = _layout.lines_of(kept.marks), _layout.lines_of(jnp.swapaxes(kept.marks, 2, 3))
 
     along_keys = partial(_along_keys, how, arrays, rules, (*more, of_keys))
     along_queries = partial(_along_queries, how, arrays, rules, (*more, of_queries))
@@ -191,22 +181,26 @@ def _along_keys(
     """A block of queries at a time, with all keys that have a weight; results of these shapes."""
 
     def body(head, at, q, k, v, do, kept, marks, *refs):
-        *out, q_here, do_here, k_here, v_here, lines, q_bar, do_bar, k_bar, v_bar, lines_bar = refs
+        *out, q_here, do_here, k_here, v_here, lines, q_arrived, do_arrived, k_arrived, v_arrived, lines_arrived = refs
         marks = marks.at[at.batch, at.head, at.block]
-        fetch((at.queries(q), q_here, q_bar), (at.queries(do), do_here, do_bar), (marks, lines, lines_bar))
-        both = Stream((Fetched(partial(at.keys, k), k_here, k_bar), Fetched(partial(at.keys, v), v_here, v_bar)))
+        _layout.fetch(
+            (at.queries(q), q_here, q_arrived), (at.queries(do), do_here, do_arrived), (marks, lines, lines_arrived)
+        )
+        both = Stream(
+            (Fetched(partial(at.keys, k), k_here, k_arrived), Fetched(partial(at.keys, v), v_here, v_arrived))
+        )
         kept = at.columns(kept)
-        here = _flash.Queries(at.plan, head, at.block, q_here, do_here, both, kept, marked(lines))
+        here = _flash.Queries(at.plan, head, at.block, q_here, do_here, both, kept, _layout.marked(lines))
         backward(here, *at.each(out))
 
     sizes, dtype = (arrays.q.shape[3], arrays.v.shape[3]), arrays.q.dtype
     places = (
-        *(tiles(dtype, _layout.ROWS, size) for size in sizes),
-        *(tiles(dtype, 2, _layout.FEWER, size) for size in sizes),
+        *(_layout.tiles(dtype, _layout.ROWS, size) for size in sizes),
+        *(_layout.tiles(dtype, 2, _layout.FEWER, size) for size in sizes),
     )
-    scratch = *places, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *barriers(1, 1, 2, 2, 1)
+    scratch = *places, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *_layout.barriers(1, 1, 2, 2, 1)
     out = tuple((shape, jnp.float32) for shape in shapes)
-    return run(how, body, arrays, rules, more, _layout.FEWER, True, out, scratch)
+    return _layout.run(how, body, arrays, rules, more, _layout.FEWER, True, out, scratch)
 
 
 def _along_queries(
@@ -215,26 +209,32 @@ def _along_queries(
     """A block of keys at a time, with all queries that have a weight there."""
 
     def body(head, at, q, k, v, do, kept, marks, *refs):
-        out, (k_here, v_here, q_here, do_here, kept_here, lines, *bars) = refs[: len(shapes)], refs[len(shapes) :]
-        k_bar, v_bar, q_bar, do_bar, kept_bar, lines_bar = bars
+        out, (k_here, v_here, q_here, do_here, kept_here, lines, *arrived) = refs[: len(shapes)], refs[len(shapes) :]
+        k_arrived, v_arrived, q_arrived, do_arrived, kept_arrived, lines_arrived = arrived
         marks = marks.at[at.batch, at.head, at.block]
-        fetch((at.keys(k), k_here, k_bar), (at.keys(v), v_here, v_bar), (marks, lines, lines_bar))
+        _layout.fetch((at.keys(k), k_here, k_arrived), (at.keys(v), v_here, v_arrived), (marks, lines, lines_arrived))
         of_queries = Stream(
             (
-                Fetched(partial(at.queries, q), q_here, q_bar),
-                Fetched(partial(at.queries, do), do_here, do_bar),
-                Fetched(partial(at.columns, kept), kept_here, kept_bar),
+                Fetched(partial(at.queries, q), q_here, q_arrived),
+                Fetched(partial(at.queries, do), do_here, do_arrived),
+                Fetched(partial(at.columns, kept), kept_here, kept_arrived),
             )
         )
-        here = _flash.Keys(at.plan, head, at.block, k_here, v_here, of_queries, marked(lines))
+        here = _flash.Keys(at.plan, head, at.block, k_here, v_here, of_queries, _layout.marked(lines))
         backward(here, *at.each_of_keys(out))
 
     sizes, dtype = (arrays.k.shape[3], arrays.v.shape[3]), arrays.q.dtype
     places = (
-        *(tiles(dtype, _layout.FEWER, size) for size in sizes),
-        *(tiles(dtype, 2, _layout.ROWS, size) for size in sizes),
+        *(_layout.tiles(dtype, _layout.FEWER, size) for size in sizes),
+        *(_layout.tiles(dtype, 2, _layout.ROWS, size) for size in sizes),
     )
     kept = mosaic.SMEM((2, _flash.STATISTICS, _layout.ROWS), jnp.float32)
-    scratch = *places, kept, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *barriers(1, 1, 2, 2, 2, 1)
+    scratch = *places, kept, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *_layout.barriers(1, 1, 2, 2, 2, 1)
     out = tuple((shape, jnp.float32) for shape in shapes)
-    return run(how, body, arrays, rules, more, _layout.FEWER, False, out, scratch)
+    return _layout.run(how, body, arrays, rules, more, _layout.FEWER, False, out, scratch)
+
+
+KERNELS = {
+    "attention": Served(_attention, _refuses, _pays),
+    "attention_bars": Served(_attention_bars, _refuses, _pays),
+}

@@ -4,8 +4,8 @@ Slices of up to 4,096 positions are held in registers, a piece in each thread: `
 2, 4, 8, 16 or 32 positions are rows, 128 of them a block; a slice is filled up to a power of two. Rows are read and
 written 128 neighbouring numbers at a time, and handed to the threads through shared memory.
 
-Wider slices are done a thread a slice, by the kernels of `_sweeps.py`: position i of 128 slices is one tile, a number
-for each thread, and lies in one piece. A few numbers are held in registers; a sweep reads its tiles from memory.
+Wider slices are done a thread a slice, by the kernels of `shared/_sweeps.py`: position i of 128 slices is one tile, a
+number for each thread, and lies in one piece. A few numbers are held in registers; a sweep reads its tiles from memory.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from ..._arrays import varying_like
-from . import _gpu
-from ._batching import over_slices
+from ...._arrays import varying_like
+from ..shared._batching import over_slices
+from ..shared._served import Served
+from ..shared._slices import as_rows, flag, refuses_slices
+from ..shared._sweeps import Tiles, mean_segments, solve_chains
+from . import _mosaic
+from ._mosaic import mosaic
 from ._pieces import WIDEST, bit, chain_piece, mean_piece
-from ._sweeps import Tiles, mean_segments, solve_chains
 from ._threads import BOARD, Threads
-from ._tiles import as_rows, flag
 
 # Positions of a piece, a power of two; where a slice would need more than 128 of them, they are longer.
 PIECE = 16
@@ -32,21 +34,7 @@ PIECE = 16
 _TILES = Tiles(lambda i: i, lambda loaded: flag(loaded > jnp.inf))
 
 
-def refuses_chain_prox(x: Any, up: Any, down: Any) -> str | None:
-    """Why the kernel cannot serve, or None."""
-    if x.dtype != jnp.float32:
-        return f"its chain kernel computes in float32, not {x.dtype}"
-    if x.shape[-1] < 2:
-        return f"its chain kernel takes slices of at least 2 positions, not of {x.shape[-1]}"
-    if x.size == 0:
-        return "there are no slices"
-    return _gpu.missing()
-
-
-refuses_segment_mean = refuses_chain_prox
-
-
-def chain_prox(x: jax.Array, up: Any, down: Any, *, interpret: Any = False) -> tuple[jax.Array, jax.Array]:
+def _chain_prox(x: jax.Array, up: Any, down: Any, *, interpret: Any = False) -> tuple[jax.Array, jax.Array]:
     """The chain problem for float32 slices `(*batch, d)`; arguments and results as `_solvers.chain_prox`."""
     if _too_wide(x):
         return solve_chains(partial(_by_tiles, interpret=interpret), _TILES, x, up, down)
@@ -54,7 +42,7 @@ def chain_prox(x: jax.Array, up: Any, down: Any, *, interpret: Any = False) -> t
     return over_slices(partial(_chains, interpret=interpret))(varying_like(x, up, down), up, down)
 
 
-def segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array, *, interpret: Any = False) -> jax.Array:
+def _segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array, *, interpret: Any = False) -> jax.Array:
     """The mean of each segment, at every position of it; arguments and results as `_solvers.segment_mean`."""
     if _too_wide(v):
         return mean_segments(partial(_by_tiles, interpret=interpret), _TILES, v, jumps, weight)
@@ -65,7 +53,7 @@ def segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array, *, interpret
 
 
 def _too_wide(x: jax.Array) -> bool:
-    return x.shape[-1] > _gpu.THREADS * WIDEST
+    return x.shape[-1] > _mosaic.THREADS * WIDEST
 
 
 class _Pieces:
@@ -73,23 +61,23 @@ class _Pieces:
 
     def __init__(self, n: int, d: int, interpret: Any):
         width = pl.next_power_of_2(d)
-        self.n, self.d, self.barrier = n, d, partial(_gpu.barrier, interpret)
-        self.length = min(width, max(PIECE, width // _gpu.THREADS))
+        self.n, self.d, self.barrier = n, d, partial(_mosaic.barrier, interpret)
+        self.length = min(width, max(PIECE, width // _mosaic.THREADS))
         self.threads = width // self.length
-        self.blocks = pl.cdiv(n * self.threads, _gpu.THREADS)
-        self.rows = _gpu.THREADS // self.length  # pieces that lie in 128 neighbouring numbers
+        self.blocks = pl.cdiv(n * self.threads, _mosaic.THREADS)
+        self.rows = _mosaic.THREADS // self.length  # pieces that lie in 128 neighbouring numbers
 
     def cut(self, rows: jax.Array, fill: float) -> jax.Array:
         """Slices of up to d positions as `(blocks, 128, length)`."""
-        slices = self.blocks * _gpu.THREADS // self.threads
+        slices = self.blocks * _mosaic.THREADS // self.threads
         more = self.threads * self.length - rows.shape[-1]
         rows = jnp.pad(rows, ((0, slices - self.n), (0, more)), constant_values=fill)
-        return rows.reshape(self.blocks, _gpu.THREADS, self.length)
+        return rows.reshape(self.blocks, _mosaic.THREADS, self.length)
 
     def to_each(self, numbers: jax.Array) -> jax.Array:
         """A number a slice `(n, 1)`, or one a piece, as `(blocks, 128)`."""
         numbers = jnp.broadcast_to(numbers, (self.n, self.threads)).reshape(-1)
-        return jnp.pad(numbers, (0, self.blocks * _gpu.THREADS - numbers.size)).reshape(self.blocks, _gpu.THREADS)
+        return jnp.pad(numbers, (0, self.blocks * _mosaic.THREADS - numbers.size)).reshape(self.blocks, _mosaic.THREADS)
 
     def joined(self, pieces: jax.Array) -> jax.Array:
         """Slices `(n, d)` again."""
@@ -112,7 +100,7 @@ class _Pieces:
 
     def places(self) -> jax.Array:
         """Which piece of its slice each thread has."""
-        return jnp.arange(_gpu.THREADS, dtype=jnp.int32) % self.threads
+        return jnp.arange(_mosaic.THREADS, dtype=jnp.int32) % self.threads
 
     def of_threads(self, places: Any, board: Any) -> Threads:
         return Threads(self.threads, places[...], board, self.barrier)
@@ -144,7 +132,7 @@ class _Pieces:
 
     @property
     def shared(self) -> tuple[int, int]:
-        return _gpu.THREADS, self.length + 1
+        return _mosaic.THREADS, self.length + 1
 
 
 def _chains(x: jax.Array, up: jax.Array, down: jax.Array, *, interpret: Any) -> tuple[jax.Array, jax.Array]:
@@ -168,15 +156,15 @@ def _chains(x: jax.Array, up: jax.Array, down: jax.Array, *, interpret: Any) -> 
         pieces.write(t, t_ref, block, shared)
 
     x = pieces.cut(rows, -jnp.inf)
-    mask = jax.ShapeDtypeStruct((pieces.blocks, _gpu.THREADS), jnp.int32)
+    mask = jax.ShapeDtypeStruct((pieces.blocks, _mosaic.THREADS), jnp.int32)
     memory = (BOARD,) + (pieces.shared,) * (1 + sum(each))
-    t, *borders = _gpu.run(
+    t, *borders = _mosaic.run(
         kernel,
         pieces.blocks,
         [x, pieces.places(), *laid],
         (x.dtype, mask, mask),
         interpret,
-        scratch=tuple(_gpu.mosaic.SMEM(shape, jnp.float32) for shape in memory),
+        scratch=tuple(mosaic.SMEM(shape, jnp.float32) for shape in memory),
         barriers=False,
     )
     return pieces.joined(t).reshape(*batch, d), pieces.signs(*borders).reshape(*batch, d)
@@ -212,8 +200,8 @@ def _means(v: jax.Array, jumps: jax.Array, weight: jax.Array, *, interpret: Any)
 
     memory = BOARD, pieces.shared, pieces.shared
     arrays = [pieces.cut(rows, 0.0), pieces.places(), cuts, weight]
-    scratch = tuple(_gpu.mosaic.SMEM(shape, jnp.float32) for shape in memory)
-    [mean] = _gpu.run(kernel, pieces.blocks, arrays, (v.dtype,), interpret, scratch=scratch, barriers=False)
+    scratch = tuple(mosaic.SMEM(shape, jnp.float32) for shape in memory)
+    [mean] = _mosaic.run(kernel, pieces.blocks, arrays, (v.dtype,), interpret, scratch=scratch, barriers=False)
     return pieces.joined(mean).reshape(*batch, d)
 
 
@@ -225,15 +213,23 @@ def _by_tiles(
 ) -> list[jax.Array]:
     """Runs a kernel on all slices: arrays `(n, width)`, the first `(n, d)`, to `(n, d)` of the dtypes."""
     n, d = rows[0].shape
-    blocks = pl.cdiv(n, _gpu.THREADS)
+    blocks = pl.cdiv(n, _mosaic.THREADS)
 
     def to_tiles(a):
-        a = jnp.pad(a, ((0, blocks * _gpu.THREADS - n), (0, 0)))
-        return jnp.swapaxes(a.reshape(blocks, _gpu.THREADS, -1), 1, 2)
+        a = jnp.pad(a, ((0, blocks * _mosaic.THREADS - n), (0, 0)))
+        return jnp.swapaxes(a.reshape(blocks, _mosaic.THREADS, -1), 1, 2)
 
     def on_a_block(block, *refs):
         kernel(*(ref.at[block] for ref in refs))
 
     # A thread reads what it wrote itself.
-    out = _gpu.run(on_a_block, blocks, [to_tiles(a) for a in rows], dtypes, interpret, barriers=False)
+    out = _mosaic.run(on_a_block, blocks, [to_tiles(a) for a in rows], dtypes, interpret, barriers=False)
     return [jnp.swapaxes(a, 1, 2).reshape(-1, d)[:n] for a in out]
+
+
+def _refuses(x: Any, *_: Any) -> str | None:
+    """Why the kernels cannot serve, or None."""
+    return refuses_slices(x, "chain", 2) or _mosaic.missing()
+
+
+KERNELS = {"chain": Served(_chain_prox, _refuses), "segment_mean": Served(_segment_mean, _refuses)}

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..shared._slices import flag
 from ._threads import Numbers, Threads
-from ._tiles import flag
 
 # The bits of a mask.
 WIDEST = 32
@@ -198,7 +198,7 @@ def _answers(
     one = bit(len(means) - 1)
 
     def carries_out(carry):
-        return flag(has(below | (above & ~(above + below + carry)), 0))  # not "negative": see `_gpu.py`
+        return flag(has(below | (above & ~(above + below + carry)), 0))  # not "negative": see `_mosaic.py`
 
     # 0: none; 1: what comes in; 2: one.
     out = carries_out(np.int32(0)) + carries_out(one)

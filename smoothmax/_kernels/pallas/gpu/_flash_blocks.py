@@ -1,4 +1,4 @@
-"""The blocks that the kernels of `_gpu_flash.py` walk over: their products and scores, and how they are fetched.
+"""The blocks that the kernels of `_flash.py` walk over: their products and scores, and how they are fetched.
 
 A block is a matrix in the registers of 128 threads, laid out as the matrix unit leaves it; what belongs to each of its
 lines is a column.
@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from ._flash_blocks import Blocks, Head, seen
-from ._gpu import load, mosaic
-from ._machines import LOWEST
+from ..shared._flash import Blocks, Head, seen
+from ..shared._machines import LOWEST
+from ._mosaic import load, mosaic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Plan(Blocks):
     """What is static about a call, and whether JAX's interpreter runs it, which knows less than a GPU."""
 
     interpreted: bool
+
+
+def stretch(i: Any, size: int) -> Any:
+    """Where block i lies along queries or keys, of which a block has so many."""
+    return pl.ds(i * size, size)
 
 
 def filled(plan: Plan, shape: tuple[int, ...], value: float = 0.0) -> jax.Array:

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..._arrays import varying_like
+from ...._arrays import varying_like
 from ._batching import over_slices
-from ._tiles import as_rows, flag, loop
+from ._slices import as_rows, flag, loop
 
 # What is known of the border between i and i+1. In memory it is stored plus one, in the two bits `_BORDER`, beside the
 # answers to "is t_i above the mean?": if t_{i+1} is, and if it is not.

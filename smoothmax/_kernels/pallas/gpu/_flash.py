@@ -37,12 +37,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from ._flash import entropy_change
-from ._flash_blocks import Head
-from ._gpu import mosaic
-from ._gpu_flash_blocks import Plan, Stream, added, along, every, filled, product, read, scores
-from ._machines import LOWEST
-from ._tiles import flag, loop
+from ..shared._flash import Head, entropy_change, newton
+from ..shared._machines import LOWEST
+from ..shared._slices import flag, loop
+from ._flash_blocks import Plan, Stream, added, along, every, filled, product, read, scores, stretch
+from ._mosaic import mosaic
 
 # Newton's passes over the keys; one to four are the rule.
 MAX_PASSES = 32
@@ -133,15 +132,6 @@ class Scratch(NamedTuple):
     wanted: Any  # 1 where some query has a weight, else 0
 
 
-class _Search(NamedTuple):
-    """The state of the search; columns but for the passes and the sum of `active`."""
-
-    passes: Any
-    tau: jax.Array
-    active: jax.Array  # 1 where the threshold still moves, else 0: a query must not depend on the others of its block
-    going: Any
-
-
 def search(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, scratch: Scratch, tau_ref: Any, marks: Any) -> None:
     """The thresholds of one block of queries, next to the root, and 1 for each block of keys with a weight."""
     b, start, end = head.b, *plan.key_blocks(i, head.key_length)
@@ -162,24 +152,21 @@ def search(plan: Plan, head: Head, i: Any, q: Any, keys: Stream, scratch: Scratc
 
         lax.fori_loop(start, end, at, 0)
 
-    def one_pass(state):
+    def one_pass(tau, active):
         def add(j, refs, total):
             z = scores(plan, head, product(plan, q, refs[0], transpose=True), i * plan.rows, j * plan.columns, 0)
-            return total.plus(weights(b, z - along(state.tau, z.shape), Sums.of))
+            return total.plus(weights(b, z - along(tau, z.shape), Sums.of))
 
-        look(state.tau)
+        look(tau)
         total = keys.loop(start, end, lambda j: scratch.wanted[j] > 0, add, Sums(column, column))
         total = Sums(*(jnp.where(empty, 1.0, n) for n in total))
-        tau = jnp.where(state.active > 0, state.tau + total.step(b), state.tau)
-        active = state.active * flag(jnp.abs(jnp.log(total.y)) > NEAR)
-        return _Search(state.passes + 1, tau, active, jnp.sum(active))
+        next_tau = jnp.where(active > 0, tau + total.step(b), tau)
+        return next_tau, flag(jnp.abs(jnp.log(total.y)) > NEAR)
 
-    moving = flag(~empty & (top < jnp.inf))
-    state = _Search(jnp.int32(0), tau, moving, jnp.sum(moving))
-    last = lax.while_loop(lambda s: (s.going > 0) & (s.passes < MAX_PASSES), one_pass, state)
-    look(last.tau)
+    tau, active = newton(one_pass, tau, flag(~empty & (top < jnp.inf)), MAX_PASSES)
+    look(tau)
     # What did not arrive is no answer.
-    tau_ref[...] = jnp.where((top < jnp.inf) & (last.active == 0), last.tau, jnp.nan)
+    tau_ref[...] = jnp.where((top < jnp.inf) & (active == 0), tau, jnp.nan)
 
     def copy(j, _):
         marks[j] = jnp.where((j >= start) & (j < end), scratch.wanted[j], 0)
@@ -299,7 +286,7 @@ def backward_pair_bias(here: Queries, out: Any) -> None:
     plan = here.plan
 
     def part(j):
-        return out.at[:, pl.ds(j * plan.columns, plan.columns)]
+        return out.at[:, stretch(j, plan.columns)]
 
     def clear(j, _):
         def zeros():

@@ -8,14 +8,10 @@ and 128 columns, tile after tile.
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jax.experimental import pallas as pl
 
 SUBLANES, LANES = 8, 128
@@ -46,26 +42,9 @@ def tile(i: Any) -> Any:
     return pl.ds(start if isinstance(start, int) else pl.multiple_of(start, SUBLANES), SUBLANES)
 
 
-def flag(condition: jax.Array) -> jax.Array:
-    """1 where it holds, else 0."""
-    return jnp.where(condition, np.float32(1), np.float32(0))
-
-
-def loop(steps: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
-    """`body(i, carry)` for i from 0 on; i has 32 bits whatever JAX's default is, as Mosaic wants it."""
-    return lax.fori_loop(jnp.int32(0), jnp.int32(steps), body, start)
-
-
 def blocks_of(positions: int) -> pl.BlockSpec:
     """One block of 1,024 slices at each step of the grid."""
     return pl.BlockSpec((positions * SUBLANES, LANES), lambda block: (block, 0))
-
-
-def as_rows(array: Any, batch: tuple[int, ...], dtype: Any) -> jax.Array:
-    """A scalar or an array `(*batch or ones, k)` as `(n, k)`, one row a slice."""
-    array = jnp.asarray(array, dtype)
-    width = array.shape[-1] if array.ndim else 1
-    return jnp.broadcast_to(array, (*batch, width)).reshape(math.prod(batch), width)
 
 
 def result(shape: tuple[int, ...], dtype: Any, like: jax.Array) -> jax.ShapeDtypeStruct:

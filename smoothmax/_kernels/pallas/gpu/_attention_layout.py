@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 
-from ..._arrays import varying_like
-from ._attention_layout import Rules, lengths_of, scalars_of, whole
-from ._flash_blocks import Head
-from ._gpu import mosaic
-from ._gpu_flash_blocks import Plan
+from ...._arrays import varying_like
+from ..shared._attention import Rules, lengths_of, scalars_of, whole
+from ..shared._flash import Head
+from ._flash_blocks import Plan, stretch
+from ._mosaic import mosaic
 
 # Queries of a block, and keys of one: where values are averaged, and elsewhere, or with wide heads, where registers are
 # dear: with 128 for each of its threads a multiprocessor has four blocks at a time, and one waits while others compute.
@@ -90,8 +89,7 @@ class Place(NamedTuple):
 
     def keys(self, ref: Any, j: Any = None, of_queries: bool = False) -> Any:
         """A block of keys; of an array with a head for each query head where told."""
-        j, size = self.block if j is None else j, self.plan.columns
-        return ref.at[self.batch, pl.ds(j * size, size), self.head if of_queries else self.key_head]
+        return ref.at[self.batch, self._columns(j), self.head if of_queries else self.key_head]
 
     def columns(self, ref: Any, i: Any = None) -> Any:
         """A block of queries of an array `(B, N, ..., T)`."""
@@ -103,14 +101,16 @@ class Place(NamedTuple):
 
     def each_of_keys(self, refs: Any) -> Any:
         """Its block of keys of results `(B, S, N, size)` and `(B, N, S)`."""
-        here = pl.ds(self.block * self.plan.columns, self.plan.columns)
         return (
-            self.keys(ref, of_queries=True) if len(ref.shape) == 4 else ref.at[self.batch, self.head, here]
+            self.keys(ref, of_queries=True) if len(ref.shape) == 4 else ref.at[self.batch, self.head, self._columns()]
             for ref in refs
         )
 
     def _rows(self, i: Any) -> Any:
-        return pl.ds((self.block if i is None else i) * self.plan.rows, self.plan.rows)
+        return stretch(self.block if i is None else i, self.plan.rows)
+
+    def _columns(self, j: Any = None) -> Any:
+        return stretch(self.block if j is None else j, self.plan.columns)
 
 
 def run(

@@ -1,4 +1,5 @@
-"""Weights that one threshold a slice determines, for GPUs: a slice is read once and solved on the chip.
+"""Weights that one threshold a slice determines, also between bounds and with a given sum, for GPUs: a slice is read
+once and solved on the chip.
 
 A warp, 32 threads, solves a slice in its registers; a wider one is solved by a warpgroup, 128 threads, in registers or
 shared memory. A sum along a slice is one over each thread's numbers, over the threads of a warp, and over the warps.
@@ -14,68 +15,26 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from . import _equations, _gpu, _gpu_wide, _p_norm_equations
-from ._batching import weights_of_slices
-from ._equations import Equation, Weights
-from ._machines import LEAST, Machine, same
+from ..shared._capped_equations import capped
+from ..shared._equations import Weights, tsallis_weights
+from ..shared._machines import LEAST, Machine, same
+from ..shared._p_norm_equations import p_norm_weights
+from ..shared._served import Served
+from ..shared._slices import refuses_slices, solver
+from . import _mosaic, _wide
+from ._mosaic import mosaic
 
 # The widest slice: three of them fit into shared memory at a time.
 _WIDEST = 16384
+# With bounds and a given sum a pass makes more numbers of each position, and slices lie in registers.
+_WIDEST_CAPPED = 2048
 # The widest slice that lies within a warp.
 _BY_WARPS = 1024
 # How many neighbouring numbers a thread loads at a time.
 _VECTORS = (4, 2, 1)
 
 
-def refuses_tsallis_weights(x: Any, gamma: Any, power: Any) -> str | None:
-    """Why the kernel cannot serve, or None."""
-    return refuses(x, _WIDEST)
-
-
-def refuses(x: Any, widest: int) -> str | None:
-    """Why a kernel for slices of up to `widest` positions cannot serve, or None."""
-    if x.dtype != jnp.float32:
-        return f"its threshold kernel computes in float32, not {x.dtype}"
-    if not 1 <= x.shape[-1] <= widest:
-        return f"its threshold kernel holds slices of 1 to {widest} positions on the chip, not of {x.shape[-1]}"
-    if x.size == 0:
-        return "there are no slices"
-    return _gpu.missing()
-
-
-refuses_p_norm_weights = refuses_tsallis_weights
-
-
-def pays_tsallis_weights(x: Any, *_: Any) -> bool:
-    """Whether it is worth it. Wider slices were solved on a device, but not timed by themselves."""
-    return x.shape[-1] <= _BY_WARPS
-
-
-pays_p_norm_weights = pays_tsallis_weights
-
-
-def tsallis_weights(x: jax.Array, gamma: Any, alpha: Any, *, interpret: Any = False) -> jax.Array:
-    """Tsallis weights of float32 slices `(*batch, d)`, any alpha >= 1; as `_solvers.tsallis_weights`."""
-    return _call(_equations.tsallis, x, gamma, alpha, interpret)
-
-
-def p_norm_weights(x: jax.Array, gamma: Any, p: Any, *, interpret: Any = False) -> jax.Array:
-    """p-norm weights of float32 slices `(*batch, d)`, 1 < p <= 2; as `_solvers.p_norm_weights`."""
-    return _call(_p_norm_equations.p_norm, x, gamma, p, interpret)
-
-
-def _call(equation: Equation, x: jax.Array, gamma: Any, power: Any, interpret: Any) -> jax.Array:
-    return by_slices(partial(_equations.weights, equation=equation), x, (gamma, power), interpret)
-
-
-def by_slices(
-    weights: Weights, x: jax.Array, parameters: tuple[Any, ...], interpret: Any, whole: bool = False
-) -> jax.Array:
-    """`weights` of slices `(*batch, d)`; a parameter is one number, one a slice, or one a position."""
-    return weights_of_slices(partial(_run, weights, interpret=interpret, whole=whole), x, parameters)
-
-
-def _run(weights: Weights, rows: jax.Array, others: list[jax.Array], interpret: Any, whole: bool) -> jax.Array:
+def _run(weights: Weights, rows: jax.Array, others: list[jax.Array], interpret: Any, whole: bool = False) -> jax.Array:
     """`(n, d)` scores and `(n, 1 or d)` parameters to `(n, d)` weights."""
     n, d = rows.shape
     form = _form(d, bool(interpret), _BY_WARPS if not whole else _BY_WARPS // 2)
@@ -86,10 +45,10 @@ def _run(weights: Weights, rows: jax.Array, others: list[jax.Array], interpret: 
 
     others = [padded(a, 0.0) if a.shape[-1] > 1 else a[:, 0] for a in others]
     rows = padded(rows, -jnp.inf)
-    run = partial(_gpu.run, interpret=interpret, barriers=False)
+    run = partial(_mosaic.run, interpret=interpret, barriers=False)
     if d > _BY_WARPS and not whole:
         rows = rows.reshape(n, -1, form.piece)
-        place = _gpu.mosaic.SMEM(rows.shape[1:], rows.dtype)
+        place = mosaic.SMEM(rows.shape[1:], rows.dtype)
         kernel = partial(_wide_kernel, weights=weights, layout=form.layout)
         [y] = run(kernel, n, [rows, *others], (rows.dtype,), scratch=(place,))
         y = y.reshape(n, -1)
@@ -115,22 +74,22 @@ class _Form(NamedTuple):
 
 def _form(d: int, interpret: bool, widest: int) -> _Form:
     by_warps = d <= widest
-    threads = _gpu.WARP if by_warps else _gpu.THREADS
+    threads = _mosaic.WARP if by_warps else _mosaic.THREADS
     # Each thread loads four neighbouring numbers at a time, if that leaves no more of a slice empty than fewer do.
     width = next(w for w in _VECTORS if -d % (w * threads) == -d % threads or w == 1)
-    layout = None if interpret else _gpu.layout(width, by_warps)
-    return _Form(_gpu.THREADS // threads if layout else 1, width * threads, layout)
+    layout = None if interpret else _mosaic.layout(width, by_warps)
+    return _Form(_mosaic.THREADS // threads if layout else 1, width * threads, layout)
 
 
 def _kernel(i, *refs, weights, form, slices):
     *inputs, y_ref = refs
-    row = i if form.slices == 1 else jnp.minimum(i * form.slices + _gpu.warp(), slices - 1)
+    row = i if form.slices == 1 else jnp.minimum(i * form.slices + _mosaic.warp(), slices - 1)
     pieces = [pl.ds(start, form.piece) for start in range(0, y_ref.shape[-1], form.piece)]
 
     def load(ref):
         if len(ref.shape) == 1:
             return ref[row]
-        loaded = tuple(_gpu.load(ref, (row, piece), form.layout) for piece in pieces)
+        loaded = tuple(_mosaic.load(ref, (row, piece), form.layout) for piece in pieces)
         return loaded[0] if len(pieces) == 1 else loaded
 
     made = weights(*map(load, inputs), machine=_MACHINE)
@@ -140,9 +99,9 @@ def _kernel(i, *refs, weights, form, slices):
 
 def _wide_kernel(row, *refs, weights, layout):
     x_ref, *others, y_ref, place = refs
-    machine = _gpu_wide.machine(place, layout, _log1p, _log1p_down)
-    made = weights(_gpu_wide.fetch(place, x_ref, row, layout), *(ref[row] for ref in others), machine=machine)
-    _gpu_wide.store(made, place, y_ref, row)
+    machine = _wide.machine(place, layout, _log1p, _log1p_down)
+    made = weights(_wide.fetch(place, x_ref, row, layout), *(ref[row] for ref in others), machine=machine)
+    _wide.store(made, place, y_ref, row)
 
 
 def _made(function, slices):
@@ -195,4 +154,30 @@ def _one_plus(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 # A slice is an array or a tuple of several, its pieces, and a column is a scalar.
-_MACHINE = Machine(_each, _sums, _most, lambda column: column, _chosen, _log1p, _log1p_down, same)
+_MACHINE = Machine(
+    each=_each,
+    sums=_sums,
+    most=_most,
+    over_slices=same,
+    chosen=_chosen,
+    log1p=_log1p,
+    log1p_down=_log1p_down,
+    kept=same,
+)
+
+
+def _served(weights: Weights, kernel: str, widest: int, whole: bool = False) -> Served:
+    """By a kernel of that name for slices of up to `widest` positions."""
+    return Served(
+        solver(weights, partial(_run, whole=whole)),
+        refuses=lambda x, *_: refuses_slices(x, kernel, 1, widest, "on the chip") or _mosaic.missing(),
+        # Wider slices were solved on a device, but not timed by themselves.
+        pays=lambda x, *_: x.shape[-1] <= _BY_WARPS,
+    )
+
+
+KERNELS = {
+    "threshold": _served(tsallis_weights, "threshold", _WIDEST),
+    "p_norm": _served(p_norm_weights, "threshold", _WIDEST),
+    "capped": _served(capped, "capped", _WIDEST_CAPPED, whole=True),
+}

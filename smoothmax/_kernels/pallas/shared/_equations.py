@@ -49,7 +49,7 @@ from ._machines import (
     solved,
     two_parts,
 )
-from ._tiles import flag, loop
+from ._slices import flag, loop
 
 # The least b: y differs from its limit b -> 0 by less than b z^2 y / 2, a third of float32's rounding here.
 _LEAST_B = 1e-7
@@ -269,3 +269,7 @@ def _concave(z: Any, b: jax.Array, wanted: jax.Array, machine: Machine) -> Any:
 
     w = iterate(1 / ties, step, wanted, MAX_PASSES, machine)
     return machine.each(lambda z: jnp.where(z == c, w, others(c, jnp.exp(b * jnp.log(w)), z)[1]), z)
+
+
+# Of scores, gamma and alpha >= 1.
+tsallis_weights: Weights = partial(weights, equation=tsallis)

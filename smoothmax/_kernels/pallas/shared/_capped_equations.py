@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..._arrays import between, eps
+from ...._arrays import between, eps
 from ._machines import LEAST, Machine, expm1, least_of, same
-from ._tiles import flag
+from ._slices import flag
 
 # Five to nine passes are the rule. After so many, halvings are of the floats in the bracket, not of its length.
 _MAX_PASSES, _PATIENCE = 160, 24

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 
-from ..._arrays import varying_like
+from ..shared._attention import Rules, lengths_of, scalars_of, whole
 from . import _tiles
 from ._flash import STATISTICS
 from ._flash_blocks import Plan
@@ -19,8 +18,6 @@ from ._tiles import LANES, SUBLANES
 # Queries of a block: a row of what is kept has as many numbers as a register has lanes. Keys of a block: as many as
 # keep the matrix unit busy, and few enough that blocks without a weight are found.
 ROWS, COLUMNS = LANES, 256
-# Below this, alpha - 1 counts as this: entmax differs from softmax by less than rounding there.
-LEAST_B = 1e-6
 
 
 class Inputs(NamedTuple):
@@ -32,14 +29,6 @@ class Inputs(NamedTuple):
     b: jax.Array  # (N,): alpha - 1
     scale: jax.Array  # (N,)
     bias: jax.Array | None  # (B or 1, N or 1, S, T or 1)
-
-
-class Rules(NamedTuple):
-    """What no derivative is taken of."""
-
-    mask: jax.Array | None  # in four axes, of size 1 where all share it
-    query_lengths: jax.Array  # (B,)
-    key_lengths: jax.Array  # (B,)
 
 
 def plan_of(
@@ -67,43 +56,9 @@ def inputs_of(
     return Inputs(laid(query, plan.queries), laid(key, plan.keys), laid(value, plan.keys), b, scale, bias)
 
 
-def scalars_of(scale: jax.Array, alpha: jax.Array, gamma: jax.Array, heads: int) -> tuple[jax.Array, jax.Array]:
-    """alpha - 1 and the factor on the products, one a head; what is out of range makes the factor NaN."""
-    # Below the least b, entmax is softmax, and its derivative by alpha goes on.
-    b = alpha - 1
-    b += lax.stop_gradient(jnp.maximum(b, LEAST_B) - b)
-    scale = jnp.where((alpha >= 1) & (alpha <= 2) & (gamma > 0) & (gamma < jnp.inf), scale / gamma, jnp.nan)
-    b, scale = (jnp.broadcast_to(a.reshape(-1), (heads,)) for a in (b, scale))
-    return b, scale
-
-
 def rules_of(plan: Plan, query: Any, key: Any, mask: Any, query_lengths: Any, key_lengths: Any) -> Rules:
     mask = None if mask is None else _pairs(mask.astype(jnp.int8), plan)
     return Rules(mask, *lengths_of(query, key, query_lengths, key_lengths))
-
-
-def lengths_of(query: Any, key: Any, query_lengths: Any, key_lengths: Any) -> tuple[jax.Array, jax.Array]:
-    """Numbers of real queries and keys, `(B,)`: those that are given, or all of them."""
-
-    def within(lengths: jax.Array | None, most: int) -> jax.Array:
-        full = varying_like(jnp.full((query.shape[0],), most, jnp.int32), query)
-        return full if lengths is None else jnp.minimum(lengths, full)
-
-    return within(query_lengths, query.shape[1]), within(key_lengths, key.shape[1])
-
-
-def unusable(query: Any, key: Any, value: Any, bias: Any) -> str | None:
-    """Why no kernel serves arrays of these shapes, or None."""
-    lengths = *query.shape, *key.shape, *value.shape
-    if not all(isinstance(n, int) for n in lengths):
-        return "an axis has a symbolic length"
-    if 0 in lengths:
-        return "an axis is empty"
-    if bias is not None and bias.shape[3] == 1 < bias.shape[2]:
-        return (
-            f"a bias of shape {bias.shape} is one for each query, and none for the keys it chooses from: leave it out"
-        )
-    return None
 
 
 def held(query: Any, key: Any, value: Any, bias: Any, mask: Any) -> int:
@@ -171,16 +126,6 @@ class Places(NamedTuple):
             return 0 if one_b else b, 0 if one_n else n, first, last
 
         return self._of_whole_length((None, None, height, width), place)
-
-
-def whole(n: int, size: int) -> int:
-    return pl.cdiv(n, size) * size
-
-
-def summed(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The sum over what is shared: the axes of size 1 in that shape."""
-    axes = tuple(i for i, n in enumerate(shape) if n == 1)
-    return jnp.sum(array, axes, keepdims=True)
 
 
 def laid(array: jax.Array, length: int) -> jax.Array:

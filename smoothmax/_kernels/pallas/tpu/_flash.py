@@ -5,7 +5,7 @@
 for the scores z_ts = scale q_t k_s + bias_ts, recomputed block by block as often as they are needed.
 
 **Forward.** With b = alpha - 1, y = m v^(1/b) for v = max(1 + b (z - top) / m^b, 0), or, where b > 0.4, u^(1/b) for
-u = max(b (z - top) + e, 0), e = m^b in two parts, as in `_equations.py`, where Newton's method is explained too. It
+u = max(b (z - top) + e, 0), e = m^b in two parts, as in `shared/_equations.py`, which explains Newton's method too. It
 starts from the lowest threshold, top - 1/b, and only ever raises it. So a block of keys whose largest score is below
 the threshold of every query has no weight, then and for good: its keys are not read again. What is kept for the
 backward pass is top, the threshold and the logarithm of what the weights sum to, four numbers a query, and a mark for
@@ -29,15 +29,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 
-from ..._arrays import greatest
-from ._flash_blocks import Head, Plan, block_scores, has_weight
-from ._machines import LARGEST_LOG, LEAST, LOWEST, MAX_PASSES, SMALL_STEP, expm1, low_power, solved, two_parts
-from ._tiles import flag
+from ...._arrays import greatest
+from ..shared._flash import Head, entropy_change, newton
+from ..shared._machines import LARGEST_LOG, LEAST, LOWEST, MAX_PASSES, SMALL_STEP, expm1, low_power, solved, two_parts
+from ..shared._slices import flag
+from ._flash_blocks import Plan, block_scores, has_weight, stretch
 
-# |b log y| below which d alpha is computed by its series, since the closed form cancels.
-SMALL_LOG = 0.05
 # Rows of the array that holds what is kept of a query: its largest score, its threshold, and log of the sum of the
 # weights. The backward pass has delta and the shares of d alpha and d scale in an array of that form. Eight rows fill a
 # tile.
@@ -87,28 +85,20 @@ def _powers(head: Head, at: Threshold, log_y: jax.Array) -> tuple[jax.Array, jax
 # --- Forward -----------------------------------------------------------------------------------------------
 
 
-class _Newton(NamedTuple):
-    """The state of the loop; rows of one number a query."""
-
-    passes: Any  # a scalar
-    at: Threshold
-    step: jax.Array  # the last one
-    active: jax.Array  # 1 where it still moves, else 0
-    going: Any  # the sum of `active`, a scalar
-
-
-def _moved(head: Head, s: _Newton, total: jax.Array, low: jax.Array) -> tuple[Threshold, jax.Array, jax.Array]:
+def _moved(
+    head: Head, at: Threshold, last_step: jax.Array, total: jax.Array, low: jax.Array
+) -> tuple[Threshold, jax.Array, jax.Array]:
     """The next threshold, the step to it, and 1 where that is not the last; from the sums of y and of y / v."""
     log_sum = jnp.log(total)
-    step = jnp.maximum(expm1(-head.b * log_sum) * total / low, -0.999 * jnp.where(low_power(head.b), s.at.level, 1.0))
+    step = jnp.maximum(expm1(-head.b * log_sum) * total / low, -0.999 * jnp.where(low_power(head.b), at.level, 1.0))
 
     def of_e():
-        last = solved(head.b * jnp.abs(log_sum), step, s.step)
-        return Threshold(*two_parts(s.at.level, s.at.rest + step)), step, flag(~last)
+        last = solved(head.b * jnp.abs(log_sum), step, last_step)
+        return Threshold(*two_parts(at.level, at.rest + step)), step, flag(~last)
 
     def of_log_m():
         change = jnp.log1p(step) / head.b
-        return Threshold(s.at.level + change, s.at.rest), change, flag(jnp.abs(change) > SMALL_STEP)
+        return Threshold(at.level + change, at.rest), change, flag(jnp.abs(change) > SMALL_STEP)
 
     return lax.cond(low_power(head.b), of_e, of_log_m)
 
@@ -118,11 +108,8 @@ def forward(plan: Plan, head: Head, q_ref, k_ref, v_ref, o_ref, kept_ref, blocks
     start, end = plan.key_blocks(i, head.key_length)
     q, row = q_ref[...], jnp.zeros((1, plan.rows), jnp.float32)
 
-    def keys(j):
-        return pl.ds(pl.multiple_of(j * plan.columns, plan.columns), plan.columns)
-
     def scores(j):
-        return block_scores(plan, head, _product(k_ref[keys(j), :], q, 1, 1), i, j)
+        return block_scores(plan, head, _product(k_ref[stretch(j, plan.columns), :], q, 1, 1), i, j)
 
     def tops(j, top):
         here = greatest(scores(j), 0)
@@ -149,17 +136,14 @@ def forward(plan: Plan, head: Head, q_ref, k_ref, v_ref, o_ref, kept_ref, blocks
         total, low = lax.fori_loop(start, end, add, (row, row))
         return jnp.where(empty, 1.0, total), jnp.where(empty, 1.0, low)
 
-    def one_pass(s):
-        at, step, moves = _moved(head, s, *sums(s.at))
-        at = Threshold(*(jnp.where(s.active > 0, new, old) for new, old in zip(at, s.at, strict=True)))
-        active = s.active * moves
-        return _Newton(s.passes + 1, at, step, active, jnp.sum(active))
+    def one_pass(state, active):
+        old, last_step = state
+        new, step, moves = _moved(head, old, last_step, *sums(old))
+        return (Threshold(*(jnp.where(active > 0, *pair) for pair in zip(new, old, strict=True))), step), moves
 
     lowest = Threshold(row + jnp.where(low_power(head.b), 1.0, 0.0), row)
-    state = _Newton(jnp.int32(0), lowest, row, flag(~empty), jnp.sum(flag(~empty)))
-    last = lax.while_loop(lambda s: (s.going > 0) & (s.passes < MAX_PASSES), one_pass, state)
-    at = last.at
-    log_sum = jnp.where(last.active > 0, jnp.nan, jnp.log(sums(at)[0]))  # what did not arrive is no answer
+    (at, _), active = newton(one_pass, (lowest, row), flag(~empty), MAX_PASSES)
+    log_sum = jnp.where(active > 0, jnp.nan, jnp.log(sums(at)[0]))  # what did not arrive is no answer
 
     block = lax.broadcasted_iota(jnp.int32, blocks_ref.shape, 1)
 
@@ -169,7 +153,7 @@ def forward(plan: Plan, head: Head, q_ref, k_ref, v_ref, o_ref, kept_ref, blocks
             y = jnp.where((log_y > LOWEST / 2) & ~empty, jnp.exp(log_y - log_sum), 0.0)
             y = jnp.where(top < jnp.inf, y, jnp.nan)
             output, bits = carry
-            v = v_ref[keys(j), :]
+            v = v_ref[stretch(j, plan.columns), :]
             return output + _product(y.astype(v.dtype), v, 0, 0), jnp.where(block == j, 1, bits)
 
         return lax.cond(above(j, at), some, lambda: carry)
@@ -200,11 +184,8 @@ def backward_queries(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, blocks_r
     q, do, kept, bits = q_ref[...], do_ref[...], kept_ref[...], blocks_ref[...]
     row = jnp.zeros((1, plan.rows), jnp.float32)
 
-    def keys(j):
-        return pl.ds(pl.multiple_of(j * plan.columns, plan.columns), plan.columns)
-
     def block(j):
-        k, v = k_ref[keys(j), :], v_ref[keys(j), :]
+        k, v = k_ref[stretch(j, plan.columns), :], v_ref[stretch(j, plan.columns), :]
         products = _product(k, q, 1, 1)
         _, s, log_y = _solved(head, kept, block_scores(plan, head, products, i, j))
         return k, products, s, log_y, _product(v, do, 1, 1)
@@ -226,7 +207,7 @@ def backward_queries(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, blocks_r
             k, products, s, log_y, dp = block(j)
             dz = s * (dp - delta)
             if dz_ref is not None:
-                dz_ref[keys(j), :] = dz.astype(dz_ref.dtype)
+                dz_ref[stretch(j, plan.columns), :] = dz.astype(dz_ref.dtype)
             dq, *rows = carry
             changes = -jnp.where(s > 0, dz * entropy_change(head.b, log_y), 0.0), dz * products
             rows = (row + jnp.sum(change, axis=0, keepdims=True) for row, change in zip(rows, changes, strict=True))
@@ -246,7 +227,7 @@ def backward_keys(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, rows_ref, b
 
     def add(i, carry):
         def some():
-            here = pl.ds(pl.multiple_of(i * plan.rows, plan.rows), plan.rows)
+            here = stretch(i, plan.rows)
             q, do = q_ref[here, :], do_ref[here, :]
             y, s, _ = _solved(head, kept_ref[:, here], block_scores(plan, head, _product(k, q, 1, 1), i, j))
             dz = s * (_product(v, do, 1, 1) - _row(rows_ref[:, here], DELTA))
@@ -272,13 +253,6 @@ def backward_keys(plan, head, q_ref, k_ref, v_ref, do_ref, kept_ref, rows_ref, b
 
 
 # --- Pieces ------------------------------------------------------------------------------------------------
-
-
-def entropy_change(b: Any, log_y: jax.Array) -> jax.Array:
-    """d/d alpha of phi'(y), but for a constant: (L e^L - e^L + 1) / b^2 with L = b log y."""
-    x = b * log_y
-    series = log_y**2 * (1 / 2 + x * (1 / 3 + x * (1 / 8 + x * (1 / 30 + x / 144))))
-    return jnp.where(jnp.abs(x) < SMALL_LOG, series, (x * jnp.exp(x) - (jnp.exp(x) - 1)) / b**2)
 
 
 def _product(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:

@@ -1,17 +1,18 @@
-"""The blocks of queries and keys that the kernels of `_flash.py` walk over, and the scores in one."""
+"""Flash attention as the kernels of every machine do it: which blocks of queries and keys are walked over, what is seen
+of each, the search for thresholds, and the derivative by alpha."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 
-from ._machines import LOWEST
-from ._tiles import flag
+# |b log y| below which d alpha is computed by its series, since the closed form cancels.
+_SMALL_LOG = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Blocks:
     def key_blocks(self, i: Any, length: Any) -> tuple[Any, Any]:
         """The first of the key blocks that query block i may see, and the first after them."""
         first, last = i * self.rows, (i + 1) * self.rows - 1
-        start, end = jnp.int32(0), _blocks(length, self.columns)
+        start, end = jnp.int32(0), (length + (self.columns - 1)) // self.columns
         if self.is_causal:
             end = jnp.minimum(end, last // self.columns + 1)
         if self.window is not None:
@@ -54,20 +55,6 @@ class Blocks:
             start = jnp.maximum(start, jnp.maximum(first - right, 0) // self.rows)
             end = jnp.minimum(end, jnp.maximum(last + left, -1) // self.rows + 1)
         return jnp.minimum(start, end), end
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan(Blocks):
-    """And on TPUs.
-
-    Attributes:
-      buffers: how many blocks of whole length lie in memory at a time, 1 or 2.
-      has_bias, has_mask: whether there are such arrays.
-    """
-
-    buffers: int
-    has_bias: bool
-    has_mask: bool
 
 
 class Head(NamedTuple):
@@ -91,32 +78,36 @@ def seen(blocks: Blocks, head: Head, t: jax.Array, s: jax.Array) -> jax.Array:
     return visible
 
 
-def block_scores(plan: Plan, head: Head, products: jax.Array, i: Any, j: Any) -> jax.Array:
-    """Scores of one block, keys x queries in float32, from the products; LOWEST where a query may not see the key."""
-    z = products * head.scale
-    t = i * plan.rows + lax.broadcasted_iota(jnp.int32, z.shape, 1)
-    s = j * plan.columns + lax.broadcasted_iota(jnp.int32, z.shape, 0)
-    visible = seen(plan, head, t, s)
-    if head.mask is not None:
-        visible &= _part(head.mask, plan, i, j).astype(jnp.int32) != 0
-    if head.bias is not None:
-        z += _part(head.bias, plan, i, j).astype(jnp.float32)
-    return jnp.where(visible, z, LOWEST)
+class _Search(NamedTuple):
+    """The state of the search; one number a query, but for the two scalars."""
+
+    passes: jax.Array  # a scalar
+    at: Any
+    active: jax.Array  # 1 where it still moves, else 0: a query must not depend on the others of its block
+    going: jax.Array  # the sum of `active`, a scalar
 
 
-def _part(ref: Any, plan: Plan, i: Any, j: Any) -> jax.Array:
-    """The block of an array that holds all keys, all queries, one block of either, or one number for all."""
-    height, width = ref.shape
-    rows = pl.ds(pl.multiple_of(j * plan.columns, plan.columns), plan.columns) if height > plan.columns else slice(None)
-    columns = pl.ds(pl.multiple_of(i * plan.rows, plan.rows), plan.rows) if width > plan.rows else slice(None)
-    return ref[rows, columns]
+def newton(
+    step: Callable[[Any, jax.Array], tuple[Any, jax.Array]], start: Any, wanted: jax.Array, most: int
+) -> tuple[Any, jax.Array]:
+    """Iterates `step(at, active)`, which leads to the next unknown, and to 1 where it goes on from there, else 0.
+
+    Returns:
+      The last unknown, and 1 where it has not arrived.
+    """
+
+    def one_pass(s):
+        at, moves = step(s.at, s.active)
+        active = s.active * moves
+        return _Search(s.passes + 1, at, active, jnp.sum(active))
+
+    state = _Search(jnp.int32(0), start, wanted, jnp.sum(wanted))
+    last = lax.while_loop(lambda s: (s.going > 0) & (s.passes < most), one_pass, state)
+    return last.at, last.active
 
 
-def has_weight(bits: jax.Array, j: Any) -> Any:
-    """Whether key block j is marked in a row of marks."""
-    block = lax.broadcasted_iota(jnp.int32, bits.shape, 1)
-    return jnp.sum(flag((block == j) & (bits != 0))) > 0
-
-
-def _blocks(n: Any, size: int) -> Any:
-    return (n + (size - 1)) // size
+def entropy_change(b: Any, log_y: jax.Array) -> jax.Array:
+    """d/d alpha of phi'(y), but for a constant: (L e^L - e^L + 1) / b^2 with L = b log y."""
+    x = b * log_y
+    series = log_y**2 * (1 / 2 + x * (1 / 3 + x * (1 / 8 + x * (1 / 30 + x / 144))))
+    return jnp.where(jnp.abs(x) < _SMALL_LOG, series, (x * jnp.exp(x) - (jnp.exp(x) - 1)) / b**2)

@@ -1,6 +1,7 @@
 """The chain problem and the means of its segments for TPUs: 1,024 slices at once, all rounds in one kernel.
 
-A block of slices stays in the chip's vector memory from the first sweep to the last; `_sweeps.py` has the kernels.
+A block of slices stays in the chip's vector memory from the first sweep to the last; the kernels are in
+`shared/_sweeps.py`.
 """
 
 from __future__ import annotations
@@ -14,42 +15,32 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ..._arrays import varying_like
-from ._sweeps import Tiles, mean_segments, solve_chains
+from ...._arrays import varying_like
+from ..shared._served import Served
+from ..shared._slices import refuses_slices
+from ..shared._sweeps import Tiles, mean_segments, solve_chains
 from ._tiles import MEMORY_LIMIT, TILE, VECTOR_MEMORY, blocks_of, from_tiles, result, tile, to_tiles
 
 _TILES = Tiles(tile, jnp.zeros_like)
 
 
-def refuses_chain_prox(x: Any, up: Any, down: Any) -> str | None:
+def _refuses_chain(x: Any, up: Any, down: Any) -> str | None:
     """Why the kernel cannot serve, or None."""
-    # Scores, result and jumps; and the strengths, where each border has its own. All are buffered twice.
-    arrays = 3 + sum(jnp.ndim(a) > 0 and a.shape[-1] > 1 for a in (up, down))
-    return _refuses(x, arrays)
-
-
-def refuses_segment_mean(v: Any, jumps: Any, weight: Any) -> str | None:
-    """Why the kernel cannot serve, or None."""
-    return _refuses(v, 4)
+    # Scores, result and jumps; and the strengths, where each border has its own.
+    return _refuses(x, 3 + sum(jnp.ndim(a) > 0 and a.shape[-1] > 1 for a in (up, down)))
 
 
 def _refuses(x: Any, arrays: int) -> str | None:
-    if x.dtype != jnp.float32:
-        return f"its chain kernel computes in float32, not {x.dtype}"
-    widest = VECTOR_MEMORY // (2 * arrays * TILE * 4)
-    if not 2 <= x.shape[-1] <= widest:
-        return f"its chain kernel holds slices of 2 to {widest} positions in the chip's memory, not of {x.shape[-1]}"
-    if x.size == 0:
-        return "there are no slices"
-    return None
+    widest = VECTOR_MEMORY // (2 * arrays * TILE * 4)  # all are buffered twice
+    return refuses_slices(x, "chain", 2, widest, "in the chip's memory")
 
 
-def chain_prox(x: jax.Array, up: Any, down: Any, *, interpret: Any = False) -> tuple[jax.Array, jax.Array]:
+def _chain_prox(x: jax.Array, up: Any, down: Any, *, interpret: Any = False) -> tuple[jax.Array, jax.Array]:
     """The chain problem for float32 slices `(*batch, d)`; arguments and results as `_solvers.chain_prox`."""
     return solve_chains(partial(_call, interpret=interpret), _TILES, x, up, down)
 
 
-def segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array, *, interpret: Any = False) -> jax.Array:
+def _segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array, *, interpret: Any = False) -> jax.Array:
     """The mean of each segment, at every position of it; arguments and results as `_solvers.segment_mean`."""
     return mean_segments(partial(_call, interpret=interpret), _TILES, v, jumps, weight)
 
@@ -73,3 +64,9 @@ def _call(
         interpret=interpret,
     )(*tiles)
     return [from_tiles(a, n, d) for a in out]
+
+
+KERNELS = {
+    "chain": Served(_chain_prox, _refuses_chain),
+    "segment_mean": Served(_segment_mean, lambda v, *_: _refuses(v, 4)),
+}

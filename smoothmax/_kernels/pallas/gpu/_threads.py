@@ -17,15 +17,15 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from . import _gpu
+from . import _mosaic
 
 Numbers = Sequence[jax.Array]
 Both = Callable[[Numbers, Numbers], Numbers]
 
 # Two sides; rows, for that many numbers a thread; the threads, and half as many places before and behind them, which
 # are read but never used.
-ROWS, _MARGIN = 3, _gpu.THREADS // 2
-BOARD = (2, ROWS, _gpu.THREADS + 2 * _MARGIN)
+ROWS, _MARGIN = 3, _mosaic.THREADS // 2
+BOARD = (2, ROWS, _mosaic.THREADS + 2 * _MARGIN)
 
 
 class Threads:
@@ -86,6 +86,6 @@ class Threads:
         side, self._side = self._side, 1 - self._side
         rows = range(len(numbers))
         for row, number in enumerate(numbers):
-            self._board[side, row, pl.ds(_MARGIN, _gpu.THREADS)] = number
+            self._board[side, row, pl.ds(_MARGIN, _mosaic.THREADS)] = number
         self.barrier()
-        return [[self._board[side, row, pl.ds(_MARGIN - by, _gpu.THREADS)] for row in rows] for by in shifts]
+        return [[self._board[side, row, pl.ds(_MARGIN - by, _mosaic.THREADS)] for row in rows] for by in shifts]

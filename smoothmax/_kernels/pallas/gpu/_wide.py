@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from . import _gpu
-from ._machines import Machine
+from ..shared._machines import Machine, same
+from . import _mosaic
+from ._mosaic import mosaic
 
 # Pieces that are fetched from the GPU's main memory at a time, and pieces that a pass takes at a time.
 _FETCHED, _TOGETHER = 8, 2
@@ -70,7 +71,16 @@ def machine(place: Any, layout: Any, log1p: Callable[..., jax.Array], log1p_down
         pl.when(none)(partial(keep, lambda: Pieces(lambda i, _: full(0.0))))
         return stored(place, layout)
 
-    return Machine(partial(_each, place), sums, most, lambda column: column, chosen, log1p, log1p_down, kept)
+    return Machine(
+        each=partial(_each, place),
+        sums=sums,
+        most=most,
+        over_slices=same,
+        chosen=chosen,
+        log1p=log1p,
+        log1p_down=log1p_down,
+        kept=kept,
+    )
 
 
 def fetch(place: Any, ref: Any, row: Any, layout: Any) -> Pieces:
@@ -78,7 +88,7 @@ def fetch(place: Any, ref: Any, row: Any, layout: Any) -> Pieces:
     pieces = place.shape[0]
 
     def some(start, count):
-        arrays = [_gpu.load(ref, (row, start + i), layout) for i in range(count)]
+        arrays = [_mosaic.load(ref, (row, start + i), layout) for i in range(count)]
         for i, array in enumerate(arrays):
             place[start + i] = array
 
@@ -94,7 +104,7 @@ def fetch(place: Any, ref: Any, row: Any, layout: Any) -> Pieces:
 
 
 def stored(place: Any, layout: Any) -> Pieces:
-    return Pieces(lambda i, _: _gpu.load(place, (i,), layout))
+    return Pieces(lambda i, _: _mosaic.load(place, (i,), layout))
 
 
 def store(pieces: Pieces, place: Any, ref: Any, row: Any) -> None:
@@ -127,4 +137,4 @@ def _each(place, function, *slices):
 
 def _full(value: float, shape: tuple[int, ...], layout: Any) -> jax.Array:
     full = jnp.full(shape, value, jnp.float32)
-    return full if layout is None else _gpu.mosaic.layout_cast(full, layout)
+    return full if layout is None else mosaic.layout_cast(full, layout)

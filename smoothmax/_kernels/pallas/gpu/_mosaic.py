@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..._arrays import varying_like
+from ...._arrays import varying_like
 
 THREADS, WARP = 128, 32
 _AXIS = "smoothmax_step"

@@ -11,20 +11,23 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from ..shared._attention import Rules, summed, unusable, whole
+from ..shared._flash import Head
+from ..shared._served import Served
 from . import _attention_layout as _layout
 from . import _flash, _tiles
-from ._attention_layout import Inputs, Rules
+from ._attention_layout import Inputs
 from ._flash import ALPHA_BAR, SCALE_BAR, STATISTICS
-from ._flash_blocks import Head, Plan
+from ._flash_blocks import Plan
 from ._tiles import LANES, result
 
 
-def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any, **_: Any) -> str | None:
+def _refuses(query: Any, key: Any, value: Any, bias: Any, *others: Any, **_: Any) -> str | None:
     """Why the kernels cannot serve arrays of these shapes `(B, length, heads, size)`, or None."""
     mask = others[3]
     if query.dtype not in (jnp.float32, jnp.bfloat16):
         return f"its attention takes float32 and bfloat16, not {query.dtype}"
-    if reason := _layout.unusable(query, key, value, bias):
+    if reason := unusable(query, key, value, bias):
         return reason
     if (held := _layout.held(query, key, value, bias, mask)) > _tiles.VECTOR_MEMORY:
         return (
@@ -34,15 +37,12 @@ def refuses_attention(query: Any, key: Any, value: Any, bias: Any, *others: Any,
     return None
 
 
-def pays_attention(query: Any, *_: Any, **__: Any) -> bool:
+def _pays(query: Any, *_: Any, **__: Any) -> bool:
     """Whether it is worth it: fewer queries would leave most of a block empty, and few of them have few scores."""
     return query.shape[1] >= _layout.ROWS
 
 
-refuses_attention_bars, pays_attention_bars = refuses_attention, pays_attention
-
-
-def attention(
+def _attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -82,7 +82,7 @@ def attention(
     return jnp.swapaxes(output[:, :, : query.shape[1]], 1, 2), tuple(kept)
 
 
-def attention_bars(*args: Any, is_causal: bool, window: tuple[int, int] | None, interpret: Any = False) -> Any:
+def _attention_bars(*args: Any, is_causal: bool, window: tuple[int, int] | None, interpret: Any = False) -> Any:
     """The cotangents of the first seven arguments of `attention`, from all of them, what it kept, and the output's."""
     *operands, mask, query_lengths, key_lengths, kept, output_bar = args
     query, key, value, bias, *_ = operands
@@ -98,16 +98,13 @@ def attention_bars(*args: Any, is_causal: bool, window: tuple[int, int] | None, 
 def _forward(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules) -> Any:
     q, k, v, *_ = inputs
     batch, heads = q.shape[:2]
-    blocks, marks = plan.queries // plan.rows, _layout.whole(plan.keys // plan.columns, LANES)
+    blocks, marks = plan.queries // plan.rows, whole(plan.keys // plan.columns, LANES)
     places = _layout.Places(plan, heads // k.shape[1])
-
-    def kernel(head, q, k, v, output, kept, marked, tops, i):
-        _flash.forward(plan, head, q, k, v, output, kept, marked, tops, i)
 
     return _run(
         plan,
         interpret,
-        kernel,
+        partial(_flash.forward, plan),
         inputs,
         rules,
         blocks,
@@ -186,7 +183,7 @@ def _backward(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules, found: A
     def over_group(a: jax.Array, like: jax.Array) -> jax.Array:
         return a.reshape(batch, like.shape[1], -1, *a.shape[2:]).sum(2).astype(like.dtype)
 
-    bias_bar = None if bias is None else _layout.summed([*dz, *dz_sum][0], bias.shape)
+    bias_bar = None if bias is None else summed([*dz, *dz_sum][0], bias.shape)
     alpha_bar, scale_bar = (jnp.sum(rows[:, :, r], (0, 2)) for r in (ALPHA_BAR, SCALE_BAR))
     return Inputs(dq, over_group(dk, k), over_group(dv, v), alpha_bar, scale_bar, bias_bar)
 
@@ -233,3 +230,9 @@ def _run(
         interpret=interpret,
     )
     return call(*scalars, *pairs, *[a for a, _ in arrays])
+
+
+KERNELS = {
+    "attention": Served(_attention, _refuses, _pays),
+    "attention_bars": Served(_attention_bars, _refuses, _pays),
+}
