@@ -57,6 +57,10 @@ def _imports(path: pathlib.Path):
             yield from ((name, None) for name in names)
 
 
+# The folders of the kernels for accelerators, and what each may import beside itself.
+KERNELS = ROOT / "_kernels" / "pallas"
+MACHINES = {"shared": set(), "tpu": {"shared"}, "gpu": {"shared"}}
+
 FILES = [p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py"]
 
 
@@ -69,6 +73,28 @@ def test_imports_go_one_way(path):
             assert imported in ALLOWED[room], f"{path.name} imports {imported}, which {room} may not"
         if room != "interop":
             assert package not in FRAMEWORKS, f"{path.name} imports {package}"
+
+
+def _full_names(path: pathlib.Path):
+    """What a file imports, each by its full name in parts."""
+    package = ("smoothmax", *path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = package[: len(package) - node.level + 1] if node.level else ()
+            module += tuple(node.module.split(".")) if node.module else ()
+            yield from ((*module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sorted(KERNELS.glob("*/*.py")), ids=lambda p: str(p.relative_to(KERNELS)))
+def test_kernels_of_one_machine_know_no_other(path):
+    folder, place = path.parent.name, ("smoothmax", *KERNELS.relative_to(ROOT).parts)
+    assert folder in MACHINES, f"{folder} is a new folder: list it here"
+    for name in _full_names(path):
+        if name[: len(place)] == place and len(name) > len(place):
+            imported = name[len(place)]
+            assert imported in {folder, *MACHINES[folder]}, f"{path.name} imports {imported}, which {folder} may not"
 
 
 def test_importing_the_library_imports_no_framework():

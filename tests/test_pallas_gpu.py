@@ -1,11 +1,9 @@
 """The Pallas kernels for GPUs, interpreted on a CPU: same numbers as the oracles and as the solvers in plain JAX.
 
-In JAX's interpreter of a GPU memory starts as NaN. It runs the steps of a grid one after the other, so it cannot tell
-that two of them touch the same place: no step does, since each has its slices.
-That they compile for H100 is for `tests/accelerators`, and what they compute on a GPU for `on_device.py` there.
+JAX's interpreter of a GPU runs the steps of a grid one after the other, so it cannot tell that two of them touch the
+same place: no step does, since each has its slices.
 """
 
-import functools
 import re
 import sys
 
@@ -13,36 +11,23 @@ import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 from cases import reference
+from machines import BASES, MISSING, kernels, solved_by, weights_of_the_oracle
 
 import smoothmax as sm
 from smoothmax import _kernels
-from smoothmax._kernels import pallas
 from smoothmax._kernels.pallas.gpu import _chain, _mosaic, _threshold
 from smoothmax._kernels.pallas.shared import _equations
 
-pytestmark = pytest.mark.skipif(_mosaic.missing() is not None, reason=str(_mosaic.missing()))
+if MISSING is not None:
+    pytest.skip(MISSING, allow_module_level=True)
 
-interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
 f32 = jnp.float32
-KERNELS = pallas.gpu_kernels(interpreter.InterpretGPUParams(uninitialized_memory="nan"))
-solve = cases.solved_by(KERNELS)
+KERNELS, solve = kernels("gpu"), solved_by("gpu")
 
 
 # --- Thresholds --------------------------------------------------------------------------------------------
-
-BASES = {"threshold": ("tsallis", "alpha"), "p_norm": ("pnorm", "p")}
-
-
-def expected(problem, x, gamma, powers):
-    base, name = BASES[problem]
-    weights = np.zeros(x.shape)
-    for row, power, to in zip(x, powers[:, 0], weights, strict=True):
-        kept = row > -np.inf
-        to[kept] = oracles.argmax(row[kept].astype(float), base=base, gamma=gamma, **{name: float(power)})
-    return weights
 
 
 # Less than a warp holds at a time, a single number more than that, several pieces; more than registers hold.
@@ -57,7 +42,7 @@ def test_weights_are_those_of_the_oracle(problem, values, d):
     x[2::3, 1::2] = -np.inf  # deleted
     powers = np.repeat(np.asarray(values, np.float32), 3)[:, None]
     y = solve(problem, x, 0.5, powers)
-    np.testing.assert_allclose(y, expected(problem, x, 0.5, powers), rtol=0, atol=3e-6)
+    np.testing.assert_allclose(y, weights_of_the_oracle(problem, x, 0.5, powers), rtol=0, atol=3e-6)
     np.testing.assert_allclose(y.sum(-1), 1, rtol=0, atol=1e-6)
     assert np.all(y[x == -np.inf] == 0)
     for row, weights in zip(x[1::3], y[1::3], strict=True):
@@ -67,7 +52,7 @@ def test_weights_are_those_of_the_oracle(problem, values, d):
 @pytest.mark.parametrize("d", [1, 5, 131])
 def test_capped_weights_are_those_of_the_kernel_for_tpus(d):
     """Which is compared with the oracle; here bounds one a slice, one a position, and a threshold far from the top."""
-    other = jax.jit(pallas.kernels(interpret=True)["capped"].call)
+    other = jax.jit(kernels("tpu")["capped"].call)
     x = cases.scores(6, d, 0, np.float32)
     x[1], x[2, 1::2], x[3] = np.round(x[1]), -np.inf, 1e4 * x[3]
     alpha = np.array([0, 1, 1.3, 1.5, 2, 3], np.float32)[:, None]
@@ -106,10 +91,9 @@ def test_logarithms_near_one():
     np.testing.assert_allclose(_threshold._log1p(jnp.asarray(x)), np.log1p(x.astype(float)), rtol=4e-7, atol=0)
 
 
-def test_vmap_is_more_slices():
+def test_vmap_is_one_call():
     x, alphas = cases.scores(6, 5, 3, np.float32).reshape(3, 2, 5), np.array([1.5, 2.0, 3.0], np.float32)
-    mapped = jax.jit(jax.vmap(KERNELS["threshold"].call, (0, None, 0)))
-    np.testing.assert_array_equal(mapped(x, f32(1), alphas), solve("threshold", x, 1, alphas[:, None, None]))
+    mapped = jax.vmap(KERNELS["threshold"].call, (0, None, 0))
     text = str(jax.make_jaxpr(mapped)(x, f32(1), alphas)).replace(" ", "")
     assert text.count("mpmd_map[") == 1 and "f32[6,32]" in text
 
@@ -177,34 +161,6 @@ def test_no_chain_asks_whether_an_integer_is_negative():
     _, text = str(jax.make_jaxpr(KERNELS["chain"].call)(x, f32(1), f32(1))).split("axis_index[")
     compared = re.findall(r" (?:lt|le|gt|ge) \w+ (-?\d+):i32", text)
     assert compared and all(int(number) > 0 for number in compared)
-
-
-def test_means_of_segments():
-    rng = np.random.default_rng(3)
-    v, weight = rng.normal(size=(2, 3, 6)).astype(np.float32), rng.integers(0, 2, (2, 3, 6)).astype(np.float32)
-    jumps = rng.integers(-1, 2, (2, 3, 6)).astype(np.int8)
-    mean = solve("segment_mean", v, jumps, weight)
-    np.testing.assert_allclose(mean, reference["segment_mean"](v, jumps, weight), rtol=0, atol=1e-6)
-
-
-# --- All ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax", "pnormmax", "fusedmax", "oscarmax", "soft_rank"])
-def test_named_functions_by_the_kernels(name, monkeypatch):
-    """The public way in: weights and a gradient, in scores and strength, as the reference has them."""
-    monkeypatch.setitem(_kernels.TABLE, "pallas", KERNELS)
-    x, bar = (jnp.asarray(cases.scores(4, 7, seed, np.float32)) for seed in (0, 1))
-    where = jnp.asarray(cases.holes(4, 7))
-
-    def pulled(implementation):
-        function = functools.partial(getattr(sm, name), where=where, implementation=implementation)
-        y, pull = jax.vjp(lambda x, gamma: function(x, gamma=gamma), x, f32(0.5))
-        return y, pull(bar)
-
-    by_kernels, plain = jax.jit(lambda: pulled("pallas"))(), jax.jit(lambda: pulled("xla"))()
-    for a, b in zip(jax.tree.leaves(by_kernels), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * max(1, np.abs(b).max()))
 
 
 # --- The table ---------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ Blocks are small here, so that there are several, and numbers are float32, so th
 bfloat16. The interpreter has the products in plain JAX: those of the matrix unit are for a GPU.
 """
 
-import dataclasses
 import functools
 
 import cases
@@ -12,85 +11,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import normal, per_head, pulled
+from cases import normal, pulled
 from jax.sharding import PartitionSpec
+from machines import ATTENTION, draw, interpret_attention, on_gpus
 
 import smoothmax as sm
 from smoothmax import _kernels
 from smoothmax._kernels import pallas
-from smoothmax._kernels.pallas.gpu import _attention_layout, _flash, _mosaic
+from smoothmax._kernels.pallas.gpu import _attention_layout, _flash
 
-interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
-pytestmark = [
-    pytest.mark.skipif(_mosaic.missing() is not None, reason=str(_mosaic.missing())),
-    pytest.mark.usefixtures("no_x64", "interpreted"),
-]
+pytestmark = [on_gpus, pytest.mark.usefixtures("no_x64", "interpreted")]
 
 f32 = jnp.float32
-B, T, S, N, K, H, V = 1, 12, 27, 2, 1, 8, 6  # two query heads share a key head; no length is whole blocks
+gpu = ATTENTION["gpu"]
+_, _, _, N, K, H, V = gpu.sizes
+PAIRS, KEYS = gpu.cases
 
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    for name, value in {"ROWS": 8, "COLUMNS": 16, "FEWER": 8, "TILE": 8}.items():
-        monkeypatch.setattr(_attention_layout, name, value)
-    monkeypatch.setattr(_flash, "NEAR", 1e-4)
-    kernels = pallas.gpu_kernels(interpreter.InterpretGPUParams(uninitialized_memory="nan"))
-    any_dtype = {name: dataclasses.replace(kernels[name], refuses=lambda *_, **__: None) for name in kernels}
-    monkeypatch.setitem(_kernels.TABLE, "pallas", any_dtype)
-
-
-def draw(seed, *shape):
-    # Of a size that makes weights of a few keys, so that some blocks have none.
-    return 1.5 * normal(seed, *shape)
-
-
-LENGTHS = {"query_seq_lengths": np.int32([11]), "key_value_seq_lengths": np.int32([19])}
-# Hyper-parameters of entmax, a bias, and options: each of the ways to its weights once.
-CASES = {
-    "alphas of 1 and 1.5, a gamma a head, window, a bias a pair, a mask for all queries": (
-        {"alpha": per_head(1.0, 1.5), "gamma": per_head(0.7, 1.3)},
-        draw(3, 1, N, T, S),
-        {"local_window_size": (5, 3), "mask": np.arange(S) % 5 != 2},
-    ),
-    "alphas of 2 and 1.3, causal, lengths, a bias a key, a mask a pair": (
-        {"alpha": per_head(2.0, 1.3), "gamma": f32(0.8)},
-        draw(4, B, 1, 1, S),
-        {"is_causal": True, "mask": (normal(5, 1, 1, T, S) > -1) & (np.arange(S) != 2), **LENGTHS},
-    ),
-}
-PAIRS, KEYS = CASES
-
-
-def attention_of(case, implementation):
-    """Attention as a function of (query, key, value, bias, hyper-parameters, scale), and arguments."""
-    params, bias, options = CASES[case]
-
-    def attend(q, k, v, bias, params, scale):
-        of_params = functools.partial(sm.entmax, **params)
-        return sm.dot_product_attention(
-            q, k, v, bias, mapping=of_params, scale=scale, implementation=implementation, **options
-        )
-
-    return attend, (draw(0, B, T, N, H), draw(1, B, S, K, H), draw(2, B, S, K, V), bias.copy(), params, f32(0.6))
-
-
-assert_close = functools.partial(cases.assert_close, heads=N)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_output_and_gradients_are_those_of_the_plain_form(case):
-    by_kernels, args = attention_of(case, "pallas")
-    plain, _ = attention_of(case, "xla")
-    bar = draw(9, B, T, N, V)
-    # 2e-5 for numbers of size 1; sums over queries are larger, and so is their rounding.
-    assert_close(pulled(by_kernels, bar)(*args), pulled(plain, bar)(*args), 2e-5)
+    interpret_attention("gpu", monkeypatch)
 
 
 def test_bad_queries_and_padding():
     """What is not finite stays with its query; padding and a key that a mask hides may hold anything; a bias of -inf
     hides a key too."""
-    by_kernels, (q, k, v, bias, *others) = attention_of(KEYS, "pallas")
+    by_kernels, (q, k, v, bias, *others) = gpu.of(KEYS, "pallas")
     bias[..., 4], v[0, 4] = -np.inf, 1e6
     call = jax.jit(lambda q, k, v: by_kernels(q, k, v, bias, *others))
     clean = np.asarray(call(q, k, v))
@@ -106,8 +52,8 @@ def test_bad_queries_and_padding():
 
 def test_a_search_that_did_not_arrive_says_nan(monkeypatch):
     monkeypatch.setattr(_flash, "MAX_PASSES", 0)
-    by_kernels, args = attention_of(PAIRS, "pallas")
-    output, bars = pulled(by_kernels, draw(9, B, T, N, V))(*args)
+    by_kernels, args = gpu.of(PAIRS, "pallas")
+    output, bars = pulled(by_kernels, gpu.bar())(*args)
     assert np.isnan(output).all()
     assert np.isnan(bars[0]).any()
 

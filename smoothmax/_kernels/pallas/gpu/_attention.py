@@ -76,9 +76,8 @@ def _attention(
     """Entmax attention, 1 <= alpha <= 2; arguments and results as in `tpu/_attention.py`, in bfloat16."""
     how = How(is_causal, window, interpret)
     arrays = _layout.arrays_of(query, key, value, bias, scale, alpha, gamma)
-    output, *kept = over_batch(partial(_forward, how))(
-        arrays, _layout.rules_of(query, key, mask, query_lengths, key_lengths)
-    )
+    rules = _layout.rules_of(query, key, mask, query_lengths, key_lengths)
+    output, *kept = over_batch(partial(_forward, how))(arrays, rules)
     return output[:, : query.shape[1], :, : value.shape[3]], Kept(*kept)
 
 
@@ -89,9 +88,8 @@ def _attention_bars(*args: Any, is_causal: bool, window: tuple[int, int] | None,
     how = How(is_causal, window, interpret)
     arrays, back = jax.vjp(_layout.arrays_of, *operands)
     rules = _layout.rules_of(query, key, mask, query_lengths, key_lengths)
-    return back(
-        over_batch(partial(_backward, how))(arrays, rules, Kept(*kept), _layout.filled(output_bar, _layout.ROWS))
-    )
+    output_bar = _layout.filled(output_bar, _layout.ROWS)
+    return back(over_batch(partial(_backward, how))(arrays, rules, Kept(*kept), output_bar))
 
 
 # --- The two directions ------------------------------------------------------------------------------------

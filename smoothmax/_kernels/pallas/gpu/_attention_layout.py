@@ -101,8 +101,9 @@ class Place(NamedTuple):
 
     def each_of_keys(self, refs: Any) -> Any:
         """Its block of keys of results `(B, S, N, size)` and `(B, N, S)`."""
+        here = self._columns()
         return (
-            self.keys(ref, of_queries=True) if len(ref.shape) == 4 else ref.at[self.batch, self.head, self._columns()]
+            self.keys(ref, of_queries=True) if len(ref.shape) == 4 else ref.at[self.batch, self.head, here]
             for ref in refs
         )
 

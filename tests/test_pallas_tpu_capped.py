@@ -1,33 +1,20 @@
-"""The Pallas kernel for weights with bounds and a given sum, interpreted on a CPU: same numbers as the oracle."""
+"""The Pallas kernel for TPUs of weights with bounds and a sum, interpreted on a CPU: same numbers as the oracle."""
 
 import functools
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from machines import kernels, scores, solved_by, spoil
 
-from smoothmax._kernels import pallas
 from smoothmax._kernels.pallas.shared import _capped_equations
 
 f32 = jnp.float32
-KERNELS = pallas.kernels(interpret=True)
-CAPPED = KERNELS["capped"]
-solve = functools.partial(cases.solved_by(KERNELS), "capped")
+CAPPED = kernels("tpu")["capped"]
+solve = functools.partial(solved_by("tpu"), "capped")
 ROWS, D = 12, 8
-
-
-def scores(n, d=D, seed=0):
-    return cases.scores(n, d, seed, np.float32)
-
-
-def spoil(x):
-    """NaN in one slice, inf in another, deleted positions in a third, nothing left in a fourth."""
-    x = x.copy()
-    x[0, 3], x[1, 1], x[2, :3], x[3] = np.nan, np.inf, -np.inf, -np.inf
-    return x
 
 
 BASES = {
