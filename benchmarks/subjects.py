@@ -129,84 +129,82 @@ def peers() -> Iterator[Subject]:
     """Other libraries' functions for the same problems, as far as they can be imported."""
     has_torch = torch_serves()
     if has_torch:
-        import torch
-
-        yield Subject("torch.softmax", "softmax", of_torch(lambda x: torch.softmax(x, -1)))
+        yield from _torch()
     if has_torch and _installed("entmax"):
-        import entmax
-
-        for name, problem, mapping in (
-            ("sparsemax (sort)", "sparsemax", lambda x: entmax.sparsemax(x, -1)),
-            ("sparsemax (top 50)", "sparsemax", lambda x: entmax.sparsemax(x, -1, k=min(50, x.shape[-1]))),
-            ("sparsemax (bisection)", "sparsemax", lambda x: entmax.sparsemax_bisect(x, -1)),
-            ("entmax15 (sort)", "entmax 1.5", lambda x: entmax.entmax15(x, -1)),
-            ("entmax15 (top 50)", "entmax 1.5", lambda x: entmax.entmax15(x, -1, k=min(50, x.shape[-1]))),
-            *(
-                (f"entmax {a} (bisection)", f"entmax {a}", lambda x, a=a: entmax.entmax_bisect(x, a, -1))
-                for a in (ALPHA, LARGE_ALPHA)
-            ),
-        ):
-            yield Subject(f"PyTorch entmax {name}", problem, of_torch(mapping))
-        budget = of_torch(lambda x: entmax.budget_bisect(x, K, dim=-1))
-        yield Subject("PyTorch entmax budget (bisection)", f"soft_topk {K}", budget)
+        yield from _entmax()
     if has_torch and accelerated() and _installed("adasplash"):
-        adasplash = tuning.load(tuning.MODULES[0])
-
-        for problem, options in (
-            ("sparsemax", {"alpha": 2.0}),
-            ("entmax 1.5", {"alpha": 1.5}),
-            ("sparsemax", {"alpha": 2.0, "n_iter": 8}),
-            ("entmax 1.5", {"alpha": 1.5, "n_iter": 8}),
-            (f"entmax {ALPHA}", {"alpha": ALPHA}),
-        ):
-            name = ", ".join(f"{key}={value}" for key, value in options.items())
-            mapping = of_torch(lambda x, options=options: adasplash.triton_entmax(x, **options))
-            yield Subject(f"adasplash triton_entmax({name})", problem, mapping)
+        yield from _adasplash()
     if _installed("jaxopt"):
-        from jaxopt.projection import (  # pyright: ignore[reportMissingImports]
-            projection_box_section,
-            projection_simplex,
-        )
-
-        yield Subject("jaxopt projection_simplex", "sparsemax", of_jax(jax.vmap(lambda x: projection_simplex(x))))
-
-        def section(x: jax.Array) -> jax.Array:
-            return projection_box_section(x, (0.0, 1.0, jnp.ones_like(x), float(K)))
-
-        yield Subject("jaxopt projection_box_section", f"soft_topk {K}", of_jax(jax.vmap(section)))
-        # Without numba one call at (64, 50) takes a second; with it the host is called.
-        if _installed("numba") and not accelerated():
-            isotonic = _jaxopt_isotonic()
-
-            def jaxopt_oscarmax(x: jax.Array) -> jax.Array:
-                return projection_simplex(_sorted_prox(isotonic, x, OSCAR_LAM))
-
-            yield Subject("jaxopt isotonic, projection_simplex", "oscarmax", of_jax(jax.vmap(jaxopt_oscarmax)))
-            yield Subject("jaxopt isotonic", "soft_rank", of_jax(jax.vmap(functools.partial(_soft_rank, isotonic))))
+        yield from _jaxopt()
     if _installed("softjax"):
-        softjax: Any = importlib.import_module("softjax")
-        # Its regularizers are scaled by `softness`, and Tsallis's for alpha is ours where that is 1 / (alpha - 1).
-        for problem, mode, softness in (("sparsemax", "c0", 1.0), ("entmax 1.5", "c1", 2.0)):
-            options = {"axis": -1, "mode": mode, "softness": softness, "standardize": False}
-            yield Subject(f"softjax argmax {mode}", problem, of_jax(lambda x, o=options: softjax.argmax(x, **o)))
+        yield from _softjax()
     if has_torch and _installed("torchsort"):
-        torchsort: Any = importlib.import_module("torchsort")
-        for problem in ("soft_rank", "soft_sort"):
-            yield Subject(f"torchsort {problem}", problem, of_torch(getattr(torchsort, problem)))
+        yield from _torchsort()
     if has_torch and _installed("torchsparseattn"):
-        torchsparseattn: Any = importlib.import_module("torchsparseattn")
-        sparsemax: Any = importlib.import_module("torchsparseattn.sparsemax")
-        project = _row_by_row(sparsemax.SparsemaxFunction())
-        fused = _row_by_row(torchsparseattn.FusedProxFunction(FUSED_LAM))
-        oscar = _row_by_row(torchsparseattn.OscarProxFunction(0, OSCAR_LAM))
-        yield Subject("torchsparseattn fusedmax", "fusedmax", of_torch(lambda x: project(fused(x))))
+        yield from _torchsparseattn()
 
-        def oscarmax(x: Any) -> Any:
-            # It ranks absolute values, so its weights are those of the problem only if all scores have one sign.
-            lift = OSCAR_LAM * x.shape[-1] + 1 - x.detach().amin(-1, keepdim=True)
-            return project(oscar(x + lift))
 
-        yield Subject("torchsparseattn oscarmax, scores lifted", "oscarmax", of_torch(oscarmax))
+def _torch() -> Iterator[Subject]:
+    import torch
+
+    yield Subject("torch.softmax", "softmax", of_torch(lambda x: torch.softmax(x, -1)))
+
+
+def _entmax() -> Iterator[Subject]:
+    import entmax
+
+    for name, problem, mapping in (
+        ("sparsemax (sort)", "sparsemax", lambda x: entmax.sparsemax(x, -1)),
+        ("sparsemax (top 50)", "sparsemax", lambda x: entmax.sparsemax(x, -1, k=min(50, x.shape[-1]))),
+        ("sparsemax (bisection)", "sparsemax", lambda x: entmax.sparsemax_bisect(x, -1)),
+        ("entmax15 (sort)", "entmax 1.5", lambda x: entmax.entmax15(x, -1)),
+        ("entmax15 (top 50)", "entmax 1.5", lambda x: entmax.entmax15(x, -1, k=min(50, x.shape[-1]))),
+        *(
+            (f"entmax {a} (bisection)", f"entmax {a}", lambda x, a=a: entmax.entmax_bisect(x, a, -1))
+            for a in (ALPHA, LARGE_ALPHA)
+        ),
+    ):
+        yield Subject(f"PyTorch entmax {name}", problem, of_torch(mapping))
+    budget = of_torch(lambda x: entmax.budget_bisect(x, K, dim=-1))
+    yield Subject("PyTorch entmax budget (bisection)", f"soft_topk {K}", budget)
+
+
+def _adasplash() -> Iterator[Subject]:
+    adasplash = tuning.load(tuning.MODULES[0])
+
+    for problem, options in (
+        ("sparsemax", {"alpha": 2.0}),
+        ("entmax 1.5", {"alpha": 1.5}),
+        ("sparsemax", {"alpha": 2.0, "n_iter": 8}),
+        ("entmax 1.5", {"alpha": 1.5, "n_iter": 8}),
+        (f"entmax {ALPHA}", {"alpha": ALPHA}),
+    ):
+        name = ", ".join(f"{key}={value}" for key, value in options.items())
+        mapping = of_torch(lambda x, options=options: adasplash.triton_entmax(x, **options))
+        yield Subject(f"adasplash triton_entmax({name})", problem, mapping)
+
+
+def _jaxopt() -> Iterator[Subject]:
+    from jaxopt.projection import (  # pyright: ignore[reportMissingImports]
+        projection_box_section,
+        projection_simplex,
+    )
+
+    yield Subject("jaxopt projection_simplex", "sparsemax", of_jax(jax.vmap(lambda x: projection_simplex(x))))
+
+    def section(x: jax.Array) -> jax.Array:
+        return projection_box_section(x, (0.0, 1.0, jnp.ones_like(x), float(K)))
+
+    yield Subject("jaxopt projection_box_section", f"soft_topk {K}", of_jax(jax.vmap(section)))
+    # Without numba one call at (64, 50) takes a second; with it the host is called.
+    if _installed("numba") and not accelerated():
+        isotonic = _jaxopt_isotonic()
+
+        def jaxopt_oscarmax(x: jax.Array) -> jax.Array:
+            return projection_simplex(_sorted_prox(isotonic, x, OSCAR_LAM))
+
+        yield Subject("jaxopt isotonic, projection_simplex", "oscarmax", of_jax(jax.vmap(jaxopt_oscarmax)))
+        yield Subject("jaxopt isotonic", "soft_rank", of_jax(jax.vmap(functools.partial(_soft_rank, isotonic))))
 
 
 def _jaxopt_isotonic() -> Callable[[jax.Array], jax.Array]:
@@ -231,6 +229,36 @@ def _soft_rank(isotonic: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.
     scores = x[order]
     y = scores - isotonic(scores - jnp.arange(x.size, 0, -1, dtype=x.dtype))
     return jnp.zeros_like(x).at[order].set(y, unique_indices=True)
+
+
+def _softjax() -> Iterator[Subject]:
+    softjax: Any = importlib.import_module("softjax")
+    # Its regularizers are scaled by `softness`, and Tsallis's for alpha is ours where that is 1 / (alpha - 1).
+    for problem, mode, softness in (("sparsemax", "c0", 1.0), ("entmax 1.5", "c1", 2.0)):
+        options = {"axis": -1, "mode": mode, "softness": softness, "standardize": False}
+        yield Subject(f"softjax argmax {mode}", problem, of_jax(lambda x, o=options: softjax.argmax(x, **o)))
+
+
+def _torchsort() -> Iterator[Subject]:
+    torchsort: Any = importlib.import_module("torchsort")
+    for problem in ("soft_rank", "soft_sort"):
+        yield Subject(f"torchsort {problem}", problem, of_torch(getattr(torchsort, problem)))
+
+
+def _torchsparseattn() -> Iterator[Subject]:
+    torchsparseattn: Any = importlib.import_module("torchsparseattn")
+    sparsemax: Any = importlib.import_module("torchsparseattn.sparsemax")
+    project = _row_by_row(sparsemax.SparsemaxFunction())
+    fused = _row_by_row(torchsparseattn.FusedProxFunction(FUSED_LAM))
+    oscar = _row_by_row(torchsparseattn.OscarProxFunction(0, OSCAR_LAM))
+    yield Subject("torchsparseattn fusedmax", "fusedmax", of_torch(lambda x: project(fused(x))))
+
+    def oscarmax(x: Any) -> Any:
+        # It ranks absolute values, so its weights are those of the problem only if all scores have one sign.
+        lift = OSCAR_LAM * x.shape[-1] + 1 - x.detach().amin(-1, keepdim=True)
+        return project(oscar(x + lift))
+
+    yield Subject("torchsparseattn oscarmax, scores lifted", "oscarmax", of_torch(oscarmax))
 
 
 def _row_by_row(function: Any) -> Callable[[Any], Any]:

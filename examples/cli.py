@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 import sys
@@ -24,9 +23,9 @@ from .metrics import AttentionFigures, gold_positions
 from .model import learned_values
 from .options import Run, Settings, complete
 from .pictures import save_heatmaps
+from .running import CHECKPOINT, METRICS, write_text
 from .task import Answers, Network, Task
 
-METRICS = "metrics.json"
 PICTURES = 6
 
 
@@ -148,7 +147,7 @@ def prepare(network: Network, settings, mapping, one: Run, out: pathlib.Path, ba
     decisive = settings.decisive() | {"mapping": str(mapping), "seed": one.seed}
     arrays = train.start(network.model, settings.rate, next(batches.in_order()).arrays, one.seed)
     progress = train.Progress()
-    if (out / train.CHECKPOINT).exists():
+    if (out / CHECKPOINT).exists():
         if not one.resume:
             raise ValueError(f"{out} holds a run: add --resume to go on with it, or choose another --out")
         arrays, progress = train.load_checkpoint(out, arrays, decisive)
@@ -199,12 +198,6 @@ def versions() -> dict:
 
 
 # ---------------------------------------------------------------- outputs
-
-
-def write_text(path: pathlib.Path, text: str):
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def write_answers(task: Task, out: pathlib.Path, answers: Answers, examples: list[Example], title: str):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import importlib
 import json
 import multiprocessing
 import pathlib
@@ -28,7 +27,8 @@ from . import cli, report
 from .mappings import MAPPINGS, Mapping
 from .options import Comparison, Run
 from .pictures import save_heatmaps
-from .task import Task
+from .running import write_text
+from .task import Task, task_of
 
 TASKS = ("entailment", "translation", "summarization")
 # What --search chooses from: gamma, the mapping's own hyper-parameter, and that one learned.
@@ -54,10 +54,6 @@ def main(arguments: Sequence[str] | None = None):
         kind, f"python -m examples.compare {task.name}", f"{__doc__}\n{cli.usual(task)}", arguments[1:]
     )
     cli.mended(lambda: compare(task, comparison), "the same command goes on from here")
-
-
-def task_of(name: str) -> Task:
-    return importlib.import_module(f"{__package__}.{name}").TASK
 
 
 def compare(task: Task, comparison: Comparison):
@@ -129,11 +125,11 @@ class Store:
         records = [*(other for other in self.records if any(other[key] != record[key] for key in same)), record]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = sorted(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        cli.write_text(self.path, "".join(lines))
+        write_text(self.path, "".join(lines))
 
     def write_tables(self):
         self.out.mkdir(parents=True, exist_ok=True)
-        cli.write_text(self.out / "table.md", report.text(self.records))
+        write_text(self.out / "table.md", report.text(self.records))
         write_picture(self.out)
 
     def complete(self, task: Task, runs: list[Run], jobs: int):

@@ -5,7 +5,6 @@ A table of scores and attention, one of the differences with their chance, and o
 
 from __future__ import annotations
 
-import importlib
 import json
 import pathlib
 import statistics
@@ -15,6 +14,7 @@ import numpy as np
 
 from .cli import unpacked
 from .mappings import MAPPINGS, OFF, Mapping
+from .task import Task, task_of
 
 COLUMNS = (
     "support", "segments", "segment_length", "entropy", "alignment_error", "peak_error", "gold_share", "explained",
@@ -88,9 +88,8 @@ def _scores(tested: dict[str, list[dict]]) -> str:
     return _table(["mapping", "seeds", task.headline, *(c.replace("_", " ") for c in columns)], rows)
 
 
-def _task(tested: dict[str, list[dict]]):
-    name = next(iter(tested.values()))[0]["task"]
-    return importlib.import_module(f"{__package__}.{name}").TASK
+def _task(tested: dict[str, list[dict]]) -> Task:
+    return task_of(next(iter(tested.values()))[0]["task"])
 
 
 # ---------------------------------------------------------------- differences

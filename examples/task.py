@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pathlib
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -68,3 +69,8 @@ class Task:
     def rows(self, prediction, example: Example, count: int) -> list[str]:
         """The labels of the `count` rows of attention."""
         raise NotImplementedError
+
+
+def task_of(name: str) -> Task:
+    """The task of that name: the one of the file that bears it."""
+    return importlib.import_module(f"{__package__}.{name}").TASK

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
-import os
 import pathlib
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,9 +22,8 @@ import smoothmax as sm
 
 from .data import Batches, DataError
 from .options import Loss, Settings
+from .running import CHECKPOINT, SAVE_EVERY, stoppable, whole
 
-CHECKPOINT = "checkpoint.safetensors"
-SAVE_EVERY = 60.0  # seconds
 REGULARIZERS = {"softmax": sm.Shannon(), "sparsemax": sm.SquaredL2(), "entmax": sm.Tsallis(1.5)}
 
 
@@ -135,7 +131,7 @@ class Training:
         """
         progress, settings, never = self.progress, self.settings, float("inf")
         limit = min(settings.steps or never, (settings.epochs or never) * len(self.train))
-        with _interruption() as asked, tqdm(total=limit, initial=progress.step, unit="step", mininterval=1.0) as bar:
+        with stoppable() as asked, tqdm(total=limit, initial=progress.step, unit="step", mininterval=1.0) as bar:
             while progress.step < limit and not asked:
                 pieces = self.train.shuffled(self.seed, progress.epoch)
                 self._steps(pieces[progress.position :], limit, asked, bar)
@@ -192,27 +188,6 @@ class Training:
         return loss
 
 
-@contextlib.contextmanager
-def _interruption():
-    """A list that fills on Ctrl-C or SIGTERM: the loop ends after the step at hand. A second one ends at once."""
-    asked = []
-
-    def note(number, frame):
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: no handlers, no Ctrl-C either
-        before = {}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 # ---------------------------------------------------------------- checkpoints
 
 
@@ -224,12 +199,11 @@ def _named(tree) -> dict:
 
 
 def save_checkpoint(folder: pathlib.Path, arrays: dict, progress: Progress, settings: dict):
-    """Arrays in safetensors' plain form, the rest as JSON in its header. Half a file never replaces a whole one."""
+    """Arrays in safetensors' plain form, the rest as JSON in its header."""
     header = {"progress": json.dumps(dataclasses.asdict(progress)), "settings": json.dumps(settings)}
     tensors = {name: jax.device_get(leaf) for name, leaf in _named(arrays).items()}
-    part = folder / f"{CHECKPOINT}.part"
-    safetensors.numpy.save_file(tensors, part, metadata=header)
-    os.replace(part, folder / CHECKPOINT)
+    with whole(folder / CHECKPOINT) as part:
+        safetensors.numpy.save_file(tensors, part, metadata=header)
 
 
 def load_checkpoint(folder: pathlib.Path, arrays: dict, settings: dict) -> tuple[dict, Progress]:

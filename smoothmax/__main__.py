@@ -24,7 +24,7 @@ def report() -> str:
     }
     lines = [f"{name:<10} {value}" for name, value in versions.items()]
     lines += ["", f"{'xla':<10} available (the reference: every platform)"]
-    lines += [f"{name:<10} {_status(name)}" for name in ("native", "pallas")]
+    lines += [f"{name:<10} {_status(name)}" for name in TABLE]
     return "\n".join(lines)
 
 

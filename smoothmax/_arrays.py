@@ -7,12 +7,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
 def as_array(x: Any) -> Any:
     """Something with a shape and a dtype. An array is left alone: to convert it would look at what a mask hides."""
     return x if hasattr(x, "shape") and hasattr(x, "dtype") else jnp.asarray(x)
+
+
+def floating(name: str, array: jax.typing.ArrayLike) -> jax.Array:
+    """The argument of that name as an array of a floating dtype, or an error."""
+    array = jnp.asarray(array)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating, got dtype {array.dtype}: convert it, as in {name} * 1.0")
+    return array
+
+
+def no_cotangent(a: jax.Array) -> Any:
+    """What JAX takes for the cotangent of a number that has no derivative."""
+    return np.zeros(a.shape, jax.dtypes.float0)
 
 
 def total(v: jax.Array) -> jax.Array:

@@ -22,25 +22,29 @@ from ._arrays import as_array, by_partitioner
 from ._cache import SameFunction, compiled
 from ._domains import Domain, Simplex
 from ._parameters import as_floats
-from ._problem import multiply_out
+from ._problem import Problem, multiply_out
 from ._regularizers import Base, Function, Regularizer
-from ._slices import Axis, normal_axes, to_slices
+from ._slices import Axis, Layout, normal_axes, to_slices
 
 
 # Compiled once for a shape, a dtype and a structure of the terms: the hyper-parameters are operands.
 @functools.partial(compiled, static_argnames="axis")
 def _run_argmax(op: Operator, x: Any, where: Any, *, axis: Axis) -> jax.Array:
-    slices, (omega, over), layout = to_slices(x, axis, where, op.omega, op.over)
-    problem = multiply_out(omega, over, slices.dtype, op.implementation)
+    problem, slices, layout = _posed(op, x, axis, where)
     y, _ = (_rules.argmax_forward if op.forward else _rules.argmax)(problem, slices)
     return layout.weights(y)
 
 
 @functools.partial(compiled, static_argnames="axis")
 def _run_max(op: Operator, x: Any, where: Any, *, axis: Axis) -> jax.Array:
-    slices, (omega, over), layout = to_slices(x, axis, where, op.omega, op.over)
-    problem = multiply_out(omega, over, slices.dtype, op.implementation)
+    problem, slices, layout = _posed(op, x, axis, where)
     return layout.values((_rules.max_forward if op.forward else _rules.max_)(problem, slices))
+
+
+def _posed(op: Operator, x: Any, axis: Axis, where: Any) -> tuple[Problem, jax.Array, Layout]:
+    """The operator as a problem on slices."""
+    slices, (omega, over), layout = to_slices(x, axis, where, op.omega, op.over)
+    return multiply_out(omega, over, slices.dtype, op.implementation), slices, layout
 
 
 @functools.partial(
@@ -96,9 +100,10 @@ class Operator:
           where: boolean mask that broadcasts to `x`: False deletes a position, as a score of -inf does.
 
         Returns:
-          Values in the dtype of `x`, of its shape without `axis`; -inf for a slice with nothing allowed.
+          Values in the dtype of `x`, of its shape (broadcast with the hyper-parameters) without `axis`; -inf for a
+          slice with nothing allowed.
         """
-        return self._run(_run_max, x, axis, where)
+        return self._run(_run_max, x, axis, where, reduces=True)
 
     def argmax(
         self, x: jax.typing.ArrayLike, axis: Axis = -1, *, where: jax.typing.ArrayLike | None = None
@@ -111,9 +116,10 @@ class Operator:
           where: boolean mask that broadcasts to `x`: False deletes a position, as a score of -inf does.
 
         Returns:
-          Weights in the dtype and shape of `x`, in the domain, or zero where nothing is allowed.
+          Weights in the dtype of `x` and in its shape, broadcast with the hyper-parameters: in the domain, or zero
+          where nothing is allowed.
         """
-        return self._run(_run_argmax, x, axis, where)
+        return self._run(_run_argmax, x, axis, where, reduces=False)
 
     def __call__(
         self, x: jax.typing.ArrayLike, axis: Axis = -1, *, where: jax.typing.ArrayLike | None = None
@@ -121,13 +127,14 @@ class Operator:
         """`argmax`: an operator can stand wherever `jax.nn.softmax` can."""
         return self.argmax(x, axis, where=where)
 
-    def _run(self, run: Callable[..., jax.Array], x: Any, axis: Axis, where: Any) -> jax.Array:
+    def _run(self, run: Callable[..., jax.Array], x: Any, axis: Axis, where: Any, *, reduces: bool) -> jax.Array:
         """Runs one of the two, after what only known values can tell."""
         x = as_array(x)
         axes = normal_axes(axis, x.shape)  # raises where jit would, of a list, with a word of its own
         self.over.check_room(x.shape, axes)
         program = functools.partial(run, axis=axis)
-        return by_partitioner(program, x, () if run is _run_argmax else axes)(as_floats(_as_asked(self)), x, where)
+        without = axes if reduces else ()
+        return by_partitioner(program, x, without)(as_floats(_as_asked(self)), x, where)
 
 
 def check_expression(omega: Regularizer) -> None:

@@ -59,7 +59,13 @@ def softmax(
       implementation: None | "xla" | "native" | "pallas".
 
     Returns:
-      Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
+      Weights in the dtype of `x` and in its shape, broadcast with `gamma`: non-negative, of sum one along
+      `axis`.
+
+    Raises:
+      ValueError: `axis` or `gamma` is out of range, or a shape does not broadcast.
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+      NotImplementedError: the named implementation cannot serve.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -94,7 +100,13 @@ def sparsemax(
       implementation: None | "xla" | "native" | "pallas".
 
     Returns:
-      Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
+      Weights in the dtype of `x` and in its shape, broadcast with `gamma`: non-negative, of sum one along
+      `axis`.
+
+    Raises:
+      ValueError: `axis` or `gamma` is out of range, or a shape does not broadcast.
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+      NotImplementedError: the named implementation cannot serve.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -131,7 +143,13 @@ def entmax(
       implementation: None | "xla" | "native" | "pallas".
 
     Returns:
-      Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
+      Weights in the dtype of `x` and in its shape, broadcast with `alpha` and `gamma`: non-negative, of sum one along
+      `axis`.
+
+    Raises:
+      ValueError: `axis`, `alpha` or `gamma` is out of range, or a shape does not broadcast.
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+      NotImplementedError: the named implementation cannot serve.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -168,7 +186,13 @@ def pnormmax(
       implementation: None | "xla" | "native" | "pallas".
 
     Returns:
-      Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
+      Weights in the dtype of `x` and in its shape, broadcast with `p` and `gamma`: non-negative, of sum one along
+      `axis`.
+
+    Raises:
+      ValueError: `axis`, `p` or `gamma` is out of range, or a shape does not broadcast.
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+      NotImplementedError: the named implementation cannot serve.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -208,7 +232,13 @@ def fusedmax(
       implementation: None | "xla" | "native" | "pallas".
 
     Returns:
-      Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
+      Weights in the dtype of `x` and in its shape, broadcast with `lam` and `gamma`: non-negative, of sum one along
+      `axis`.
+
+    Raises:
+      ValueError: `axis`, `lam` or `gamma` is out of range, or a shape does not broadcast.
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+      NotImplementedError: the named implementation cannot serve.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -246,7 +276,13 @@ def oscarmax(
       implementation: None | "xla" | "native" | "pallas".
 
     Returns:
-      Weights in the shape and dtype of `x`: non-negative, of sum one along `axis`.
+      Weights in the dtype of `x` and in its shape, broadcast with `lam` and `gamma`: non-negative, of sum one along
+      `axis`.
+
+    Raises:
+      ValueError: `axis`, `lam` or `gamma` is out of range, or a shape does not broadcast.
+      TypeError: `x` is complex or boolean, or `where` is not boolean.
+      NotImplementedError: the named implementation cannot serve.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm

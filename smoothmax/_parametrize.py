@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ._arrays import floating
+
 
 def bounded(raw: jax.typing.ArrayLike, lower: float, upper: float | None = None) -> jax.Array:
     r"""Maps any real number into the open interval from `lower` to `upper`.
@@ -40,7 +42,7 @@ def bounded(raw: jax.typing.ArrayLike, lower: float, upper: float | None = None)
     Reference:
       Correia, Niculae and Martins, "Adaptively Sparse Transformers", 2019, who learn alpha of each head in this form.
     """
-    raw = _floating("raw", raw)
+    raw = floating("raw", raw)
     low, high = _inside(raw.dtype, lower, upper)
     if upper is None:
         return jnp.maximum(lower + jax.nn.softplus(raw), low)
@@ -74,7 +76,7 @@ def unbounded(value: jax.typing.ArrayLike, lower: float, upper: float | None = N
     Reference:
       Correia, Niculae and Martins, "Adaptively Sparse Transformers", 2019.
     """
-    value = _floating("value", value)
+    value = floating("value", value)
     _inside(value.dtype, lower, upper)
     if not isinstance(value, Tracer):
         top = math.inf if upper is None else upper
@@ -84,13 +86,6 @@ def unbounded(value: jax.typing.ArrayLike, lower: float, upper: float | None = N
     if upper is None:
         return above + jnp.log(-jnp.expm1(-above))  # log(exp(above) - 1), without overflow
     return jnp.log(above) - jnp.log(upper - value)
-
-
-def _floating(name: str, array: jax.typing.ArrayLike) -> jax.Array:
-    array = jnp.asarray(array)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name} must be floating, got dtype {array.dtype}: convert it, for example with 1.0 * {name}")
-    return array
 
 
 def _inside(dtype: jnp.dtype, lower: float, upper: float | None) -> tuple[jax.Array, jax.Array]:

@@ -1,9 +1,10 @@
 """The derivative rules of every operator.
 
-Those of `argmax` and `max_` are the only `jax.custom_vjp` in the library; every operator is differentiated by them. Let
-J be the Jacobian of Pi in x. It is the Hessian of the max, hence symmetric, so J y_bar serves reverse and forward
-mode alike. A hyper-parameter theta of Omega enters the optimality condition just as x does, with the opposite sign, so
-its derivative goes through the same product; one of the domain moves y directly (`respond`):
+Every operator is differentiated by the two `jax.custom_vjp` of this file, `argmax` and `max_`; attention and the linear
+loss have more of their own, for kernels and for chunks. Let J be the Jacobian of Pi in x. It is the Hessian of the max,
+hence symmetric, so J y_bar serves reverse and forward mode alike. A hyper-parameter theta of Omega enters the
+optimality condition just as x does, with the opposite sign, so its derivative goes through the same product; one of the
+domain moves y directly (`respond`):
 
     x_bar     = J y_bar
     theta_bar = - < d/dtheta grad Omega_theta(y), J y_bar >        (implicit function theorem)
@@ -24,8 +25,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from ._arrays import no_cotangent
 from ._cache import compiled
 from ._problem import Found, Problem
 
@@ -90,13 +91,17 @@ def _max_bwd(residuals: Any, cotangent: jax.Array) -> Any:
     _, theta_vjp = jax.vjp(lambda p: p.value(y, allowed, found), problem)
     [bar] = theta_vjp(-cotangent)
     if scores is not None:
-        steepness = jnp.where(scores == -jnp.inf, 0, scores) - problem.gradient(y, found)
-        v = problem.gather(y, found, cotangent * steepness)
+        v = problem.gather(y, found, cotangent * _steepness(problem, scores, y, found))
         bar = dataclasses.replace(bar, domain=problem.pull_domain(y, found, v))
     return bar, cotangent * y
 
 
 max_.defvjp(_max_fwd, _max_bwd)
+
+
+def _steepness(problem: Problem, x: jax.Array, y: jax.Array, found: Found) -> jax.Array:
+    """x - grad Omega(y): how fast <x, y> - Omega(y) grows with each weight."""
+    return jnp.where(x == -jnp.inf, 0, x) - problem.gradient(y, found)
 
 
 # --- Forward mode: the same products, for jvp, jacfwd, hessian and linearize ---------------------------------
@@ -122,8 +127,7 @@ def _argmax_jvp(primals: Any, tangents: Any) -> Any:
         return problem.push(y, found, x_dot, g_dot) + moved
 
     y_dot = _linear(push)(primals[0], y, found, *tangents)
-    integers = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), found)
-    return (y, found), (y_dot, integers)
+    return (y, found), (y_dot, jax.tree.map(no_cotangent, found))
 
 
 @jax.custom_jvp
@@ -140,9 +144,8 @@ def _max_jvp(primals: Any, tangents: Any) -> Any:
         allowed = problem.allowed(x)
         _, value_dot = jax.jvp(lambda p: p.value(y, allowed, found), (problem,), (problem_dot,))
         moved = problem.push_domain(y, found, problem_dot.domain)
-        deleted = x == -jnp.inf
-        steepness = jnp.where(deleted, 0, x) - problem.gradient(y, found)
-        dot = jnp.where(deleted, 0, x_dot) * y + problem.gather(y, found, steepness) * moved
+        steepness = _steepness(problem, x, y, found)
+        dot = jnp.where(x == -jnp.inf, 0, x_dot) * y + problem.gather(y, found, steepness) * moved
         return jnp.sum(dot, axis=-1, keepdims=True) - value_dot
 
     return problem.attained(x, y, found), _linear(push)(problem, x, y, found, *tangents)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ._parameters import Parameter, Range, as_floats, check
-from ._slices import Axis, dtypes, mask, normal_axes
+from ._slices import Axis, masked, normal_axes
 
 _FINITE = Range(lambda v: abs(v) < float("inf"), "finite")
 
@@ -32,14 +32,11 @@ class LengthScaled:
     def __call__(self, x: ArrayLike, axis: Axis = -1, *, where: ArrayLike | None = None) -> jax.Array:
         """The weights of `mapping` at the scaled scores, in the dtype of `x`."""
         x = jnp.asarray(x)
-        dtype, compute = dtypes(x)
         axes = normal_axes(axis, x.shape)
-        scores = x.astype(compute)
-        # What is not allowed may hold anything, and zero times anything must be zero in the gradient of the factor.
+        dtype, scores = masked(x, where)
         allowed = scores != -jnp.inf
-        if where is not None:
-            allowed &= mask(where, x)
-        factor = self._factor(jnp.sum(allowed, axis=axes, keepdims=True, dtype=jnp.int32), compute)
+        factor = self._factor(jnp.sum(allowed, axis=axes, keepdims=True, dtype=jnp.int32), scores.dtype)
+        # -inf times anything must be zero in the gradient of the factor.
         scaled = jnp.where(allowed, jnp.where(allowed, scores, 0) * factor, -jnp.inf)
         return self.mapping(scaled, axis, where=where).astype(dtype)
 
@@ -79,6 +76,11 @@ def _place(name: str, value: Parameter, shape: tuple[int, ...], dtype: jnp.dtype
             f"insert axes of size 1, for example {name}[:, None, None] for one value a head"
         )
     return value.reshape(placed)
+
+
+def check_mapping(mapping: Any) -> None:
+    if not callable(mapping):
+        raise TypeError(f"mapping must be callable, got {mapping!r}: pass one such as smoothmax.sparsemax")
 
 
 def length_scaled(
@@ -121,8 +123,7 @@ def length_scaled(
     Reference:
       Vasylenko, Pitorro, Martins and Treviso, "Long-Context Generalization with Sparse Attention", 2025.
     """
-    if not callable(mapping):
-        raise TypeError(f"mapping must be callable, got {mapping!r}: pass one such as smoothmax.sparsemax")
+    check_mapping(mapping)
     for name, value in (("base", base), ("slope", slope), ("power", power)):
         check(name, value, _FINITE)
     return LengthScaled(mapping, *as_floats((base, slope, power)))

@@ -23,7 +23,7 @@ from ._conjugate import Operator, conjugate, mapping
 from ._domains import CappedSimplex, Ranks, Sorted
 from ._parameters import NON_NEGATIVE, Parameter, as_floats, check
 from ._regularizers import SquaredL2
-from ._slices import Axis, dtypes, normal_axes, to_slices
+from ._slices import Axis, normal_axes, to_slices
 
 
 @mapping
@@ -52,7 +52,8 @@ def soft_topk(
       implementation: None | "xla" | "native" | "pallas".
 
     Returns:
-      Weights in the shape and dtype of `x`: from 0 to 1, of sum `k` along `axis`.
+      Weights in the dtype of `x` and in its shape, broadcast with `k` and `gamma`: from 0 to 1, of sum `k` along
+      `axis`.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -92,7 +93,7 @@ def soft_rank(
       implementation: None | "xla" | "native" | "pallas".
 
     Returns:
-      Ranks in the shape and dtype of `x`.
+      Ranks in the dtype of `x` and in its shape, broadcast with `gamma`.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -132,7 +133,7 @@ def soft_sort(
       implementation: None | "xla" | "native" | "pallas".
 
     Returns:
-      Sorted values in the shape and dtype of `x`.
+      Sorted values in the dtype of `x` and in its shape, broadcast with `gamma`.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -161,24 +162,22 @@ def _compiled(run: Any, op: Operator, x: Any, axis: Axis, where: Any, descending
 
 @partial(jax.jit, static_argnames=("axis", "descending"))
 def _ranks(op: Operator, x: jax.Array, where: Any, *, axis: Axis, descending: bool) -> jax.Array:
-    dtype, compute = dtypes(x)
-    slices, [omega], layout = to_slices(x.astype(compute), axis, where, op.omega)
+    slices, [omega], layout = to_slices(x, axis, where, op.omega)
     y = dataclasses.replace(op, omega=omega).argmax(slices)
     if descending:
         y = _from_the_end(y, slices != -jnp.inf)
-    return layout.weights(y).astype(dtype)
+    return layout.weights(y)
 
 
 @partial(jax.jit, static_argnames=("axis", "descending"))
 def _sorted(op: Operator, x: jax.Array, where: Any, *, axis: Axis, descending: bool) -> jax.Array:
-    dtype, compute = dtypes(x)
-    slices, [omega], layout = to_slices(x.astype(compute), axis, where, op.omega)
+    slices, [omega], layout = to_slices(x, axis, where, op.omega)
     left = slices != -jnp.inf
-    places = _places(left).astype(compute)
+    places = _places(left).astype(slices.dtype)
     if descending:
         places = _from_the_end(places, left)
     y = dataclasses.replace(op, omega=omega, over=Sorted(slices)).argmax(places, where=left)
-    return layout.weights(y).astype(dtype)
+    return layout.weights(y)
 
 
 def _from_the_end(places: jax.Array, left: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""From the caller's arrays to slices and back: the only place that reshapes, masks or casts.
+"""From the caller's arrays to slices and back: where scores are masked, cast and given their shape.
 
 Everything below the public functions works on one form: scores of shape `(*batch, d)` in float32 or
 float64, the slices along the last axis, and minus infinity where a position is deleted. A mask is
@@ -85,11 +85,8 @@ def to_slices(
       where out of range), and the layout.
     """
     x = jnp.asarray(x)
-    dtype, compute = dtypes(x)
     axes = normal_axes(axis, x.shape)
-    x = x.astype(compute)
-    if where is not None:
-        x = jnp.where(mask(where, x), x, -jnp.inf)
+    dtype, x = masked(x, where)
 
     # Counted from the end, so that leading axes gained from the hyper-parameters do not shift them.
     from_end = tuple(a - x.ndim for a in axes)
@@ -98,7 +95,7 @@ def to_slices(
     layout = Layout(tuple(a + len(shape) for a in from_end), shape, dtype)
 
     def place(name: str, value: Any, spec: Spec) -> jax.Array:
-        value = guarded(jnp.asarray(value).astype(compute), spec.range)
+        value = guarded(jnp.asarray(value).astype(x.dtype), spec.range)
         if value.ndim == 0:
             return value
         if spec.extent is not None:  # already laid out with the slice last
@@ -108,6 +105,18 @@ def to_slices(
     # Weights that belong to different hyper-parameters are not shared by the devices of a mesh.
     slices = varying_like(layout.slices(x), *map(jnp.asarray, jax.tree.leaves(terms)))
     return slices, tuple(term.map_parameters(place) for term in terms), layout
+
+
+def masked(x: jax.Array, where: jax.typing.ArrayLike | None) -> tuple[Any, jax.Array]:
+    """The dtype of the results, and the scores to compute with, -inf where a position is deleted.
+
+    What a deleted position holds is cleared before anything sees it, NaN included, which `jax_debug_nans` would find.
+    """
+    dtype, compute = dtypes(x)
+    if where is not None:
+        x = x.astype(dtype)
+        x = jnp.where(mask(where, x), x, -jnp.inf)
+    return dtype, x.astype(compute)
 
 
 def dtypes(x: jax.Array) -> tuple[Any, Any]:
@@ -195,6 +204,8 @@ def _joint_shape(shape: tuple[int, ...], axes: tuple[int, ...], terms: tuple[Par
             )
         try:
             joint = jnp.broadcast_shapes(joint, found)
+            if any(joint[a] != shape[a] for a in axes):
+                raise ValueError
         except ValueError:
             raise ValueError(
                 f"{name} of shape {found} does not broadcast with x of shape {shape}: insert axes of size 1, for "
@@ -204,8 +215,4 @@ def _joint_shape(shape: tuple[int, ...], axes: tuple[int, ...], terms: tuple[Par
 
     for term in terms:
         term.map_parameters(visit)
-    if any(joint[a] != shape[a] for a in axes):
-        raise ValueError(
-            f"hyper-parameters of more positions than the slices of x, shape {shape}: broadcast x to them first"
-        )
     return joint

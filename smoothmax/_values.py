@@ -40,7 +40,7 @@ def softmax_value(
       x, axis, where, gamma, implementation: as for `softmax`.
 
     Returns:
-      Values in the dtype of `x`, of its shape without `axis`.
+      Values in the dtype of `x`, of its shape (broadcast with the hyper-parameters) without `axis`.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -72,7 +72,7 @@ def sparsemax_value(
       x, axis, where, gamma, implementation: as for `sparsemax`.
 
     Returns:
-      Values in the dtype of `x`, of its shape without `axis`.
+      Values in the dtype of `x`, of its shape (broadcast with the hyper-parameters) without `axis`.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -105,7 +105,7 @@ def entmax_value(
       x, axis, alpha, where, gamma, implementation: as for `entmax`.
 
     Returns:
-      Values in the dtype of `x`, of its shape without `axis`.
+      Values in the dtype of `x`, of its shape (broadcast with the hyper-parameters) without `axis`.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -138,7 +138,7 @@ def pnormmax_value(
       x, axis, p, where, gamma, implementation: as for `pnormmax`.
 
     Returns:
-      Values in the dtype of `x`, of its shape without `axis`.
+      Values in the dtype of `x`, of its shape (broadcast with the hyper-parameters) without `axis`.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -172,7 +172,7 @@ def fusedmax_value(
       x, axis, lam, where, gamma, implementation: as for `fusedmax`.
 
     Returns:
-      Values in the dtype of `x`, of its shape without `axis`.
+      Values in the dtype of `x`, of its shape (broadcast with the hyper-parameters) without `axis`.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm
@@ -206,7 +206,7 @@ def oscarmax_value(
       x, axis, lam, where, gamma, implementation: as for `oscarmax`.
 
     Returns:
-      Values in the dtype of `x`, of its shape without `axis`.
+      Values in the dtype of `x`, of its shape (broadcast with the hyper-parameters) without `axis`.
 
     Example:
       >>> import jax.numpy as jnp, smoothmax as sm

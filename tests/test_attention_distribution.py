@@ -32,7 +32,7 @@ def run(function, *arrays):
     """Results, and what the compiled program sends: for each kind of collective the shapes, as `f32[8,8]`."""
     compiled = jax.jit(function).lower(*arrays).compile()
     kinds = collections.defaultdict(set)
-    for kind, shapes in cases.sent(compiled):
+    for kind, shapes in cases.sent(compiled.as_text()):
         kinds[kind] |= set(shapes)
     return compiled(*arrays), dict(kinds)
 

@@ -269,7 +269,7 @@ def test_sharded_under_jit(mesh, split, omega):
     ]
     compiled = step.lower(*arrays).compile()
     same(compiled(*arrays), step(hidden, kernel, labels), atol=PULLED)
-    collectives = sent(compiled)
+    collectives = sent(compiled.as_text())
     assert collectives, "nothing was sharded"
     whole_logits = re.compile(rf"\[(32|16),{V}\]")
     for kind, shapes in collectives:
@@ -292,7 +292,7 @@ def test_inside_shard_map(mesh):
     expected = jax.jit(jax.grad(lambda h, k: loss(h, k, labels).sum(), argnums=(0, 1)))(hidden, kernel)
     compiled = jax.jit(step).lower(hidden, kernel, labels).compile()
     same(compiled(hidden, kernel, labels), expected, atol=PULLED)
-    assert sent(compiled) == [("all-reduce", [f"f64[{H},{V}]"])]
+    assert sent(compiled.as_text()) == [("all-reduce", [f"f64[{H},{V}]"])]
 
 
 # --- Errors ------------------------------------------------------------------------------------------------

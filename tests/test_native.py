@@ -1,5 +1,6 @@
 """The native kernels, one by one: against the oracles and the reference, on hostile input, over devices and threads."""
 
+import functools
 import json
 import os
 import subprocess
@@ -26,7 +27,7 @@ P = jax.sharding.PartitionSpec
 DTYPES = pytest.mark.parametrize("dtype", PROMISE)
 # Shorter and longer than a vector of every instruction set, and no multiple of one.
 LENGTHS = (1, 2, 5, 50, 131)
-call = {problem: jax.jit(getattr(_calls, problem)) for problem in _library.PROBLEMS}
+call = {problem: jax.jit(functools.partial(_calls.call, problem)) for problem in _calls.HANDLERS}
 
 
 def scores(seed, d, dtype, scale=1.0, offset=0.0, rows=3):
@@ -365,7 +366,7 @@ def test_sharded_scores_stay_where_they_are(mesh, spec, mapped):
     cut = jax.device_put(x, jax.NamedSharding(mesh, spec))
 
     def f(x):
-        return _calls.threshold(x, 1.0, 1.5), *_calls.chain(x, 0.1, 0.2)
+        return _calls.call("threshold", x, 1.0, 1.5), *_calls.call("chain", x, 0.1, 0.2)
 
     f = jax.jit(jax.vmap(f) if mapped else f)
     np.testing.assert_array_equal(f(cut)[0], f(x)[0])
@@ -377,7 +378,7 @@ def test_shard_map(mesh):
     x = scores(0, 16, np.float32, rows=8)
 
     def f(x, alpha):
-        return _calls.threshold(x, 1.0, alpha), *_calls.chain(x, 0.1, alpha)
+        return _calls.call("threshold", x, 1.0, alpha), *_calls.call("chain", x, 0.1, alpha)
 
     alpha = jnp.float32(1.3)
     mapped = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(P("devices"), P()), out_specs=P("devices")))
@@ -387,7 +388,7 @@ def test_shard_map(mesh):
 def test_vmap_scan_remat():
     x = scores(0, 12, np.float32, rows=6).reshape(3, 2, 12)
     alpha = np.array([1.2, 1.5, 2.0], np.float32)
-    f = jax.jit(lambda x, alpha: _calls.threshold(x, 1.0, alpha))
+    f = jax.jit(lambda x, alpha: _calls.call("threshold", x, 1.0, alpha))
     expected = np.stack([f(row, a) for row, a in zip(x, alpha, strict=True)])
     scanned = jax.jit(lambda *operands: jax.lax.map(lambda v: jax.checkpoint(f)(*v), operands))
     np.testing.assert_array_equal(jax.jit(jax.vmap(f))(x, alpha), expected)
@@ -400,16 +401,16 @@ def test_vmap_scan_remat():
 
 def shared_by_all(x, gamma, alpha, weights):
     """The kernels that take hyper-parameters, with one value each and with one for each position."""
-    y = _calls.threshold(x, gamma, alpha)
+    y = _calls.call("threshold", x, gamma, alpha)
     return (
         y,
-        _calls.threshold_product(y, x, alpha, gamma),
-        _calls.p_norm(x, gamma, alpha),
-        _calls.p_norm_product(y, x, alpha, gamma),
-        _calls.capped(x, gamma, alpha, gamma, jnp.abs(weights)),
-        *_calls.chain(x, gamma, jnp.abs(weights[..., 1:])),
-        *_calls.ranks(x, weights),
-        *_calls.permutahedron(x, gamma, weights),
+        _calls.call("threshold_product", y, x, alpha, gamma),
+        _calls.call("p_norm", x, gamma, alpha),
+        _calls.call("p_norm_product", y, x, alpha, gamma),
+        _calls.call("capped", x, gamma, alpha, gamma, jnp.abs(weights)),
+        *_calls.call("chain", x, gamma, jnp.abs(weights[..., 1:])),
+        *_calls.call("ranks", x, weights),
+        *_calls.call("permutahedron", x, gamma, weights),
     )
 
 
@@ -432,7 +433,8 @@ def test_on_one_device_all_rows_share_one_row_of_hyper_parameters(monkeypatch, r
 @pytest.mark.parametrize("one_device", [True, False])
 def test_hyper_parameters_are_repeated_only_where_a_partitioner_cuts(monkeypatch, one_device):
     monkeypatch.setattr(_calls, "_one_device", lambda: one_device)
-    text = jax.jit(jax.vmap(lambda x: _calls.threshold(x, 1.0, 1.5))).lower(jnp.zeros((3, 4, 5), jnp.float32)).as_text()
+    solve = jax.jit(jax.vmap(lambda x: _calls.call("threshold", x, 1.0, 1.5)))
+    text = solve.lower(jnp.zeros((3, 4, 5), jnp.float32)).as_text()
     assert ("(tensor<3x4x5xf32>, tensor<1x1x1xf32>, tensor<1x1x1xf32>)" in text) == one_device
     assert ("(tensor<3x4x5xf32>, tensor<3x4x1xf32>, tensor<3x4x1xf32>)" in text) != one_device
 
@@ -459,19 +461,19 @@ def test_report():
 
 def test_another_version_is_noticed(monkeypatch):
     monkeypatch.setattr(_library, "_version_here", lambda: (0, 0))
-    library = _library.load()
+    library = _library.load(_calls.HANDLERS)
     assert library.reason is not None and "this jaxlib has 0.0: reinstall smoothmax" in library.reason
 
 
 def test_a_missing_library_is_explained(monkeypatch, tmp_path):
     monkeypatch.setattr(_library, "LIBRARY", tmp_path / "none.so")
     monkeypatch.setattr(_library, "RECORD", tmp_path / "build.json")
-    assert "it was not built when smoothmax was installed" in str(_library.load().reason)
+    assert "it was not built when smoothmax was installed" in str(_library.load(_calls.HANDLERS).reason)
     (tmp_path / "build.json").write_text(json.dumps({"built": False, "because": "no C++ compiler was found"}))
-    assert _library.load().reason == "it was not built: no C++ compiler was found"
+    assert _library.load(_calls.HANDLERS).reason == "it was not built: no C++ compiler was found"
     monkeypatch.setattr(_library, "LIBRARY", tmp_path / "bad.so")
     (tmp_path / "bad.so").write_text("no library")
-    assert "cannot be loaded" in str(_library.load().reason)
+    assert "cannot be loaded" in str(_library.load(_calls.HANDLERS).reason)
 
 
 @pytest.mark.parametrize("environment", [{"CXX": "false"}, {"CXX": "no-such-compiler"}, {"SMOOTHMAX_NATIVE": "0"}])

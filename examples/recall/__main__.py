@@ -16,6 +16,8 @@ def main(arguments: list[str] | None = None) -> None:
         result = run(options)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # a second Ctrl-C
+        sys.exit("stopped at once: the same command goes on from what was saved")
     print(f"{result['task']}, {result['name']}, seed {result['seed']}, after {result['steps']} steps")
     for test in result["tests"]:
         print(f"{test['length']:6d} tokens  exact match {test['exact']:6.1%}  right answers {test['answers']:6.1%}")

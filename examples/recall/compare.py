@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import tyro
 
+from ..running import write_text
 from .options import Options, Task
 from .pictures import save_curves
 from .train import run
@@ -80,8 +81,8 @@ def write(out: pathlib.Path) -> None:
     runs = [json.loads(path.read_text()) for path in sorted(out.glob("*/*/metrics.json"))]
     words = {"exact": "All answers of a sequence right", "answers": "Right answers"}
     parts = (f"{title}, in per cent\n\n{table(runs, measure)}" for measure, title in words.items())
-    (out / "table.md").write_text("\n".join(parts))
-    (out / "runs.json").write_text("[\n" + ",\n".join(json.dumps(one) for one in runs) + "\n]\n")
+    write_text(out / "table.md", "\n".join(parts))
+    write_text(out / "runs.json", "[\n" + ",\n".join(json.dumps(one) for one in runs) + "\n]\n")
     for measure in words:
         save_curves(out / f"{measure}.png", runs, measure)
 

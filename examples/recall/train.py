@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import signal
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,13 +19,12 @@ from tqdm import tqdm
 
 import smoothmax as sm
 
+from ..running import CHECKPOINT, METRICS, SAVE_EVERY, stoppable, whole, write_text
 from . import tasks
 from .model import Transformer
 from .options import Options
 from .pictures import save_attention
 
-CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.json"
-SAVE_EVERY = 60.0  # seconds
 TEST_SEED = 2**31  # away from those of training
 QUERIES_AT_A_TIME = 256  # in tests, beyond which the weights of a long sequence would not fit
 
@@ -59,7 +56,7 @@ def run(options: Options) -> dict[str, Any]:
         "jax": jax.__version__,
     }
     save_attention(folder / "attention.png", *example_weights(options, model))
-    (folder / METRICS).write_text(json.dumps(result, indent=1) + "\n")
+    write_text(folder / METRICS, json.dumps(result, indent=1) + "\n")  # last, since it says that the run is finished
     return result
 
 
@@ -89,7 +86,7 @@ def train(options: Options, graph: Any, state: State) -> State:
     last, saved = state.loss, time.monotonic()
     with (
         tqdm(desc=f"{options.task} {options.name}", initial=state.step, total=options.steps) as bar,
-        _stoppable() as stop,
+        stoppable() as stop,
     ):
         while state.step < options.steps and not stop:
             rng = np.random.default_rng((options.seed, state.step))
@@ -110,23 +107,13 @@ def train(options: Options, graph: Any, state: State) -> State:
     return state
 
 
-@contextlib.contextmanager
-def _stoppable() -> Iterator[list[int]]:
-    """A list that is not empty once Ctrl-C was pressed: a step is finished and saved, never broken off."""
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _save(options: Options, state: State) -> None:
     folder = options.folder
     leaves = jax.tree.leaves((state.params, state.optimizer))
     header = {"options": json.dumps(options.decisive()), "step": str(state.step), "loss": str(state.loss)}
-    safetensors.numpy.save_file({f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}, folder / "new", header)
-    (folder / "new").replace(folder / CHECKPOINT)  # whole or not at all
+    tensors = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+    with whole(folder / CHECKPOINT) as part:
+        safetensors.numpy.save_file(tensors, part, header)
 
 
 def restored(options: Options, fresh: State) -> State:

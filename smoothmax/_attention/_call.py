@@ -13,8 +13,9 @@ from jax.typing import ArrayLike
 
 from .. import _kernels
 from .._operators import softmax
+from .._scaling import check_mapping
 from ._blocks import attend_in_blocks, check_block_size
-from ._checks import check_arrays, check_mapping, check_scale, flat_scores
+from ._checks import check_arrays, check_scale, flat_scores
 from ._core import Mapping, Products, attend, query_key_products, weighted_values, with_implementation
 from ._kernel import attend_by_kernel
 from ._visibility import Visibility, check_lengths, check_window, clear, clearing
@@ -258,7 +259,8 @@ def attend_batched(
         assert change_weights is not None
         return change_weights(weights.reshape(*leading, *weights.shape[1:])).reshape(weights.shape)
 
-    mapping, scale = check_mapping(mapping), check_scale(scale, query)
+    check_mapping(mapping)
+    scale = check_scale(scale, query)
     no_kernel = _no_kernel(return_weights, change_weights, precision, products)
     if implementation is not None and no_kernel is not None:
         raise _kernels.refuse(implementation, no_kernel)

@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ._core import Mapping
-
 
 def check_arrays(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
     if query.ndim < 3:
@@ -58,12 +56,6 @@ def check_scale(scale: ArrayLike | None, query: jax.Array) -> ArrayLike:
             "scale=1.0"
         )
     return scale
-
-
-def check_mapping(mapping: Mapping) -> Mapping:
-    if not callable(mapping):
-        raise TypeError(f"mapping must be callable, got {mapping!r}: pass one such as smoothmax.sparsemax")
-    return mapping
 
 
 def flat_scores(name: str, array: ArrayLike | None, scores_shape: tuple[int, ...]) -> jax.Array | None:

@@ -17,7 +17,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from .. import _kernels
-from .._arrays import varying_like
+from .._arrays import no_cotangent, varying_like
 from .._conjugate import conjugate
 from .._domains import Simplex
 from .._operators import operator_of
@@ -122,8 +122,8 @@ def attend_by_kernel(
     way = Way(implementation, found.base, guarded, products, block_size, **static)
     # What devices share under `jax.shard_map` has a gradient that is a sum over them.
     operands, rules = jax.tree.map(lambda a: varying_like(a, operands, rules), (operands, rules))
-    found: Any = _attend(way, operands, rules)
-    return found[0]
+    attended: Any = _attend(way, operands, rules)
+    return attended[0]
 
 
 # --- The mapping -------------------------------------------------------------------------------------------
@@ -234,8 +234,4 @@ def _zeros(like: Any, others: Any) -> Any:
 
 def _no_bars(tree: Any) -> Any:
     """The cotangents of what has no derivative."""
-
-    def zeros(a: jax.Array) -> Any:
-        return jnp.zeros_like(a) if jnp.issubdtype(a.dtype, jnp.inexact) else np.zeros(a.shape, jax.dtypes.float0)
-
-    return jax.tree.map(zeros, tree)
+    return jax.tree.map(lambda a: jnp.zeros_like(a) if jnp.issubdtype(a.dtype, jnp.inexact) else no_cotangent(a), tree)

@@ -91,8 +91,8 @@ class CappedSimplex(Domain):
     def solve(self, base: Base, x: jax.Array, gamma: jax.Array, implementation: str | None) -> tuple[jax.Array, Edges]:
         size, upper = jnp.asarray(self.total, x.dtype), jnp.asarray(self.upper, x.dtype)
         y = self._entropy(base).solve_capped(x, gamma, size, upper, implementation)
-        allowed, full = x > -jnp.inf, (y == upper) & (y > 0)
-        return y, Edges(_position(jnp.where(allowed & (y == 0), x, -jnp.inf)), _position(jnp.where(full, -x, -jnp.inf)))
+        empty, full = (y == 0) & (x > -jnp.inf), self._full(y)
+        return y, Edges(_position(jnp.where(empty, x, -jnp.inf)), _position(jnp.where(full, -x, -jnp.inf)))
 
     def product(
         self, base: Base, y: jax.Array, found: Edges, v: jax.Array, gamma: jax.Array, implementation: str | None

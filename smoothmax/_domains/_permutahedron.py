@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .._parameters import Range, parameter, tree_class
-from .._regularizers import Base, Regularizer, SquaredL2, ranks
+from .._regularizers import Base, Regularizer, SquaredL2, count, ranks, serving
 from .._solvers import group_mean, project_permutahedron, put_back, sort_ranked, take
 from ._domain import Domain
 
@@ -81,9 +81,7 @@ class Permutahedron(Domain):
     def product(
         self, base: Base, y: jax.Array, found: Pools, v: jax.Array, gamma: jax.Array, implementation: str | None
     ) -> jax.Array:
-        allowed = found.allowed.astype(v.dtype)
-        mean = group_mean(v, found.order, found.ties, allowed, implementation=implementation)
-        return jnp.where(found.allowed, v - mean, 0) / gamma
+        return jnp.where(found.allowed, v - _pool_mean(v, found, implementation), 0) / gamma
 
     # Within a pool the weights of the ranks are averaged, and y follows their mean.
 
@@ -91,13 +89,12 @@ class Permutahedron(Domain):
         assert found.rank is not None
         weights = put_back(self._serving(found, y), found.rank)
         change = put_back(weights - jax.lax.stop_gradient(weights), found.order)
-        return y + group_mean(change, found.order, found.ties, found.allowed.astype(y.dtype))
+        return y + _pool_mean(change, found)
 
     def pull(self, base: Base, y: jax.Array, found: Pools, v: jax.Array, implementation: str | None) -> Self:
         # `respond` transposed, with gathers in place of scatters.
         assert found.rank is not None
-        allowed = found.allowed.astype(v.dtype)
-        mean = group_mean(v, found.order, found.ties, allowed, implementation=implementation)
+        mean = _pool_mean(v, found, implementation)
         _, transpose = jax.vjp(lambda domain: domain._serving(found, y), self)
         return transpose(take(take(mean, found.order), found.rank))[0]
 
@@ -118,12 +115,12 @@ class Permutahedron(Domain):
 
     def _serves(self, allowed: jax.Array) -> jax.Array:
         """The weights that serve: as many, from the first, as there are positions; and NaN, for all to see."""
-        kept = _count(allowed)
-        return (ranks(kept, allowed.shape[-1]) < kept) | jnp.isnan(self.weights)
+        return serving(self.weights, count(allowed), allowed.shape[-1])
 
 
-def _count(allowed: jax.Array) -> jax.Array:
-    return jnp.sum(allowed, axis=-1, keepdims=True, dtype=jnp.int32)
+def _pool_mean(v: jax.Array, found: Pools, implementation: str | None = None) -> jax.Array:
+    allowed = found.allowed.astype(v.dtype)
+    return group_mean(v, found.order, found.ties, allowed, implementation=implementation)
 
 
 # What soft_rank and soft_sort project onto.
@@ -138,7 +135,7 @@ class Ranks(Permutahedron):
     def _sorted_weights(
         self, allowed: jax.Array, like: jax.Array, implementation: str | None
     ) -> tuple[jax.Array, None]:
-        kept = _count(allowed)
+        kept = count(allowed)
         weights = jnp.maximum(kept - ranks(kept, like.shape[-1]), 0)
         return jnp.broadcast_to(weights, like.shape).astype(like.dtype), None
 

@@ -100,7 +100,8 @@ def refuse(implementation: str, reason: str) -> NotImplementedError:
 def serving(
     problem: str, implementation: str | None, *args: Any, optional: bool = False, **static: Any
 ) -> dict[str, Solver]:
-    """The kernels that serve, one for each platform that has one; the arguments are those of `run`."""
+    """The kernels that serve, one for each platform that has one; the arguments are those of `run`. `static` is what
+    kernels are told beside the arrays."""
     if implementation == "xla":
         return {}
     if implementation is None:
@@ -122,9 +123,7 @@ def serving(
     raise refuse(implementation, reason)
 
 
-def run(
-    problem: str, implementation: str | None, reference: Solver, *args: Any, optional: bool = False, **static: Any
-) -> Any:
+def run(problem: str, implementation: str | None, reference: Solver, *args: Any, optional: bool = False) -> Any:
     """Solves a problem by the named implementation, or by the best that serves each platform.
 
     Args:
@@ -134,12 +133,11 @@ def run(
       *args: its arguments, arrays.
       optional: whether a named implementation that lacks this problem may leave it to the reference. So it is with the
         products of the backward pass: an implementation has to solve, and may multiply.
-      **static: what a kernel is told beside the arrays; the reference knows it.
 
     Raises:
       NotImplementedError: the named implementation cannot serve.
     """
-    return choose(serving(problem, implementation, *args, optional=optional, **static), implementation, reference, args)
+    return choose(serving(problem, implementation, *args, optional=optional), implementation, reference, args)
 
 
 def choose(kernels: dict[str, Solver], implementation: str | None, reference: Solver, args: tuple[Any, ...]) -> Any:

@@ -28,7 +28,7 @@ from .._cache import compiled
 from .._conjugate import Operator, conjugate
 from .._parameters import as_floats, index
 from .._regularizers import Base, Regularizer
-from .._slices import Axis, dtypes, mask, normal_axes
+from .._slices import Axis, mask, masked, normal_axes
 
 Omega = Regularizer | Operator | Callable[..., jax.Array]
 
@@ -171,7 +171,7 @@ def operator_for_labels(omega: Omega) -> Operator:
 def _against_targets(
     op: Operator, logits: jax.Array, targets: jax.Array, where: Any, *, axes: tuple[int, ...]
 ) -> jax.Array:
-    dtype, x = _door(logits, where)
+    dtype, x = masked(logits, where)
     t = targets.astype(x.dtype)
     t = t if where is None else jnp.where(mask(where, t), t, 0)
     allowed = x != -jnp.inf
@@ -193,7 +193,7 @@ def against_labels(op: Operator, logits: jax.Array, labels: jax.Array, where: An
 
     Several passes over a large vocabulary are what this costs, so nothing is masked twice: -inf says what is deleted.
     """
-    dtype, x = _door(logits, where)
+    dtype, x = masked(logits, where)
     labels = labels if labels.dtype.itemsize > 4 else labels.astype(jnp.int32)
     hit = jax.lax.broadcasted_iota(labels.dtype, x.shape, x.ndim + axis) == jnp.expand_dims(labels, axis)
     support_only = all(isinstance(atom, Base) and not atom.counts_zeros for atom in op.omega.atoms())
@@ -218,18 +218,6 @@ def against_labels(op: Operator, logits: jax.Array, labels: jax.Array, where: An
     some = jnp.any(x != -jnp.inf, axis)
     known = (labels >= 0) & (labels < logits.shape[axis])
     return jnp.where(known | ~some, _loss(value, definition, some), jnp.nan).astype(dtype)
-
-
-def _door(logits: jax.Array, where: Any) -> tuple[Any, jax.Array]:
-    """The dtype of the losses, and the scores to compute with, -inf where a class is deleted.
-
-    What a deleted class holds is cleared before anything sees it, NaN included, which `jax_debug_nans` would find.
-    """
-    dtype, compute = dtypes(logits)
-    if where is not None:
-        x = logits.astype(dtype)
-        logits = jnp.where(mask(where, x), x, -jnp.inf)
-    return dtype, logits.astype(compute)
 
 
 def _like(y: jax.Array, array: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .._arrays import compute_dtype, varying_like
+from .._arrays import compute_dtype, floating, no_cotangent, varying_like
 from .._cache import compiled
 from .._conjugate import Operator
 from .._parameters import Spec, index
@@ -81,8 +81,8 @@ def linear_fenchel_young_loss(
       Blondel, Martins and Niculae, "Learning with Fenchel-Young Losses", 2020, for the losses; Wijmans et al., "Cut
       Your Losses in Large-Vocabulary Language Models", 2025, for cross-entropy without the logits.
     """
-    hidden, kernel, labels = _floating("hidden", hidden), _floating("kernel", kernel), check_labels(labels)
-    bias = None if bias is None else _floating("bias", bias)
+    hidden, kernel, labels = floating("hidden", hidden), floating("kernel", kernel), check_labels(labels)
+    bias = None if bias is None else floating("bias", bias)
     _check_shapes(hidden, kernel, labels, bias)
     tokens, words = math.prod(labels.shape), kernel.shape[1]
     if where is not None:
@@ -94,15 +94,6 @@ def linear_fenchel_young_loss(
 
 
 # --- The arguments -------------------------------------------------------------------------------------------
-
-
-def _floating(name: str, array: jax.typing.ArrayLike) -> jax.Array:
-    array = jnp.asarray(array)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(
-            f"{name} must be floating, got dtype {array.dtype}: convert it, for example with .astype(float)"
-        )
-    return array
 
 
 def _check_shapes(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, bias: jax.Array | None) -> None:
@@ -328,8 +319,7 @@ def _add(sums: _Layer, by_layer: _Layer) -> _Layer:
 
 def _cotangent(total: jax.Array) -> Any:
     """Integers among the parameters of a user's function have no derivative."""
-    is_float = jnp.issubdtype(total.dtype, jnp.floating)
-    return total if is_float else np.zeros(total.shape, jax.dtypes.float0)
+    return total if jnp.issubdtype(total.dtype, jnp.floating) else no_cotangent(total)
 
 
 _map.defvjp(_map_fwd, _map_bwd)

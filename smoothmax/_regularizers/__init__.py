@@ -10,7 +10,9 @@ from ._functions import separable as separable
 from ._penalties import OWL as OWL
 from ._penalties import Oscar as Oscar
 from ._penalties import TotalVariation as TotalVariation
+from ._penalties import count as count
 from ._penalties import ranks as ranks
+from ._penalties import serving as serving
 from ._regularizer import Base as Base
 from ._regularizer import Entropy as Entropy
 from ._regularizer import Penalty as Penalty

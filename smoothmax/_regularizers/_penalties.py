@@ -134,19 +134,19 @@ class RankPenalty(Penalty):
         raise NotImplementedError
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
-        kept = _count(allowed)
+        kept = count(allowed)
         return total(self.rank_weights(kept, y.shape[-1], y.dtype) * ranked(y, allowed))
 
     @classmethod
     def prox(cls, terms: Terms, x: jax.Array, implementation: str | None) -> tuple[jax.Array, Groups]:
-        kept = _count(x > -jnp.inf)
+        kept = count(x > -jnp.inf)
         weights = _rank_weights(terms, kept, x)
         t, order, ties = sorted_prox(x, weights, implementation=implementation)
         return t, Groups(order, ties, kept)
 
     @classmethod
     def spread(cls, terms: Terms, x: jax.Array) -> jax.Array:
-        weights = _rank_weights(terms, _count(x > -jnp.inf), x)
+        weights = _rank_weights(terms, count(x > -jnp.inf), x)
         return _greatest(weights) + _greatest(-weights)
 
     @classmethod
@@ -220,8 +220,7 @@ class OWL(RankPenalty):
     weights: jax.Array = parameter(NON_INCREASING, extent=lambda d: d)
 
     def rank_weights(self, kept: jax.Array, d: int, dtype: jnp.dtype) -> jax.Array:
-        # A weight that is NaN, out of range, must spoil the slice even where it serves no rank.
-        return jnp.where((ranks(kept, d) < kept) | jnp.isnan(self.weights), self.weights, 0).astype(dtype)
+        return jnp.where(serving(self.weights, kept, d), self.weights, 0).astype(dtype)
 
 
 def ranks(kept: jax.Array, d: int) -> jax.Array:
@@ -229,8 +228,15 @@ def ranks(kept: jax.Array, d: int) -> jax.Array:
     return jnp.arange(d, dtype=kept.dtype).reshape((1,) * (kept.ndim - 1) + (d,))
 
 
-def _count(allowed: jax.Array) -> jax.Array:
+def count(allowed: jax.Array) -> jax.Array:
+    """How many positions are allowed, int32 `(..., 1)`."""
     return jnp.sum(allowed, axis=-1, keepdims=True, dtype=jnp.int32)
+
+
+def serving(weights: jax.Array, kept: jax.Array, d: int) -> jax.Array:
+    """Whether a weight along the slice serves: as many do, from the first, as positions are kept; and NaN, out of
+    range, spoils the slice even where it serves no rank."""
+    return (ranks(kept, d) < kept) | jnp.isnan(weights)
 
 
 def _greatest(weights: jax.Array) -> jax.Array:

@@ -116,54 +116,121 @@ def _rough_bracket(z: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     return threshold(low), threshold(high)
 
 
+class _Seen(NamedTuple):
+    """What a pass sees of the weights that c and w stand for. Each `(*batch, 1)`.
+
+    Attributes:
+      above: the sum of the weights above c.
+      low: the sum of u^(r-1) above c.
+      ties: how many scores there are at c.
+      excess: the sum of all weights, less one.
+      e: w^b.
+      tau: the threshold.
+    """
+
+    above: jax.Array
+    low: jax.Array
+    ties: jax.Array
+    excess: jax.Array
+    e: jax.Array
+    tau: jax.Array
+
+
+class _Step(NamedTuple):
+    """Where Newton's method leads. Each `(*batch, 1)`.
+
+    Attributes:
+      slope: how fast the weights above c grow with that at c.
+      w: the weight at c.
+      leaves: whether c has no weight.
+      e: the power w^b of the new weight at c; below 0 for a threshold above c.
+    """
+
+    slope: jax.Array
+    w: jax.Array
+    leaves: jax.Array
+    e: jax.Array
+
+
+class _Halving(NamedTuple):
+    """Where Newton's method is not followed. Each `(*batch, 1)`.
+
+    Attributes:
+      halve: whether the next threshold is this one.
+      tau: the threshold.
+      lowest: whether it is the lower end of what is possible.
+    """
+
+    halve: jax.Array
+    tau: jax.Array
+    lowest: jax.Array
+
+
 def _one_pass(z: jax.Array, b: jax.Array, s: _State) -> _State:
-    r = 1 / b
+    seen = _look(z, b, s)
+    step = _newton(b, s, seen)
+    floor = jnp.where(step.leaves, jnp.nextafter(s.c, 1.0), s.c)
+    floor = jnp.where(seen.excess >= 0, jnp.maximum(s.floor, floor), s.floor)
+    above = jnp.where(seen.excess < 0, jnp.minimum(s.above, seen.tau), s.above)
+    halving = _halving(b, s, seen, step, floor, above)
+    stays = ~step.leaves & ~halving.halve
+    floor, c, w = _entered(z, b, s, step, halving, stays, floor)
+
+    stalled = (jnp.abs(seen.excess) < sum_noise(z)) & (2 * jnp.abs(seen.excess) > jnp.abs(s.last))
+    there = (jnp.abs(seen.excess) <= 4 * eps(z)) | stalled
+    # What Newton's step leaves over, for the second derivative in w is at most (b - 1) slope / w. It must be so short,
+    # too, that scores which rounding could not tell from c remain so.
+    left_over = (b - 1) * step.slope * (s.w - w) ** 2 / (2 * w)
+    arrives = stays & (seen.excess > 0) & (left_over <= 4 * eps(z)) & (b * (s.w - w) <= w)
+    move = s.active & ~there
+    c, w = jnp.where(move, c, s.c), jnp.where(move, w, s.w)
+    return _State(s.passes + 1, c, w, floor, above, seen.excess, move & ~arrives)
+
+
+def _look(z: jax.Array, b: jax.Array, s: _State) -> _Seen:
     e = stored(s.w**b)  # once a slice: fused, a CPU takes it again for each score
     u, low = _powers(z, b, s.c, e)
-    mid, low, ties = total(low * u), total(low), total((u == e).astype(z.dtype))
-    excess = mid + ties * s.w - 1
-    tau = s.c - r * e
+    above, low, ties = total(low * u), total(low), total((u == e).astype(z.dtype))
+    return _Seen(above, low, ties, above + ties * s.w - 1, e, s.c - (1 / b) * e)
 
-    # Newton's step for the weight at c. From above it never overshoots: where it leads below 0, c has no weight.
-    slope = low * s.w ** (b - 1)
-    w = s.w - excess / (slope + ties)
+
+def _newton(b: jax.Array, s: _State, seen: _Seen) -> _Step:
+    # For the weight at c. From above it never overshoots: where it leads below 0, c has no weight.
+    slope = seen.low * s.w ** (b - 1)
+    w = s.w - seen.excess / (slope + seen.ties)
     leaves = w <= 0
-    floor = jnp.where(excess >= 0, jnp.maximum(s.floor, jnp.where(leaves, jnp.nextafter(s.c, 1.0), s.c)), s.floor)
-    above = jnp.where(excess < 0, jnp.minimum(s.above, tau), s.above)
     # Without c, a step for the threshold, up to c at least.
-    jump = tau - s.c + mid / low * phi(jnp.log(mid), b)
-    jump = positive(jnp.where(mid > 1, jump, 0))
-    # The power of the new weight at c, below 0 for a threshold above c.
-    e = jnp.where(leaves, -b * jump, positive(w) ** b)
+    jump = seen.tau - s.c + seen.above / seen.low * phi(jnp.log(seen.above), b)
+    jump = positive(jnp.where(seen.above > 1, jump, 0))
+    return _Step(slope, w, leaves, jnp.where(leaves, -b * jump, positive(w) ** b))
 
-    # Both can lead to a place with other positions in the support, and back. Then, and where it is slow, the middle of
-    # what is possible; or its lower end, since where scores are a rounding apart, no threshold lies between them. At
-    # that end Newton's method says by itself whether c stays.
-    middle = between(floor, above)
-    target = s.c - r * e
+
+def _halving(b: jax.Array, s: _State, seen: _Seen, step: _Step, floor: jax.Array, above: jax.Array) -> _Halving:
+    """Newton's steps can lead to a place with other positions in the support, and back. Then, and where they are slow,
+    the middle of what is possible; or its lower end, since where scores are a rounding apart, no threshold lies between
+    them. At that end Newton's method says by itself whether c stays."""
+    excess, middle = seen.excess, between(floor, above)
+    target = s.c - (1 / b) * step.e
     odd = s.passes % 2 == 1
     strays = ((excess < 0) & (target < middle)) | ((excess > 0) & (target >= above))
     slow = (s.passes > PATIENCE) & ~odd & (2 * jnp.abs(excess) > jnp.abs(s.last))
     halve = ((strays & (jnp.abs(excess) > CLOSE)) | slow) & (floor < middle) & (middle < above)
-    halve &= leaves | (s.c > s.floor)
+    halve &= step.leaves | (s.c > s.floor)
     lowest = halve & odd & (excess < 0)
-    middle = jnp.where(lowest, floor, middle)
-    e = jnp.where(halve, b * (s.c - middle), e)
-    stays = ~leaves & ~halve
-    # Scores above the threshold; and c if it stays, though its power may be too small for a float.
+    return _Halving(halve, jnp.where(lowest, floor, middle), lowest)
+
+
+def _entered(
+    z: jax.Array, b: jax.Array, s: _State, step: _Step, halving: _Halving, stays: jax.Array, floor: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The floor; the smallest score above the next threshold, or c if it stays, though its power may be too small for a
+    float; and the weight there."""
+    halve, tau, lowest = halving
+    e = jnp.where(halve, b * (s.c - tau), step.e)
     least, floor = stored((jnp.where(stays & (e == 0), 0, jnp.nextafter(-e, jnp.ones_like(e))), floor))
     c = _smallest(z, ((b * (z - s.c) >= least) | lowest) & (z >= floor))
-    w = jnp.where(stays & (c == s.c), w, _root(jnp.where(halve, b * (c - middle), e + b * (c - s.c)), b))
-
-    stalled = (jnp.abs(excess) < sum_noise(z)) & (2 * jnp.abs(excess) > jnp.abs(s.last))
-    there = (jnp.abs(excess) <= 4 * eps(z)) | stalled
-    # What Newton's step leaves over, for the second derivative in w is at most (b - 1) slope / w. It must be so short,
-    # too, that scores which rounding could not tell from c remain so.
-    left_over = (b - 1) * slope * (s.w - w) ** 2 / (2 * w)
-    arrives = stays & (excess > 0) & (left_over <= 4 * eps(z)) & (b * (s.w - w) <= w)
-    move = s.active & ~there
-    c, w = jnp.where(move, c, s.c), jnp.where(move, w, s.w)
-    return _State(s.passes + 1, c, w, floor, above, excess, move & ~arrives)
+    w = _root(jnp.where(halve, b * (c - tau), e + b * (c - s.c)), b)
+    return floor, c, jnp.where(stays & (c == s.c), step.w, w)
 
 
 def _powers(z: jax.Array, b: jax.Array, c: jax.Array, e: jax.Array) -> _Powers:

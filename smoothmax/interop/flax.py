@@ -16,6 +16,8 @@ try:
 except ImportError as error:
     raise missing("flax", error) from error
 
+Einsum = Callable[..., jax.Array]
+
 
 def attention_fn(mapping: Callable[..., jax.Array], *, block_size: int | None = None) -> Callable[..., jax.Array]:
     r"""An `attention_fn=` for Flax whose weights come from `mapping`.
@@ -68,38 +70,17 @@ def attention_fn(mapping: Callable[..., jax.Array], *, block_size: int | None = 
         precision: Any = None,
         module: Any = None,
         force_fp32_for_softmax: bool = False,
-        qk_attn_weights_einsum: Callable[..., jax.Array] | None = None,
-        attn_weights_value_einsum: Callable[..., jax.Array] | None = None,
+        qk_attn_weights_einsum: Einsum | None = None,
+        attn_weights_value_einsum: Einsum | None = None,
         is_causal: bool = False,
     ) -> jax.Array:
         query, key, value = promote_dtype(query, key, value, dtype=dtype)
         drops = not deterministic and dropout_rate > 0.0
-        if drops and dropout_rng is None:
-            raise ValueError(f"dropout_rate={dropout_rate} needs a dropout_rng: pass one, or deterministic=True")
         if block_size is not None and (drops or module is not None):
             raise ValueError(
                 f"block_size={block_size} never holds the whole weight matrix, which dropout and sown weights need: "
                 "leave out block_size, or set dropout_rate=0 and sow_weights=False"
             )
-        if (qk_attn_weights_einsum is None) != (attn_weights_value_einsum is None):
-            raise ValueError("qk_attn_weights_einsum and attn_weights_value_einsum replace both products: pass both")
-        products = None
-        if qk_attn_weights_einsum is not None and attn_weights_value_einsum is not None:
-            if precision is not None:
-                raise ValueError(f"precision={precision} has no effect on products given as einsums: leave it out")
-            products = (
-                lambda query, key: qk_attn_weights_einsum("...qhd,...khd->...hqk", query, key),
-                lambda weights, value: attn_weights_value_einsum("...hqk,...khd->...qhd", weights, value),
-            )
-
-        def drop(weights: jax.Array) -> jax.Array:
-            assert dropout_rng is not None
-            keep = 1.0 - dropout_rate
-            # Drawn in the shapes that Flax draws, so that the same key drops the same weights.
-            shape = (1,) * (weights.ndim - 2) + weights.shape[-2:] if broadcast_dropout else weights.shape
-            kept = jax.random.bernoulli(dropout_rng, keep, shape)
-            return jnp.where(kept, weights / keep, jnp.zeros((), weights.dtype))
-
         output, weights = attend(
             query,
             key,
@@ -109,9 +90,9 @@ def attention_fn(mapping: Callable[..., jax.Array], *, block_size: int | None = 
             mapping=mapping,
             is_causal=is_causal,
             block_size=block_size,
-            change_weights=drop if drops else None,
+            change_weights=_dropout(dropout_rng, dropout_rate, broadcast_dropout) if drops else None,
             precision=precision,
-            products=products,
+            products=_products(qk_attn_weights_einsum, attn_weights_value_einsum, precision),
             return_weights=module is not None,
         )
         if module is not None and weights is not None:
@@ -121,3 +102,31 @@ def attention_fn(mapping: Callable[..., jax.Array], *, block_size: int | None = 
         return output
 
     return attention
+
+
+def _products(by_keys: Einsum | None, by_values: Einsum | None, precision: Any) -> tuple[Einsum, Einsum] | None:
+    """The two products of attention by the einsums that Flax passes; None where it passes none."""
+    if by_keys is None and by_values is None:
+        return None
+    if by_keys is None or by_values is None:
+        raise ValueError("qk_attn_weights_einsum and attn_weights_value_einsum replace both products: pass both")
+    if precision is not None:
+        raise ValueError(f"precision={precision} has no effect on products given as einsums: leave it out")
+    return (
+        lambda query, key: by_keys("...qhd,...khd->...hqk", query, key),
+        lambda weights, value: by_values("...hqk,...khd->...qhd", weights, value),
+    )
+
+
+def _dropout(rng: jax.Array | None, rate: float, broadcast: bool) -> Callable[[jax.Array], jax.Array]:
+    """Dropout of weights as Flax has it."""
+    if rng is None:
+        raise ValueError(f"dropout_rate={rate} needs a dropout_rng: pass one, or deterministic=True")
+
+    def drop(weights: jax.Array) -> jax.Array:
+        # Drawn in the shapes that Flax draws, so that the same key drops the same weights.
+        shape = (1,) * (weights.ndim - 2) + weights.shape[-2:] if broadcast else weights.shape
+        kept = jax.random.bernoulli(rng, 1.0 - rate, shape)
+        return jnp.where(kept, weights / (1.0 - rate), jnp.zeros((), weights.dtype))
+
+    return drop

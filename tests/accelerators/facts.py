@@ -6,8 +6,8 @@ import collections
 import re
 from typing import Any, NamedTuple
 
-_COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
-_SHAPE = re.compile(r"\w+\[[\d,]*\]")
+import cases
+
 # What NVIDIA's assembler says of a kernel.
 _SPILLED = re.compile(r"(\d+) bytes spill (?:stores|loads)")
 # What Pallas leaves in a program: Mosaic's call on a TPU, Mosaic GPU's on a GPU.
@@ -40,8 +40,8 @@ def read(program: Any, printed: str) -> Facts:
     """The facts of a program that `targets.compiled` made, and of what it printed."""
     text, plan = program.as_text(), program.memory_analysis()
     sent = collections.defaultdict(set)
-    for shapes, kind in _COLLECTIVE.findall(text):
-        sent[kind] |= set(_SHAPE.findall(shapes))
+    for kind, shapes in cases.sent(text):
+        sent[kind] |= set(shapes)
     return Facts(
         sorts=len(re.findall(r"\bsort\(", text)),
         loops=text.count(" while("),

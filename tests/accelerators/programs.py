@@ -61,7 +61,6 @@ def _operator(case: cases.Case, platform: str) -> Iterator[Program]:
     asked = set()
     width = NARROW if _sorts(case) or len(case.family.penalties) > 1 else WIDE
 
-    @_noting(asked)
     def function(params, x, where, bar):
         y, pull = jax.vjp(lambda params, x: case.family.weights(x, params, -1, where), params, x)
         return y, pull(bar)
@@ -75,14 +74,13 @@ def _operator(case: cases.Case, platform: str) -> Iterator[Program]:
         if facts.kernels and facts.loops:
             yield f"holds {facts.loops} loops beside the kernels, and nothing is left to search for"
 
-    yield Program(f"{case.id}, width {width}", function, arguments, law, may_spill=_may_spill(case))
+    yield Program(f"{case.id}, width {width}", _noting(asked, function), arguments, law, may_spill=_may_spill(case))
 
 
 def _loss(case: cases.Case, platform: str) -> Program:
     """The Fenchel-Young loss of integer labels, which is made of the operator's value, with its gradient."""
     asked = set()
 
-    @_noting(asked)
     def function(params, x, labels):
         def loss(params, x):
             return jnp.sum(sm.fenchel_young_loss_with_integer_labels(x, labels, case.family.op(params, NARROW)))
@@ -93,33 +91,23 @@ def _loss(case: cases.Case, platform: str) -> Program:
         return _params(mesh, case, NARROW), array(mesh, SLICES, NARROW), array(mesh, SLICES, dtype=jnp.int32)
 
     law = partial(_of_slices, case, platform, asked, NARROW)
-    return Program(f"loss of {case.id}", function, arguments, law, may_spill=_may_spill(case))
+    return Program(f"loss of {case.id}", _noting(asked, function), arguments, law, may_spill=_may_spill(case))
 
 
 def _params(mesh: Mesh, case: cases.Case, width: int) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: array(mesh, *np.shape(value)) for name, value in case.params(width).items()}
 
 
-def _noting(asked: set[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A function that, while it is traced, notes which problems of the table of kernels it asks to be solved."""
+def _noting(problems: set[str], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function; while it is traced, the problems that it asks to be solved are noted."""
 
-    def decorate(function):
-        def noting(*args):
-            run = _kernels.run
+    def noting(*args):
+        with cases.asked() as asked:
+            result = function(*args)
+        problems.update(asked)
+        return result
 
-            def noted(problem, *rest, **options):
-                asked.add(problem)
-                return run(problem, *rest, **options)
-
-            _kernels.run = noted
-            try:
-                return function(*args)
-            finally:
-                _kernels.run = run
-
-        return noting
-
-    return decorate
+    return noting
 
 
 def _of_slices(case: cases.Case, platform: str, asked: set[str], width: int, facts: Facts) -> Iterator[str]:
@@ -129,7 +117,7 @@ def _of_slices(case: cases.Case, platform: str, asked: set[str], width: int, fac
     most = FIXED + MOST_ARRAYS * bytes_of(SLICES, width)
     yield from within(facts.temporary, most, f"{MOST_ARRAYS} arrays of scores and {FIXED:,} bytes")
     offers = {p: first.everywhere() for p, first in _kernels.TABLE["pallas"].items() if p in asked}
-    served = {p for p, kernels in offers.items() if any(platform in k.platforms and k.default for k in kernels)}
+    served = {p for p, kernels in offers.items() if any(platform in k.platforms for k in kernels)}
     if facts.kernels < len(served):
         yield f"holds {facts.kernels} kernels, but {', '.join(sorted(served))} are served by one each"
     if not served and facts.kernels:

@@ -26,6 +26,7 @@ from ._list import (
     Case,
     Family,
     Named,
+    asked,
     each,
     each_named,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "Family",
     "Named",
     "Result",
+    "asked",
     "assert_close",
     "coupled",
     "cubic",

@@ -1,5 +1,6 @@
 """The cases that follow from the parts, and the ways to reach each of them in smoothmax."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -271,20 +272,27 @@ def _representatives():
                 yield f"{both if domain == 'capped' else 'l2+edges'}/{domain}"
 
 
-def _serves(case: Case) -> bool:
-    """Whether its implementation takes this case on this machine, and is asked for anything in it."""
-    asked, run = [], _kernels.run
+@contextlib.contextmanager
+def asked():
+    """The problems of the table of kernels that a program asks to be solved while it is traced."""
+    problems, run = set(), _kernels.run
 
-    def recorded(problem, *args, **options):
-        asked.append(problem)
+    def noting(problem, *args, **options):
+        problems.add(problem)
         return run(problem, *args, **options)
 
+    with mock.patch.object(_kernels, "run", noting):
+        yield problems
+
+
+def _serves(case: Case) -> bool:
+    """Whether its implementation takes this case on this machine, and is asked for anything in it."""
     try:
-        with mock.patch.object(_kernels, "run", recorded):
+        with asked() as problems:
             jax.eval_shape(lambda x: case.family.weights(x, case.params()), jnp.zeros((2, 8)))
     except NotImplementedError:
         return False
-    return bool(asked)
+    return bool(problems)
 
 
 def _elsewhere(case: Case):

@@ -165,8 +165,10 @@ def holes(n=B, d=D, seed=0, least=1) -> np.ndarray:
     return where
 
 
-def sent(compiled):
-    """What a compiled program sends between devices: the kind of each collective, and its shapes, as `f32[8,8]`."""
-    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", compiled.as_text())
-    return [(kind, re.findall(r"\w+\[[\d,]*\]", shapes)) for shapes, kind in found]
+_COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
+
+
+def sent(program: str):
+    """What a compiled program, as text, sends between devices: the kind of each collective, and its shapes, as
+    `f32[8,8]`."""
+    return [(kind, re.findall(r"\w+\[[\d,]*\]", shapes)) for shapes, kind in _COLLECTIVE.findall(program)]

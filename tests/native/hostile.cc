@@ -34,8 +34,9 @@ void expect(bool holds, const char* what, int64_t d) {
 
 constexpr int kKinds = 9;
 
-// A row of one kind: plain, tied, with deleted positions, with an offset, spread, with values that are no scores,
-// empty, or with scores that only their last bits tell apart.
+// A row of one kind: plain, tied, with deleted positions, with an offset, spread, of zeros of both signs, subnormal
+// numbers and the largest ones, with values that are no scores, empty, or with scores that only their last bits tell
+// apart.
 template <class T>
 std::vector<T> row(int64_t d, int kind) {
   const T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();

@@ -9,8 +9,7 @@ that is itself cut over devices is put together first; `implementation="xla"` co
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,59 +32,31 @@ except ImportError:  # JAX 0.12 has none
 _SERVED = tuple(jnp.dtype(d) for d in DTYPES)
 
 
-def threshold(x: jax.Array, gamma: jax.Array, alpha: jax.Array) -> jax.Array:
-    """`smoothmax._solvers.tsallis_weights`."""
-    return _call("threshold", (x,), (gamma, alpha))
+class Handler(NamedTuple):
+    """What a handler takes and gives; each problem is that of the solver in plain JAX.
+
+    Attributes:
+      arrays: how many operands have the shape of the first one; the others are hyper-parameters.
+      others: the dtypes of the results beside the first, which is like the first operand.
+    """
+
+    arrays: int = 1
+    others: tuple[Any, ...] = ()
 
 
-def p_norm(x: jax.Array, gamma: jax.Array, p: jax.Array) -> jax.Array:
-    """`smoothmax._solvers.p_norm_weights`."""
-    return _call("p_norm", (x,), (gamma, p))
-
-
-def capped(x: jax.Array, gamma: jax.Array, alpha: jax.Array, total: jax.Array, upper: jax.Array) -> jax.Array:
-    """`smoothmax._solvers.capped_weights` for a Tsallis entropy, or for Fermi-Dirac's where alpha is 0."""
-    return _call("capped", (x,), (gamma, alpha, total, upper))
-
-
-def threshold_product(y: jax.Array, v: jax.Array, alpha: jax.Array, scale: jax.Array) -> jax.Array:
-    """`smoothmax._solvers.threshold_product`."""
-    return _call("threshold_product", (y, v), (alpha, scale))
-
-
-def p_norm_product(y: jax.Array, v: jax.Array, p: jax.Array, scale: jax.Array) -> jax.Array:
-    """`smoothmax._solvers.p_norm_product`."""
-    return _call("p_norm_product", (y, v), (p, scale))
-
-
-def chain(x: jax.Array, up: jax.Array, down: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`smoothmax._solvers.chain_prox`."""
-    return _call("chain", (x,), (up, down), jnp.int8)
-
-
-def segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array) -> jax.Array:
-    """`smoothmax._solvers.segment_mean`."""
-    return _call("segment_mean", (v, jumps, weight.astype(v.dtype)), ())
-
-
-def ranks(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`smoothmax._solvers.sorted_prox`."""
-    return _call("ranks", (x,), (_by_position(weights, x),), jnp.int32, jnp.int8)
-
-
-def sort(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`smoothmax._solvers.sort_ranked`."""
-    return _call("sort", (x,), (), jnp.int32)
-
-
-def permutahedron(x: jax.Array, gamma: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`smoothmax._solvers.project_permutahedron`."""
-    return _call("permutahedron", (x,), (gamma, _by_position(weights, x)), jnp.int32, jnp.int8)
-
-
-def group_mean(v: jax.Array, order: jax.Array, ties: jax.Array, weight: jax.Array) -> jax.Array:
-    """`smoothmax._solvers.group_mean`."""
-    return _call("group_mean", (v, order, ties, weight.astype(v.dtype)), ())
+HANDLERS = {
+    "threshold": Handler(),
+    "p_norm": Handler(),
+    "capped": Handler(),
+    "threshold_product": Handler(arrays=2),
+    "p_norm_product": Handler(arrays=2),
+    "chain": Handler(others=(jnp.int8,)),
+    "segment_mean": Handler(arrays=3),
+    "ranks": Handler(others=(jnp.int32, jnp.int8)),
+    "sort": Handler(others=(jnp.int32,)),
+    "permutahedron": Handler(others=(jnp.int32, jnp.int8)),
+    "group_mean": Handler(arrays=4),
+}
 
 
 def refuses(x: Any, *_: Any) -> str | None:
@@ -99,19 +70,13 @@ def refuses(x: Any, *_: Any) -> str | None:
     return None
 
 
-def _by_position(values: Any, x: jax.Array) -> jax.Array:
-    """Hyper-parameters of the positions, one for each in the last axis."""
-    values = jnp.asarray(values, x.dtype)
-    return jnp.broadcast_to(values, (*values.shape[:-1], x.shape[-1]))
-
-
-def _call(problem: str, arrays: Sequence[jax.Array], hyper: Sequence[Any], *others: Any) -> Any:
-    """Calls a handler with arrays of the first one's shape and with hyper-parameters, which have one value a slice or
-    some in their last axis. Its first result is like the first array, the others have its shape and these dtypes."""
-    many = len(arrays)
+def call(problem: str, *args: Any) -> Any:
+    """Calls a handler; hyper-parameters have one value a slice or some in their last axis."""
+    many, others = HANDLERS[problem]
+    arrays, hyper = args[:many], args[many:]
 
     @custom_batching.custom_vmap
-    def call(*operands):
+    def run(*operands):
         x, manual = operands[0], bool(jax.sharding.get_abstract_mesh().manual_axes)
         results = [jax.ShapeDtypeStruct(x.shape, dtype, **_placed(x)) for dtype in (x.dtype, *others)]
         with set_xla_metadata(num_batch_dims=str(x.ndim - 1)):
@@ -121,16 +86,16 @@ def _call(problem: str, arrays: Sequence[jax.Array], hyper: Sequence[Any], *othe
         # The partitioner sees through the call, but sharding propagates by operations that it knows.
         return tuple(shard_alike(x, result)[1] for result in results)
 
-    @call.def_vmap
+    @run.def_vmap
     def batched(size, is_batched, *operands):
         operands = [v if has_axis else v[None] for v, has_axis in zip(operands, is_batched, strict=True)]
         shape = (size, *operands[0].shape[1:])
         arrays = [jnp.broadcast_to(v, shape) for v in operands[:many]]
-        return call(*arrays, *(_rows(v, shape) for v in operands[many:])), (True,) * (1 + len(others))
+        return run(*arrays, *(_rows(v, shape) for v in operands[many:])), (True,) * (1 + len(others))
 
     x = arrays[0]
     operands = [*arrays, *(_rows(jnp.asarray(v, x.dtype), x.shape) for v in hyper)]
-    results = call(*(varying_like(v, *operands) for v in operands))
+    results = run(*(varying_like(v, *operands) for v in operands))
     return results if others else results[0]
 
 

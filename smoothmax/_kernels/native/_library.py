@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import sys
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -16,19 +17,6 @@ LIBRARY = _HERE / ("libsmoothmax.dylib" if sys.platform == "darwin" else "libsmo
 # What the build wrote about itself: {"built": bool, "because": a sentence}.
 RECORD = _HERE / "build.json"
 
-PROBLEMS = (
-    "threshold",
-    "p_norm",
-    "capped",
-    "threshold_product",
-    "p_norm_product",
-    "chain",
-    "segment_mean",
-    "ranks",
-    "sort",
-    "permutahedron",
-    "group_mean",
-)
 DTYPES = ("float32", "float64")
 
 
@@ -49,7 +37,7 @@ def target(problem: str, dtype: str) -> str:
     return f"smoothmax_{problem}_{dtype}"
 
 
-def load() -> Library:
+def load(problems: Iterable[str]) -> Library:
     """Loads the library and registers its handlers, if there is one that suits."""
     if not LIBRARY.exists():
         return Library(_why_missing(), "not built")
@@ -58,7 +46,7 @@ def load() -> Library:
         version = library.smoothmax_ffi_major(), library.smoothmax_ffi_minor()
         library.smoothmax_instruction_set.restype = ctypes.c_char_p
         instructions = library.smoothmax_instruction_set().decode()
-        handlers = {target(p, d): getattr(library, target(p, d)) for p in PROBLEMS for d in DTYPES}
+        handlers = {target(p, d): getattr(library, target(p, d)) for p in problems for d in DTYPES}
     except (OSError, AttributeError) as error:
         return Library(f"{LIBRARY.name} cannot be loaded ({error}): reinstall smoothmax", "not loaded")
     reason = _unsuitable(version, _version_here())

@@ -54,7 +54,7 @@ const Kernels& best() {
 #endif
 #ifdef SMOOTHMAX_X86_64_V3
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-      __builtin_cpu_supports("bmi2")) {
+      __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt")) {
     return x86_64_v3::kernels;
   }
 #endif
@@ -187,22 +187,12 @@ ffi::Error group_mean(Pool pool, In<T> v, Positions order, Bytes ties, In<T> wei
 }  // namespace
 }  // namespace smoothmax
 
-#define SMOOTHMAX_HANDLERS(problem)                                                        \
+#define SMOOTHMAX_HANDLERS(problem, _)                                                     \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(smoothmax_##problem##_float32, smoothmax::problem<float>); \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(smoothmax_##problem##_float64, smoothmax::problem<double>)
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(smoothmax_##problem##_float64, smoothmax::problem<double>);
 
 #pragma GCC visibility push(default)
-SMOOTHMAX_HANDLERS(threshold);
-SMOOTHMAX_HANDLERS(p_norm);
-SMOOTHMAX_HANDLERS(capped);
-SMOOTHMAX_HANDLERS(threshold_product);
-SMOOTHMAX_HANDLERS(p_norm_product);
-SMOOTHMAX_HANDLERS(chain);
-SMOOTHMAX_HANDLERS(segment_mean);
-SMOOTHMAX_HANDLERS(ranks);
-SMOOTHMAX_HANDLERS(sort);
-SMOOTHMAX_HANDLERS(permutahedron);
-SMOOTHMAX_HANDLERS(group_mean);
+SMOOTHMAX_PROBLEMS(SMOOTHMAX_HANDLERS)
 
 // For `python -m smoothmax` and for the check whether this library suits the jaxlib that loads it.
 extern "C" int smoothmax_ffi_major() { return XLA_FFI_API_MAJOR; }

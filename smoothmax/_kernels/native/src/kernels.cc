@@ -15,8 +15,9 @@ namespace smoothmax::SMOOTHMAX_TARGET {
 
 template <class T>
 constexpr Table<T> table_of() {
-  return {threshold<T>,    p_norm<T>, capped<T>,    threshold_product<T>, p_norm_product<T>, chain<T>,
-          segment_mean<T>, ranks<T>,  sort_rows<T>, permutahedron<T>,     group_mean<T>};
+#define SMOOTHMAX_ENTRY(name, Problem) name<T>,
+  return {SMOOTHMAX_PROBLEMS(SMOOTHMAX_ENTRY)};
+#undef SMOOTHMAX_ENTRY
 }
 
 extern const Kernels kernels;

@@ -100,19 +100,27 @@ struct GroupMean {
   int64_t d;
 };
 
+// All problems: the name of the handler, which is that of the kernel too, and what it solves.
+// clang-format off
+#define SMOOTHMAX_PROBLEMS(of)            \
+  of(threshold, Threshold)                \
+  of(p_norm, Threshold)                   \
+  of(capped, Capped)                      \
+  of(threshold_product, ThresholdProduct) \
+  of(p_norm_product, ThresholdProduct)    \
+  of(chain, Chain)                        \
+  of(segment_mean, SegmentMean)           \
+  of(ranks, Ranks)                        \
+  of(sort, Sort)                          \
+  of(permutahedron, Permutahedron)        \
+  of(group_mean, GroupMean)
+// clang-format on
+
 template <class T>
 struct Table {
-  void (*threshold)(const Threshold<T>&, int64_t begin, int64_t end);
-  void (*p_norm)(const Threshold<T>&, int64_t begin, int64_t end);
-  void (*capped)(const Capped<T>&, int64_t begin, int64_t end);
-  void (*threshold_product)(const ThresholdProduct<T>&, int64_t begin, int64_t end);
-  void (*p_norm_product)(const ThresholdProduct<T>&, int64_t begin, int64_t end);
-  void (*chain)(const Chain<T>&, int64_t begin, int64_t end);
-  void (*segment_mean)(const SegmentMean<T>&, int64_t begin, int64_t end);
-  void (*ranks)(const Ranks<T>&, int64_t begin, int64_t end);
-  void (*sort)(const Sort<T>&, int64_t begin, int64_t end);
-  void (*permutahedron)(const Permutahedron<T>&, int64_t begin, int64_t end);
-  void (*group_mean)(const GroupMean<T>&, int64_t begin, int64_t end);
+#define SMOOTHMAX_FIELD(name, Problem) void (*name)(const Problem<T>&, int64_t begin, int64_t end);
+  SMOOTHMAX_PROBLEMS(SMOOTHMAX_FIELD)
+#undef SMOOTHMAX_FIELD
 };
 
 struct Kernels {

@@ -67,24 +67,14 @@ class WholePower {
     Mask<double> left = {};
     for (int64_t k = 0; k < kParts; ++k) {
       Rows& rows = rows_[k];
-      const Vec<double> low = f[0].part[k], mid = f[1].part[k], residual = mid - 1, here = rows.t;
-      Vec<double> step, next;
-      Mask<double> there;
+      const Vec<double> low = f[0].part[k], mid = f[1].part[k], here = rows.t;
+      const auto [residual, step] = newton<R>(low, mid);
+      const Vec<double> next = R == 1 ? rounded_down<T>(here, step) : rounded<T>(here + step);
       const Mask<double> moving = rows.moving, later = rows.passes > Vec<double>{};
-      if constexpr (R == 1) {
-        step = residual / low;
-        next = rounded<T>(here + step);
-        next = (here - next) + step < Vec<double>{} ? rounded<T>(next + 0.75 * kEps<T> * next) : next;
-        there = (step >= Vec<double>{}) & ((low == rows.support) | (next == here));
-      } else {
-        Vec<double> root = mid;
-        for (int64_t lane = 0; lane < kWidth<double>; ++lane) root[lane] = std::sqrt(root[lane]);
-        step = (mid - root) / low;
-        next = rounded<T>(here + step);
-        const Vec<double> before = later ? greater(magnitude(rows.now), magnitude(step)) : step;
-        there = (magnitude(R * step) <= -enough * here) &
-                (magnitude(residual) * step * step <= 8.0 * kEps<T> * before * before);
-      }
+      const Vec<double> before = later ? greater(magnitude(rows.now), magnitude(step)) : step;
+      const Mask<double> there =
+          R == 1 ? (step >= Vec<double>{}) & ((low == rows.support) | (next == here))
+                 : (magnitude(R * step) <= -enough * here) & leaves_rounding<T>(residual, step, before);
       const Mask<double> stalled = later & (step <= Vec<double>{}) & (residual > all<double>(-noise_));
       rows.moving = moving & ~(there | stalled) & (rows.passes + 1 < all<double>(kMaxPasses));
       const Mask<double> lost = moving & ~(there | stalled | rows.moving);
@@ -108,7 +98,7 @@ class WholePower {
     const Vec<T> t = gathered([](const Rows& rows) { return rows.t; });
     const Vec<T> rest = gathered([](const Rows& rows) { return R == 1 ? positive<double>(rows.now) : rows.now; });
     const auto f = block.template sums<1>([&](int64_t i, Vec<T>* part) {
-      const Vec<T> u = positive<T>((block.z(i) - t) - rest), y = R == 1 ? u : u * u;
+      const Vec<T> y = whole_power<R, T>(block.z(i), t, rest);
       block.set(i, y);
       part[0] += y;
     });
@@ -116,8 +106,8 @@ class WholePower {
     Mask<double> left = {};
     for (int64_t k = 0; k < kParts && R != 1; ++k) {
       Rows& rows = rows_[k];
-      const Vec<double> total = total_.part[k], expected = rows.mid - R * rounded<T>(rows.now) * rows.low;
-      const Mask<double> linear = magnitude(total - expected) <= noise_ * total, solved = rows.passes > Vec<double>{};
+      const Vec<double> total = total_.part[k], taken = R * rounded<T>(rows.now) * rows.low;
+      const Mask<double> linear = stays_linear(rows.mid, total, taken, noise_), solved = rows.passes > Vec<double>{};
       rows.moving = solved & ~rows.stalled & ~linear & (rows.t == rows.t);
       rows.t = rows.moving ? rows.next : rows.t;
       left |= rows.moving;
@@ -191,7 +181,7 @@ class AnyPower {
     Vec<T> last;
     for (int64_t lane = 0; lane < kWidth<T>; ++lane) last[lane] = rows_[lane].last();
     total_ = block.template sums<1>([&](int64_t i, Vec<T>* part) {
-      const Vec<T> u = positive<T>((block.z(i) - tau_) - rest_), y = block.y(i) * positive<T>(u - last);
+      const Vec<T> y = last_step<T>(block.z(i), tau_, rest_, block.y(i), last);
       block.set(i, y);
       part[0] += y;
     })[0];

@@ -10,7 +10,7 @@
 namespace smoothmax::SMOOTHMAX_TARGET {
 
 template <class T>
-void sort_rows(const Sort<T>& problem, int64_t begin, int64_t end) {
+void sort(const Sort<T>& problem, int64_t begin, int64_t end) {
   const int64_t d = problem.d;
   Sorter<T> sorter(problem.x, d, end);
   for (int64_t row = begin; row < end; ++row) {

@@ -18,6 +18,14 @@ double noise(int64_t n) {
   return 16 * kEps<T> + kEps<double> * static_cast<double>(n) / 64;
 }
 
+// Whether a step of Newton's method, after one of size `before`, leaves rounding: its error is of second order, so the
+// next residual is about this one times (now / before)^2. Like all that follows with a V, of one row or of a row in
+// each lane.
+template <class T, class V>
+SMOOTHMAX_INLINE auto leaves_rounding(V residual, V now, V before) {
+  return magnitude(residual) * now * now <= 8.0 * kEps<T> * before * before;
+}
+
 // Whether a search for tau, whose last two steps these are, has arrived: the residual is relative to 1.
 struct Steps {
   double last = 0, now = 0;
@@ -26,8 +34,8 @@ struct Steps {
   // both are steps of that method.
   template <class T>
   bool leave_rounding(double residual, bool both) const {
-    const double before = both ? std::max(std::abs(last), std::abs(now)) : now;
-    return std::abs(residual) * now * now <= 8 * kEps<T> * before * before;
+    return smoothmax::SMOOTHMAX_TARGET::leaves_rounding<T>(residual, now,
+                                                           both ? greater(magnitude(last), magnitude(now)) : now);
   }
   template <class T>
   bool stall(double residual, int64_t n) const {
@@ -36,36 +44,49 @@ struct Steps {
 };
 
 // Whether the last step took from the sum what it should: less where scores left the support in it.
-template <class T>
-bool stays_linear(double before, double after, double taken, int64_t n) {
-  return std::abs(after - (before - taken)) <= noise<T>(n) * after;
+template <class V>
+SMOOTHMAX_INLINE auto stays_linear(V before, V after, V taken, double noise) {
+  return magnitude(after - (before - taken)) <= noise * after;
 }
 
 // Newton's method for u^1 and u^2: what is left of the equation, relative to 1, and the step.
+template <class V>
 struct Newton {
-  double residual, step;
+  V residual, step;
 };
 
-// From the sums of u^(R-1), u^R and, for a p-norm, u^(R+1).
-template <int R, bool kOfNorm>
-Newton newton(const std::array<double, kOfNorm ? 3 : 2>& f) {
-  const double low = f[0], mid = f[1];
-  if constexpr (R == 1) {
-    return {mid - 1, (mid - 1) / low};  // the equations of entropies and p-norms are one
-  } else if constexpr (kOfNorm) {
-    const double high = f[2], residual = 1 - std::cbrt(high) / mid;
-    return {residual, residual / (2 * low / mid - mid / high)};
-  } else {
-    return {mid - 1, (mid - std::sqrt(mid)) / low};
-  }
+SMOOTHMAX_INLINE double root(double v) { return std::sqrt(v); }
+SMOOTHMAX_INLINE Vec<double> root(Vec<double> v) {
+  for (int64_t lane = 0; lane < kWidth<double>; ++lane) v[lane] = std::sqrt(v[lane]);
+  return v;
+}
+
+// From the sums of u^(R-1) and u^R, for an entropy; where R is 1, for a p-norm too.
+template <int R, class V>
+SMOOTHMAX_INLINE Newton<V> newton(V low, V mid) {
+  if constexpr (R == 1) return {mid - 1, (mid - 1) / low};
+  return {mid - 1, (mid - root(mid)) / low};
+}
+
+// From those of u, u^2 and u^3, for a p-norm.
+inline Newton<double> newton(double low, double mid, double high) {
+  const double residual = 1 - std::cbrt(high) / mid;
+  return {residual, residual / (2 * low / mid - mid / high)};
 }
 
 // The greatest number that is not above t + step, both negative: rounded up, a threshold would lose the scores that it
 // then equals.
-template <class T>
-T rounded_down(T t, double step) {
-  const T sum = static_cast<T>(t + step);
-  return (static_cast<double>(t) - sum) + step < 0 ? sum + T(0.75) * kEps<T> * sum : sum;  // the next number below
+template <class T, class V>
+SMOOTHMAX_INLINE V rounded_down(V t, V step) {
+  const V sum = rounded<T>(t + step);
+  return (t - sum) + step < V{} ? rounded<T>(sum + 0.75 * kEps<T> * sum) : sum;  // the next number below
+}
+
+// The weights of scores after the last step: u^R.
+template <int R, class T>
+SMOOTHMAX_INLINE Vec<T> whole_power(Vec<T> s, Vec<T> t, Vec<T> rest) {
+  const Vec<T> u = positive<T>((s - t) - rest);
+  return R == 1 ? u : u * u;
 }
 
 // Finds the weights y = u^R / sum u^R for u = max(s - tau, 0), R = 1 (alpha or p = 2) or 2 (alpha or p = 1.5): writes
@@ -90,12 +111,13 @@ double whole_power_weights(const Kept<T>& kept) {
       }
     });
     if constexpr (R == 1) f[0] = static_cast<double>(positives);
-    const auto [residual, step] = newton<R, kOfNorm>(f);
+    const auto [residual, step] = kOfNorm && R == 2 ? newton(f[0], f[1], f.back()) : newton<R>(f[0], f[1]);
     steps = {steps.now, step};
     // For an entropy rounding alone lets Newton's method step back here. The equation of a p-norm is not convex.
     const bool stalled =
         kOfNorm ? steps.stall<T>(residual, kept.n) : pass > 0 && step <= 0 && residual > -noise<T>(kept.n);
-    const T next = R == 1 ? rounded_down(t, step) : static_cast<T>(t + step);
+    const double here = t;
+    const T next = static_cast<T>(R == 1 ? rounded_down<T>(here, step) : here + step);
     const bool there = R == 1 ? step >= 0 && (f[0] == support || next == t)
                               : std::abs(R * step) <= enough * -t && steps.leave_rounding<T>(residual, pass > 0);
     support = f[0];
@@ -107,11 +129,11 @@ double whole_power_weights(const Kept<T>& kept) {
     // error on an unchanged support, and a step back is rounding, which would bring in the scores next to t.
     const T rest = static_cast<T>(R == 1 ? std::max(step, 0.0) : step);
     const auto [total] = sums<T, 1>(kept.s, kept.n, [&](int64_t i, Vec<T> s, Vec<T>* part) {
-      Vec<T> u = positive<T>((s - t) - rest), y = R == 1 ? u : u * u;
+      const Vec<T> y = whole_power<R, T>(s, all<T>(t), all<T>(rest));
       store<T>(kept.y + i, y);
       part[0] += y;
     });
-    if (R == 1 || stalled || stays_linear<T>(f[1], total, R * rest * f[0], kept.n)) return total;
+    if (R == 1 || stalled || stays_linear<double>(f[1], total, R * rest * f[0], noise<T>(kept.n))) return total;
     t = next;
   }
   return kNaN<double>;
@@ -150,6 +172,12 @@ SMOOTHMAX_INLINE Vec<T> power_terms(Vec<T> s, Vec<T> tau, Vec<T> rest, R r, Mask
   part[1] += p * u;
   part[2] += p * u * (lacking ? -s : u);
   return p;
+}
+
+// The weight of a score after the last step, to first order, from the power r - 1 that the last pass computed.
+template <class T>
+SMOOTHMAX_INLINE Vec<T> last_step(Vec<T> s, Vec<T> tau, Vec<T> rest, Vec<T> low, Vec<T> last) {
+  return low * positive<T>(positive<T>((s - tau) - rest) - last);
 }
 
 // (1 - exp(-c x)) / c, continuous at c = 0.
@@ -232,7 +260,9 @@ class PowerSearch {
   // The last step, by which the threshold is not moved but the weights are, to first order.
   T last() const { return static_cast<T>(steps_.now / b_); }
   // Whether these weights, which sum to `total`, are the answer: not if scores left the support in the last step.
-  bool ends(double total) const { return stalls_ || stays_linear<T>(sums_.mid, total, last() * sums_.low, n_); }
+  bool ends(double total) const {
+    return stalls_ || stays_linear<double>(sums_.mid, total, last() * sums_.low, noise<T>(n_));
+  }
 
  private:
   int64_t n_, passes_ = 0;
@@ -256,7 +286,7 @@ double any_power_weights(const Kept<T>& kept, double b) {
     });
     if (!search.arrives({low, mid, high})) continue;
     const auto [total] = sums<T, 1>(kept.s, kept.n, [&](int64_t i, Vec<T> s, Vec<T>* part) {
-      Vec<T> u = positive<T>((s - tau) - rest), y = load(kept.y + i) * positive<T>(u - search.last());
+      const Vec<T> y = last_step<T>(s, tau, rest, load(kept.y + i), all<T>(search.last()));
       store<T>(kept.y + i, y);
       part[0] += y;
     });

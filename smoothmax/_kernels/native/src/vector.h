@@ -238,6 +238,10 @@ SMOOTHMAX_INLINE std::array<Mask<double>, Wide<T>::kParts> widened_mask(Mask<T> 
 }
 // Rounded to T.
 template <class T>
+SMOOTHMAX_INLINE double rounded(double v) {
+  return static_cast<double>(static_cast<T>(v));
+}
+template <class T>
 SMOOTHMAX_INLINE Vec<double> rounded(Vec<double> v) {
   if constexpr (sizeof(T) == sizeof(double)) return v;
   return __builtin_convertvector(__builtin_convertvector(v, HalfVector), Vec<double>);
