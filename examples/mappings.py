@@ -69,12 +69,15 @@ class Mapping:
                 raise ValueError(f"{part} must start between {low:g} and {high:g} to be learned: change the number")
             given[key] = value
             learned += [key] if sign == "~" else []
-        return cls(name, tuple((own | given).items()), tuple(learned))
+        values = own | given
+        if name in MAPPINGS:
+            getattr(sm, name)(jnp.zeros(2), **values)  # which says what is out of range, while the values are known
+        return cls(name, tuple(values.items()), tuple(learned))
 
     def __str__(self) -> str:
         """The word again, without what is the default of every mapping."""
         parts = [
-            f"{key}{'~' if key in self.learned else '='}{value:g}"
+            f"{key}{'~' if key in self.learned else '='}{_shortest(value)}"
             for key, value in self.values
             if key in self.learned or (key, value) != ("gamma", 1.0)
         ]
@@ -101,3 +104,9 @@ class Mapping:
         if self.name == "uniform":
             return lambda scores, axis, where: where / jnp.maximum(where.sum(axis, keepdims=True), 1) + 0 * scores
         return functools.partial(getattr(sm, self.name), **self.hyperparameters(numbers))
+
+
+def _shortest(value: float) -> str:
+    """The number in few digits, but in all that it has."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

@@ -147,6 +147,10 @@ def complete(settings: S, defaults: dict) -> S:
         value = getattr(settings, name, None)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} needs a number of at least 1, given {value}")
+    if settings.rate is not None and not 0 < settings.rate < float("inf"):
+        raise ValueError(f"--rate needs a positive number, given {settings.rate}")
+    if settings.dropout is not None and not 0 <= settings.dropout < 1:
+        raise ValueError(f"--dropout needs a number from 0 to below 1, given {settings.dropout}")
     if settings.test_size is not None and settings.test_size < 0:
         raise ValueError(f"--test-size needs a number of at least 0, given {settings.test_size}")
     if settings.hidden is not None and settings.hidden % 2:

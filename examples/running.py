@@ -7,6 +7,11 @@ import os
 import pathlib
 import signal
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.json"
 SAVE_EVERY = 60.0  # seconds
@@ -39,6 +44,20 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     part = path.with_name(path.name + ".part")
     yield part
     os.replace(part, path)
+
+
+def save_arrays(path: pathlib.Path, arrays: dict[str, Any], header: dict[str, str]) -> None:
+    """Arrays and words in safetensors' plain form."""
+    with whole(path) as part:
+        safetensors.numpy.save_file(arrays, part, metadata=header)
+
+
+def load_arrays(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no dict)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is no whole checkpoint ({error}): delete it to start anew") from None
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

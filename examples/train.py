@@ -14,15 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import safetensors
-import safetensors.numpy
 from tqdm import tqdm
 
 import smoothmax as sm
 
 from .data import Batches, DataError
 from .options import Loss, Settings
-from .running import CHECKPOINT, SAVE_EVERY, stoppable, whole
+from .running import CHECKPOINT, SAVE_EVERY, load_arrays, save_arrays, stoppable
 
 REGULARIZERS = {"softmax": sm.Shannon(), "sparsemax": sm.SquaredL2(), "entmax": sm.Tsallis(1.5)}
 
@@ -142,6 +140,8 @@ class Training:
             return False
         if progress.position:
             self.validate()
+        if progress.best_epoch < 0:
+            raise DataError(f"the validation loss was never a number: try a lower --rate than {settings.rate}")
         return True
 
     def _steps(self, pieces, limit: float, asked: list, bar):
@@ -202,17 +202,14 @@ def save_checkpoint(folder: pathlib.Path, arrays: dict, progress: Progress, sett
     """Arrays in safetensors' plain form, the rest as JSON in its header."""
     header = {"progress": json.dumps(dataclasses.asdict(progress)), "settings": json.dumps(settings)}
     tensors = {name: jax.device_get(leaf) for name, leaf in _named(arrays).items()}
-    with whole(folder / CHECKPOINT) as part:
-        safetensors.numpy.save_file(tensors, part, metadata=header)
+    save_arrays(folder / CHECKPOINT, tensors, header)
 
 
 def load_checkpoint(folder: pathlib.Path, arrays: dict, settings: dict) -> tuple[dict, Progress]:
     """The stored arrays in the structure of `arrays`; the run's settings must be those of the checkpoint."""
     path = folder / CHECKPOINT
-    with safetensors.safe_open(path, framework="numpy") as file:
-        header = file.metadata()
-        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    before = json.loads(header["settings"])
+    stored, header = load_arrays(path)
+    before = json.loads(header.get("settings", "{}"))
     for key, value in json.loads(json.dumps(settings)).items():
         if before.get(key) != value:
             raise DataError(

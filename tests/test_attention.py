@@ -276,6 +276,14 @@ def test_the_implementation_of_an_operator_and_a_named_mapping(qkv):
 # --- Bad input: each error names the argument, what it got and what to do -------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint32, jnp.int64, jnp.int8])
+def test_lengths_of_any_integer_type(qkv, dtype):
+    """A length beyond all keys is that of all keys, also where 32 bits cannot hold it."""
+    most = jnp.array([jnp.iinfo(dtype).max, 3], dtype)
+    expected = dot_product_attention(*qkv, key_value_seq_lengths=jnp.array([S, 3]))
+    np.testing.assert_array_equal(dot_product_attention(*qkv, key_value_seq_lengths=most), expected)
+
+
 @pytest.mark.parametrize(
     ("error", "change", "words"),
     [
@@ -292,6 +300,8 @@ def test_the_implementation_of_an_operator_and_a_named_mapping(qkv):
         (ValueError, {"mask": jnp.ones((1, B, N, T, S), bool)}, ["mask", "(1, 2, 4, 7, 9)", "(2, 4, 7, 9)"]),
         (ValueError, {"bias": jnp.zeros((B, K, T, S), f32)}, ["bias", "(2, 2, 7, 9)", "(2, 4, 7, 9)"]),
         (TypeError, {"bias": jnp.ones((T, S), bool)}, ["bias", "booleans", "mask"]),
+        (TypeError, {"bias": jnp.ones((T, S), complex)}, ["bias", "complex128", "real part"]),
+        (TypeError, {"is_causal": "no"}, ["is_causal", "'no'", "True or False"]),
         (ValueError, {"scale": jnp.ones((N,), f32)}, ["scale", "(4,)", "scalar"]),
         (ValueError, {"query_seq_lengths": jnp.ones((3,), jnp.int32)}, ["query_seq_lengths", "(3,)", "(2,)"]),
         (TypeError, {"key_value_seq_lengths": jnp.ones((B,), f32)}, ["key_value_seq_lengths", "float32", "integer"]),

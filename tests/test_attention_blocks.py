@@ -1,5 +1,6 @@
 """Attention in blocks of queries: the same numbers, without the score matrix."""
 
+import sys
 from functools import partial
 
 import jax
@@ -70,6 +71,15 @@ def test_windows_that_leave_the_keys(window, is_causal):
     """Slices of the keys are moved inwards at both ends; the mask has to follow them."""
     attend = partial(dot_product_attention, *QKV, local_window_size=window, is_causal=is_causal)
     np.testing.assert_allclose(jax.jit(partial(attend, block_size=2))(), attend(), atol=1e-6)
+
+
+@pytest.mark.parametrize("far", [2**31 - 1, 2**40, sys.maxsize])
+def test_a_window_without_an_end_on_one_side(far):
+    everything, causal = dot_product_attention(*QKV), dot_product_attention(*QKV, is_causal=True)
+    for size in (None, 2):
+        attend = partial(dot_product_attention, *QKV, block_size=size)
+        np.testing.assert_allclose(attend(local_window_size=far), everything, atol=1e-6)
+        np.testing.assert_allclose(attend(local_window_size=(far, 0)), causal, atol=1e-6)
 
 
 def test_hyper_parameters_of_a_conjugate_built_inside():

@@ -136,11 +136,17 @@ def test_command_line_errors_name_the_remedy(tmp_path, capsys):
         (["--mapping", "softplus"], "'softplus' is not a mapping: use one of softmax, sparsemax"),
         (["--mapping", "entmax:alpha"], "write KEY=NUMBER, or KEY~NUMBER to learn it"),
         (["--mapping", "entmax:alpha~3"], "must start between 1 and 2.5 to be learned"),
+        (["--mapping", "entmax:alpha=0.5"], "alpha of Tsallis must be at least 1"),
+        (["--mapping", "pnormmax:p=1"], "p of SquaredPNorm must be greater than 1"),
+        (["--mapping", "softmax:gamma=0"], "must be positive"),
         (["--hidden", "7"], "--hidden needs an even number"),
+        (["--rate", "nan"], "--rate needs a positive number, given nan"),
+        (["--dropout", "1"], "--dropout needs a number from 0 to below 1"),
         (["--data", str(tmp_path)], "expected train.en and train.de"),
+        (["--steps", "1", *TINY, "--out", str(write(tmp_path / "file", ""))], "File exists"),
     ):
         with pytest.raises(SystemExit) as stop:
-            cli.main(TRANSLATION, [*arguments, "--out", str(tmp_path / "out")])
+            cli.main(TRANSLATION, ["--out", str(tmp_path / "out"), *arguments])
         assert stop.value.code == 2
         assert expected in capsys.readouterr().err
 
@@ -165,6 +171,7 @@ def test_a_newcomer_reads_help(capsys):
 def test_a_mapping_is_one_word():
     for word in ("softmax", "none", "softmax:gamma=0.5", "entmax:alpha=1.3", "fusedmax:lam~0.2,gamma=2"):
         assert str(mappings.Mapping.parse(word)) == word
+    assert str(mappings.Mapping.parse("fusedmax:lam=0.12345678")) == "fusedmax:lam=0.12345678"
     assert str(mappings.Mapping.parse("entmax")) == "entmax:alpha=1.5"  # what sets it apart is always said
     assert str(mappings.Mapping.parse("softmax:gamma=1")) == "softmax"
     learned = mappings.Mapping.parse("entmax:alpha~1.3,gamma=2")
@@ -352,6 +359,9 @@ def test_outputs_and_checkpoint(tmp_path, small_corpora):
         run(ENTAILMENT, tmp_path, *arguments)
     with pytest.raises(data.DataError, match=r"was made with rate = 0\.003, now it is 0\.1"):
         run(ENTAILMENT, tmp_path, *arguments, "--resume", "--rate", "0.1")
+    (tmp_path / "checkpoint.safetensors").write_bytes(stored[:200])
+    with pytest.raises(ValueError, match=r"is no whole checkpoint .* delete it"):
+        run(ENTAILMENT, tmp_path, *arguments, "--resume")
 
 
 def test_resumed_run_equals_uninterrupted_run(tmp_path, small_corpora, monkeypatch):

@@ -120,6 +120,13 @@ def test_linen_decodes_token_by_token():
     close(decode_linen(sparse), linen(sparse).apply(LINEN_PARAMS, X, mask=nn.make_causal_mask(X[..., 0])))
 
 
+def test_dropout_of_all_weights_has_zero_gradients():
+    attend = attention_fn(sm.sparsemax)
+    q, k = normal(0, B, T, N, D), normal(1, B, S, N, D)
+    drop = lambda q: jnp.sum(attend(q, k, k, dropout_rate=1.0, dropout_rng=jax.random.key(0)))
+    assert not np.any(drop(q)) and not np.any(jax.grad(drop)(q))
+
+
 def test_masked_queries_get_zeros_in_linen():
     mask = MASK.copy()
     mask[:, :, 1] = False

@@ -304,6 +304,7 @@ def test_dtype_is_that_of_the_logits(dtype):
     (lambda: sm.fenchel_young_loss(X, T, sm.conjugate(sm.SquaredL2(), over=sm.CappedSimplex(9.0))), ["total", "9.0"]),
     (lambda: sm.fenchel_young_loss(X, T, sm.Shannon(), axis=[0, 1]), ["axis", "[0, 1]"]),
     (lambda: sm.fenchel_young_loss(X > 0, T, sm.Shannon()), ["bool"]),
+    (lambda: sm.fenchel_young_loss(X, T * 1j, sm.Shannon()), ["targets", "complex128"]),
     (lambda: sm.fenchel_young_loss(X, T, sm.Oscar()), ["Oscar()", "base"]),
     (lambda: sm.fenchel_young_loss(X, T, sm.Shannon(), where=np.ones((6, D))), ["where", "boolean"]),
 ])  # fmt: skip

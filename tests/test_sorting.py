@@ -252,3 +252,11 @@ def test_sharded(name, in_use, mesh):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_bad_input_is_named(name, options, error, words):
     refuse(lambda: FUNCTIONS[name][0](np.ones((2, 3)), **options), *words, error=error)
+
+
+@pytest.mark.parametrize("implementation", SERVING)
+def test_ranks_of_thousands_in_one_pool(implementation):
+    """Their sum is beyond the whole numbers that float32 holds."""
+    x = np.random.default_rng(88).normal(size=(2, 12_000)).astype(np.float32)
+    ranks = jax.jit(functools.partial(sm.soft_rank, implementation=implementation))
+    np.testing.assert_allclose(ranks(x), ranks(x.astype(float)), rtol=0, atol=PROMISE[np.float32] * x.shape[1])

@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         options = tyro.cli(Options, prog="python -m examples.recall", args=arguments)
         result = run(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # a second Ctrl-C
         sys.exit("stopped at once: the same command goes on from what was saved")

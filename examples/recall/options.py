@@ -47,6 +47,8 @@ class Options:
         for name in ("steps", "examples", "batch", "hidden", "layers", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}: choose a greater number")
+        if min(self.multiples) < 1:
+            raise ValueError(f"multiples must be at least 1, got {self.multiples}: choose greater numbers")
         if self.length < 8:
             raise ValueError(
                 f"length must be at least 8, got {self.length}: choose more, as a sequence needs a few symbols"

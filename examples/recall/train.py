@@ -12,14 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import safetensors
-import safetensors.numpy
 from flax import nnx
 from tqdm import tqdm
 
 import smoothmax as sm
 
-from ..running import CHECKPOINT, METRICS, SAVE_EVERY, stoppable, whole, write_text
+from ..running import CHECKPOINT, METRICS, SAVE_EVERY, load_arrays, save_arrays, stoppable, write_text
 from . import tasks
 from .model import Transformer
 from .options import Options
@@ -112,8 +110,7 @@ def _save(options: Options, state: State) -> None:
     leaves = jax.tree.leaves((state.params, state.optimizer))
     header = {"options": json.dumps(options.decisive()), "step": str(state.step), "loss": str(state.loss)}
     tensors = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-    with whole(folder / CHECKPOINT) as part:
-        safetensors.numpy.save_file(tensors, part, header)
+    save_arrays(folder / CHECKPOINT, tensors, header)
 
 
 def restored(options: Options, fresh: State) -> State:
@@ -121,12 +118,12 @@ def restored(options: Options, fresh: State) -> State:
     folder = options.folder
     if not (folder / CHECKPOINT).exists():
         return fresh
-    with safetensors.safe_open(folder / CHECKPOINT, framework="numpy") as file:
-        header, leaves = file.metadata(), [jnp.asarray(file.get_tensor(key)) for key in sorted(file.keys())]
-    was, now = json.loads(header["options"]), options.decisive()
+    stored, header = load_arrays(folder / CHECKPOINT)
+    was, now = json.loads(header.get("options", "{}")), options.decisive()
     for name in now:
         if was.get(name) != now[name]:
             raise SystemExit(f"{folder} was made with {name}={was.get(name)}, now {now[name]}: take another --out")
+    leaves = [jnp.asarray(stored[key]) for key in sorted(stored)]
     params, moments = jax.tree.unflatten(jax.tree.structure((fresh.params, fresh.optimizer)), leaves)
     return State(params, moments, int(header["step"]), float(header["loss"]))
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from .. import _kernels
@@ -104,6 +105,8 @@ def dot_product_attention(
         keys, and is then the output's.
       bias: added to the scaled scores; broadcasts to `(B, N, T, S)`, where axes missing on the left have size 1.
       mask: boolean, True where a query may see a key; broadcasts as `bias` does. A weight at False is exactly zero.
+        Keys and values that are not finite are left out by a mask that is the same for all queries and heads, of shape
+        `(B, 1, 1, S)`, and by lengths; by another one they meet a weight of zero, and the product is NaN.
       mapping: turns scores into weights. It is called as `mapping(scores, axis=-1, where=mask)` with scores
         `(B, N, T, S)` and returns weights of that shape, zero where the mask is False. Every mapping of this library
         will do, and so will `functools.partial(sm.entmax, alpha=alpha)` and `sm.conjugate(omega)`: hyper-parameters
@@ -175,6 +178,8 @@ def dot_product_attention(
         )
     if skip_zeros:
         check_skips(mapping, block_size)
+    if not isinstance(is_causal, bool | np.bool_):
+        raise TypeError(f"is_causal must be True or False, got {is_causal!r}: pass what varies as `mask`")
     _kernels.check(implementation)
     whole = "attention" in _kernels.TABLE.get(implementation or "", {})
     batch = query.shape[:-3]

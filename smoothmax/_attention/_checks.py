@@ -70,6 +70,8 @@ def flat_scores(name: str, array: ArrayLike | None, scores_shape: tuple[int, ...
         )
     if name == "bias" and array.dtype == jnp.bool_:
         raise TypeError("bias must be a number to add, got booleans: pass a boolean array as `mask`")
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} must be real, got dtype {array.dtype}: take its real part")
     shape = (1,) * (len(scores_shape) - array.ndim) + array.shape
     if len(shape) > len(scores_shape) or any(a not in (1, b) for a, b in zip(shape, scores_shape, strict=True)):
         raise ValueError(

@@ -12,6 +12,9 @@ from jax.typing import ArrayLike
 
 from .._parameters import index
 
+# Further than any position: a position more or less stays within 32 bits.
+_FAR = 2**30
+
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -123,6 +126,8 @@ def check_lengths(name: str, lengths: ArrayLike | None, batch: tuple[int, ...]) 
             f"{name} must have shape {expected}, since {why}, got shape {lengths.shape}: give one length for each "
             "batch element"
         )
+    if jnp.iinfo(lengths.dtype).max > jnp.iinfo(jnp.int32).max:
+        lengths = jnp.clip(lengths, 0, _FAR)
     return lengths.astype(jnp.int32)
 
 
@@ -131,10 +136,10 @@ def check_window(window: int | tuple[int, int] | None) -> tuple[int, int] | None
     if window is None:
         return None
     try:
-        left, right = window if isinstance(window, tuple | list) else (window, window)
-        return index(left), index(right)
+        left, right = (index(n) for n in (window if isinstance(window, tuple | list) else (window, window)))
     except (TypeError, ValueError):
         raise TypeError(
             f"local_window_size must be an integer or a pair of integers (left, right), got {window!r}: give numbers "
             "that are known when the function is traced"
         ) from None
+    return max(-_FAR, min(left, _FAR)), max(-_FAR, min(right, _FAR))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,22 +12,25 @@ import numpy as np
 from .._arrays import safe_ratio, total
 from .._parameters import NON_NEGATIVE, Parameter, Range, known, parameter, tree_class
 from .._regularizers import Base, Regularizer
-from .._solvers import diagonal_product, power_product
+from .._solvers import diagonal_product, finite_rates, power_product
 from ._domain import Domain, refuse_base, refuse_unequal
 
 BOUND = Range(lambda v: v >= 0, "zero or positive")
 
 
-class Edges(NamedTuple):
-    """Who would move first at a vertex, where no position is free. int32 `(..., 1)`, or -1 where there is none.
+# What is known of a position beside its weight.
+DELETED, ALLOWED, FIRST_OUT, LAST_IN = 0, 1, 2, 3
+
+
+class Places(NamedTuple):
+    """Where a position stands: int8 `(..., d)`.
 
     Attributes:
-      first_out: the greatest score of weight 0.
-      last_in: the least score at its bound.
+      place: DELETED or ALLOWED; and of those allowed the ones that would move first at a vertex, where no position is
+        free: FIRST_OUT, of weight 0, if there were more to share, and LAST_IN, at its bound, if there were less.
     """
 
-    first_out: jax.Array
-    last_in: jax.Array
+    place: jax.Array
 
 
 @tree_class
@@ -58,6 +61,7 @@ class CappedSimplex(Domain):
     """
 
     shift_invariant = True
+    knows_deleted = True
 
     total: Parameter = parameter(NON_NEGATIVE)
     upper: Parameter = parameter(BOUND, by_position=True, default=1.0)
@@ -88,25 +92,33 @@ class CappedSimplex(Domain):
         if has_penalties:
             refuse_unequal("upper", self.upper)
 
-    def solve(self, base: Base, x: jax.Array, gamma: jax.Array, implementation: str | None) -> tuple[jax.Array, Edges]:
+    def solve(self, base: Base, x: jax.Array, gamma: jax.Array, implementation: str | None) -> tuple[jax.Array, Places]:
         size, upper = jnp.asarray(self.total, x.dtype), jnp.asarray(self.upper, x.dtype)
         y = self._entropy(base).solve_capped(x, gamma, size, upper, implementation)
-        empty, full = (y == 0) & (x > -jnp.inf), self._full(y)
-        return y, Edges(_position(jnp.where(empty, x, -jnp.inf)), _position(jnp.where(full, -x, -jnp.inf)))
+        allowed, full = x > -jnp.inf, self._full(y)
+        # Where weight gains least it is the first to leave its bound; with equal bounds, at the least score.
+        gain = x - gamma * base.gradient(y) if upper.shape[-1:] == x.shape[-1:] else x
+        first_out = _greatest(jnp.where(allowed & (y == 0), x, -jnp.inf))
+        last_in = _greatest(jnp.where(full, -gain, -jnp.inf))
+        moves = jnp.where(first_out, FIRST_OUT, jnp.where(last_in, LAST_IN, ALLOWED))
+        return y, Places(jnp.where(allowed, moves, DELETED).astype(jnp.int8))
+
+    def active(self, y: jax.Array, found: Places) -> jax.Array:
+        return found.place != DELETED
 
     def product(
-        self, base: Base, y: jax.Array, found: Edges, v: jax.Array, gamma: jax.Array, implementation: str | None
+        self, base: Base, y: jax.Array, found: Places, v: jax.Array, gamma: jax.Array, implementation: str | None
     ) -> jax.Array:
         s, alpha = self._rates(base, y), self._entropy(base).kernel_alpha
         may_be_steep = isinstance(alpha, jax.Array)
         return (power_product(s, v, alpha) if may_be_steep else diagonal_product(s, v)) / gamma
 
-    def respond(self, base: Base, y: jax.Array, found: Edges) -> jax.Array:
+    def respond(self, base: Base, y: jax.Array, found: Places) -> jax.Array:
         # The free positions take up what the sum or a bound changes, in proportion to their rates. At a vertex the two
         # sides differ, and this is their mean.
         s = self._rates(base, y)
         free = total(s)
-        share = jnp.where(free > 0, safe_ratio(s, free), _halves(found, y))
+        share = jnp.where(free > 0, safe_ratio(s, free), _halves(found, y.dtype))
         bound = jnp.where(self._full(y), self.upper, y)
         # Empty slices are all zeros and stay so.
         lack = jnp.where(jnp.any(y != 0, axis=-1, keepdims=True) | (self.total == 0), self.total - total(bound), 0)
@@ -117,20 +129,17 @@ class CappedSimplex(Domain):
 
     def _rates(self, base: Base, y: jax.Array) -> jax.Array:
         """How fast each weight follows its score: 0 at the bounds."""
-        return jnp.where((y == 0) | self._full(y), 0, self._entropy(base).inverse_curvature(y))
+        rates = finite_rates(self._entropy(base).inverse_curvature(y))
+        return jnp.where((y == 0) | self._full(y), 0, rates)
 
 
-def _position(scores: jax.Array) -> jax.Array:
-    """The first position of the greatest score, or -1 where all are -inf. Unlike `argmax`, these two reductions need
-    no gather where the slice lies on several devices."""
-    greatest = jnp.max(scores, axis=-1, keepdims=True)
-    position = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
-    first = jnp.min(jnp.where(scores == greatest, position, scores.shape[-1]), axis=-1, keepdims=True)
-    return jnp.where(greatest == -jnp.inf, -1, first)
+def _greatest(scores: jax.Array) -> jax.Array:
+    """Where the greatest score stands, and those that are equal; nowhere if all are -inf."""
+    return (scores == jnp.max(scores, axis=-1, keepdims=True)) & (scores > -jnp.inf)
 
 
-def _halves(found: Edges, y: jax.Array) -> jax.Array:
-    """A unit of weight on the edges of a vertex: half on each, or all on the only one."""
-    position = jnp.arange(y.shape[-1], dtype=jnp.int32).reshape((1,) * (y.ndim - 1) + (-1,))
-    weight = (position == found.first_out).astype(y.dtype) + (position == found.last_in).astype(y.dtype)
+def _halves(found: Places, dtype: Any) -> jax.Array:
+    """A unit of weight on who would move at a vertex: half on each side, or all on the only one, in equal parts."""
+    out, into = ((found.place == side).astype(dtype) for side in (FIRST_OUT, LAST_IN))
+    weight = safe_ratio(out, total(out)) + safe_ratio(into, total(into))
     return safe_ratio(weight, total(weight))

@@ -63,7 +63,7 @@ def fenchel_young_loss(
 
     Raises:
       ValueError: `targets` do not have the shape of `logits`, or `axis` is out of range.
-      TypeError: `logits` are complex or boolean, or `where` is not boolean.
+      TypeError: `logits` are complex or boolean, `targets` complex, or `where` is not boolean.
 
     Example:
       >>> import jax, jax.numpy as jnp, smoothmax as sm
@@ -82,6 +82,8 @@ def fenchel_young_loss(
             f"targets of shape {t.shape} must have the shape of logits, {x.shape}: one number for each "
             "class; for labels use fenchel_young_loss_with_integer_labels"
         )
+    if jnp.issubdtype(t.dtype, jnp.complexfloating):
+        raise TypeError(f"targets must be real, got dtype {t.dtype}: take their real part")
     axes, op = normal_axes(axis, x.shape, "logits"), as_floats(conjugate(omega))
     op.over.check_room(x.shape, axes)
     return _against_targets(op, x, t, where, axes=tuple(a - x.ndim for a in axes))

@@ -158,7 +158,9 @@ class Tsallis(Entropy):
         return _deformed_exp(u - 1 / self.kernel_alpha, self.kernel_alpha)
 
     def slope(self, y: jax.Array) -> jax.Array:
-        return _deformed_log(on_support(y), self.kernel_alpha) + 1 / self.kernel_alpha
+        alpha = self.kernel_alpha
+        at_zero = -1 / jnp.where(alpha > 1, alpha - 1, jnp.inf)  # at alpha = 1 it is infinite
+        return jnp.where(y == 0, at_zero, _deformed_log(on_support(y), alpha)) + 1 / alpha
 
     def inverse_curvature(self, y: jax.Array) -> jax.Array:
         return support_power(y, 2 - self.kernel_alpha)

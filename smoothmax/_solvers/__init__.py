@@ -12,6 +12,7 @@ from ._permutahedron import project_permutahedron as project_permutahedron
 from ._power import on_support as on_support
 from ._power import support_power as support_power
 from ._products import diagonal_product as diagonal_product
+from ._products import finite_rates as finite_rates
 from ._products import p_norm as p_norm
 from ._products import p_norm_product as p_norm_product
 from ._products import power_product as power_product

@@ -274,10 +274,13 @@ def _segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array) -> jax.Arra
     zero = varying_like(jnp.zeros_like(v[0]), v, weight, cut)
 
     def add(carry: tuple[jax.Array, ...], row: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], tuple]:
-        sums, counts = carry
         v, w, cut = row
-        sums, counts = jnp.where(cut, 0, sums) + v, jnp.where(cut, 0, counts) + w
-        return (sums, counts), (sums, counts)
+        before, lost, counts = (jnp.where(cut, 0, a) for a in carry)
+        sums = before + v
+        # What rounding takes from a sum is kept beside it: over thousands of ranks it would add up to more than one.
+        lost += lax.stop_gradient((before - (sums - (sums - before))) + (v - (sums - before)))
+        counts += w
+        return (sums, lost, counts), (sums + lost, counts)
 
     def fill(carry: tuple[jax.Array, ...], row: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], jax.Array]:
         mean, starts = carry
@@ -286,6 +289,6 @@ def _segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array) -> jax.Arra
         mean = jnp.where(starts, own, mean)
         return (mean, cut), mean
 
-    _, (sums, counts) = lax.scan(add, (zero, zero), (v, weight, cut), reverse=True)
+    _, (sums, counts) = lax.scan(add, (zero, zero, zero), (v, weight, cut), reverse=True)
     _, mean = lax.scan(fill, (zero, varying_like(jnp.ones_like(cut[0]), zero)), (sums, counts, cut))
     return jnp.moveaxis(mean, 0, -1)

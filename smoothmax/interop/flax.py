@@ -124,6 +124,8 @@ def _dropout(rng: jax.Array | None, rate: float, broadcast: bool) -> Callable[[j
         raise ValueError(f"dropout_rate={rate} needs a dropout_rng: pass one, or deterministic=True")
 
     def drop(weights: jax.Array) -> jax.Array:
+        if rate >= 1:
+            return jnp.zeros_like(weights)
         # Drawn in the shapes that Flax draws, so that the same key drops the same weights.
         shape = (1,) * (weights.ndim - 2) + weights.shape[-2:] if broadcast else weights.shape
         kept = jax.random.bernoulli(rng, 1.0 - rate, shape)
