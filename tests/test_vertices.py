@@ -1,5 +1,5 @@
-"""The capped simplex at its vertices, where no position is free: the derivatives from the two sides differ, and their mean
-is taken, whoever moves. And the box where a bound is 0."""
+"""The capped simplex at its vertices, where no position is free: the derivatives from the two sides differ, and their
+mean is taken, whoever moves. And the box where a bound is 0."""
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,8 @@ def from_both_sides(function, at):
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("base", BASES)
 def test_derivatives_by_the_sum_are_the_mean_of_both_sides(base, penalty):
-    """A step away from the vertex, derivatives are off by as much as a weight of one step moves a slope: by the square root
-    of it for entmax."""
+    """A step away from the vertex, derivatives are off by as much as a weight of one step moves a slope: by the square
+    root of it for entmax."""
     weights = jax.jit(lambda k: operator(base, penalty, k)(ROWS))
     value = jax.jit(lambda k: operator(base, penalty, k).max(ROWS))
     np.testing.assert_array_equal(np.sort(weights(2.0)), np.tile([0, 0, 1, 1], (4, 1)))
