@@ -15,7 +15,7 @@ from ..shared._served import Served
 from . import _attention_layout as _layout
 from . import _flash, _mosaic
 from ._attention_layout import Arrays, How
-from ._flash_blocks import Fetched, Stream
+from ._flash_blocks import Fetched, Staged, Stream
 from ._mosaic import mosaic
 
 # What a block of threads may have of a multiprocessor's shared memory.
@@ -103,20 +103,22 @@ def _forward(how: How, arrays: Arrays, rules: Rules) -> list[jax.Array]:
     # In float32: neighbouring threads' numbers in bfloat16 are no whole sector of memory, which JAX 0.12 insists on.
     out = tuple((shape, jnp.float32) for shape in (averages, averages, tau.shape))
 
-    def body(head, at, q, k, v, tau, marks, *refs):
-        *out, q_here, k_here, v_here, lines, q_arrived, k_arrived, v_arrived, lines_arrived = refs
-        _layout.fetch((at.queries(q), q_here, q_arrived), (marks.at[at.batch, at.head, at.block], lines, lines_arrived))
-        both = Stream(
-            (Fetched(partial(at.keys, k), k_here, k_arrived), Fetched(partial(at.keys, v), v_here, v_arrived))
-        )
-        _flash.average(at.plan, head, at.block, q_here, both, at.columns(tau), _layout.marked(lines), *at.each(out))
+    def body(head, at, here, q, k, v, tau, marks, *out):
+        _layout.fetch((at.queries(q), here["q"]), (at.lines(marks), here["lines"]))
+        both = Stream((Fetched(partial(at.keys, k), here["k"]), Fetched(partial(at.keys, v), here["v"])))
+        marked = _layout.marked(here["lines"])
+        _flash.average(at.plan, head, at.block, here["q"].place, both, at.columns(tau), marked, *at.each(out))
 
     columns, dtype = _layout.columns_of(arrays, rules), arrays.q.dtype
     either = jnp.max(marks.reshape(*marks.shape[:3], -1, columns // _layout.FEWER), -1)
-    more, sizes = (tau, _layout.lines_of(either)), (arrays.q.shape[3], arrays.v.shape[3])
-    places = _layout.tiles(dtype, _layout.ROWS, sizes[0]), *(_layout.tiles(dtype, 2, columns, size) for size in sizes)
-    scratch = *places, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *_layout.barriers(1, 2, 2, 1)
-    output, centre, tau = _layout.run(how, body, arrays, rules, more, columns, True, out, scratch)
+    size, value_size, lines = arrays.q.shape[3], arrays.v.shape[3], _layout.lines_of(either)
+    staged = {
+        "q": _layout.once(dtype, _layout.ROWS, size),
+        "k": _layout.in_turn(dtype, columns, size),
+        "v": _layout.in_turn(dtype, columns, value_size),
+        "lines": _layout.lines_here(lines),
+    }
+    output, centre, tau = _layout.run(how, body, arrays, rules, (tau, lines), columns, True, out, staged)
     return [output.astype(dtype), centre, tau, marks]
 
 
@@ -124,21 +126,20 @@ def _search(how: How, arrays: Arrays, rules: Rules) -> list[jax.Array]:
     (batch, queries, heads, size), keys, dtype = arrays.q.shape, arrays.k.shape[1], arrays.q.dtype
     blocks, marks = queries // _layout.ROWS, keys // _layout.FEWER
 
-    def body(head, at, q, k, v, tau, marked, q_here, k_here, tops, wanted, q_arrived, k_arrived):
-        _layout.fetch((at.queries(q), q_here, q_arrived))
-        stream, scratch = Stream((Fetched(partial(at.keys, k), k_here, k_arrived),)), _flash.Scratch(tops, wanted)
-        marked = marked.at[at.batch, at.head, at.block]
-        _flash.search(at.plan, head, at.block, q_here, stream, scratch, at.columns(tau), marked)
+    def body(head, at, here, q, k, v, tau, marks):
+        _layout.fetch((at.queries(q), here["q"]))
+        stream = Stream((Fetched(partial(at.keys, k), here["k"]),))
+        scratch = _flash.Scratch(here["tops"].place, here["wanted"].place)
+        _flash.search(at.plan, head, at.block, here["q"].place, stream, scratch, at.columns(tau), at.lines(marks))
 
     out = ((batch, heads, queries), jnp.float32), ((batch, heads, blocks, marks), jnp.int32)
-    places = _layout.tiles(dtype, _layout.ROWS, size), _layout.tiles(dtype, 2, _layout.FEWER, size)
-    scratch = (
-        *places,
-        mosaic.SMEM((marks, _layout.ROWS), jnp.float32),
-        mosaic.SMEM((marks,), jnp.int32),
-        *_layout.barriers(1, 2),
-    )
-    return _layout.run(how, body, arrays, rules, (), _layout.FEWER, True, out, scratch)
+    staged = {
+        "q": _layout.once(dtype, _layout.ROWS, size),
+        "k": _layout.in_turn(dtype, _layout.FEWER, size),
+        "tops": Staged(mosaic.SMEM((marks, _layout.ROWS), jnp.float32)),
+        "wanted": Staged(mosaic.SMEM((marks,), jnp.int32)),
+    }
+    return _layout.run(how, body, arrays, rules, (), _layout.FEWER, True, out, staged)
 
 
 def _backward(how: How, arrays: Arrays, rules: Rules, kept: Kept, output_bar: jax.Array) -> Arrays:
@@ -178,27 +179,23 @@ def _along_keys(
 ) -> list[jax.Array]:
     """A block of queries at a time, with all keys that have a weight; results of these shapes."""
 
-    def body(head, at, q, k, v, do, kept, marks, *refs):
-        *out, q_here, do_here, k_here, v_here, lines, q_arrived, do_arrived, k_arrived, v_arrived, lines_arrived = refs
-        marks = marks.at[at.batch, at.head, at.block]
-        _layout.fetch(
-            (at.queries(q), q_here, q_arrived), (at.queries(do), do_here, do_arrived), (marks, lines, lines_arrived)
-        )
-        both = Stream(
-            (Fetched(partial(at.keys, k), k_here, k_arrived), Fetched(partial(at.keys, v), v_here, v_arrived))
-        )
-        kept = at.columns(kept)
-        here = _flash.Queries(at.plan, head, at.block, q_here, do_here, both, kept, _layout.marked(lines))
-        backward(here, *at.each(out))
+    def body(head, at, here, q, k, v, do, kept, marks, *out):
+        _layout.fetch((at.queries(q), here["q"]), (at.queries(do), here["do"]), (at.lines(marks), here["lines"]))
+        both = Stream((Fetched(partial(at.keys, k), here["k"]), Fetched(partial(at.keys, v), here["v"])))
+        kept, marked = at.columns(kept), _layout.marked(here["lines"])
+        block = _flash.Queries(at.plan, head, at.block, here["q"].place, here["do"].place, both, kept, marked)
+        backward(block, *at.each(out))
 
-    sizes, dtype = (arrays.q.shape[3], arrays.v.shape[3]), arrays.q.dtype
-    places = (
-        *(_layout.tiles(dtype, _layout.ROWS, size) for size in sizes),
-        *(_layout.tiles(dtype, 2, _layout.FEWER, size) for size in sizes),
-    )
-    scratch = *places, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *_layout.barriers(1, 1, 2, 2, 1)
+    size, value_size, dtype = arrays.q.shape[3], arrays.v.shape[3], arrays.q.dtype
+    staged = {
+        "q": _layout.once(dtype, _layout.ROWS, size),
+        "do": _layout.once(dtype, _layout.ROWS, value_size),
+        "k": _layout.in_turn(dtype, _layout.FEWER, size),
+        "v": _layout.in_turn(dtype, _layout.FEWER, value_size),
+        "lines": _layout.lines_here(more[-1]),
+    }
     out = tuple((shape, jnp.float32) for shape in shapes)
-    return _layout.run(how, body, arrays, rules, more, _layout.FEWER, True, out, scratch)
+    return _layout.run(how, body, arrays, rules, more, _layout.FEWER, True, out, staged)
 
 
 def _along_queries(
@@ -206,30 +203,31 @@ def _along_queries(
 ) -> list[jax.Array]:
     """A block of keys at a time, with all queries that have a weight there."""
 
-    def body(head, at, q, k, v, do, kept, marks, *refs):
-        out, (k_here, v_here, q_here, do_here, kept_here, lines, *arrived) = refs[: len(shapes)], refs[len(shapes) :]
-        k_arrived, v_arrived, q_arrived, do_arrived, kept_arrived, lines_arrived = arrived
-        marks = marks.at[at.batch, at.head, at.block]
-        _layout.fetch((at.keys(k), k_here, k_arrived), (at.keys(v), v_here, v_arrived), (marks, lines, lines_arrived))
+    def body(head, at, here, q, k, v, do, kept, marks, *out):
+        _layout.fetch((at.keys(k), here["k"]), (at.keys(v), here["v"]), (at.lines(marks), here["lines"]))
         of_queries = Stream(
             (
-                Fetched(partial(at.queries, q), q_here, q_arrived),
-                Fetched(partial(at.queries, do), do_here, do_arrived),
-                Fetched(partial(at.columns, kept), kept_here, kept_arrived),
+                Fetched(partial(at.queries, q), here["q"]),
+                Fetched(partial(at.queries, do), here["do"]),
+                Fetched(partial(at.columns, kept), here["kept"]),
             )
         )
-        here = _flash.Keys(at.plan, head, at.block, k_here, v_here, of_queries, _layout.marked(lines))
-        backward(here, *at.each_of_keys(out))
+        marked = _layout.marked(here["lines"])
+        block = _flash.Keys(at.plan, head, at.block, here["k"].place, here["v"].place, of_queries, marked)
+        backward(block, *at.each_of_keys(out))
 
-    sizes, dtype = (arrays.k.shape[3], arrays.v.shape[3]), arrays.q.dtype
-    places = (
-        *(_layout.tiles(dtype, _layout.FEWER, size) for size in sizes),
-        *(_layout.tiles(dtype, 2, _layout.ROWS, size) for size in sizes),
-    )
-    kept = mosaic.SMEM((2, _flash.STATISTICS, _layout.ROWS), jnp.float32)
-    scratch = *places, kept, mosaic.SMEM(more[-1].shape[3:], jnp.int32), *_layout.barriers(1, 1, 2, 2, 2, 1)
+    size, value_size, dtype = arrays.k.shape[3], arrays.v.shape[3], arrays.q.dtype
+    statistics = mosaic.SMEM((2, _flash.STATISTICS, _layout.ROWS), jnp.float32)
+    staged = {
+        "k": _layout.once(dtype, _layout.FEWER, size),
+        "v": _layout.once(dtype, _layout.FEWER, value_size),
+        "q": _layout.in_turn(dtype, _layout.ROWS, size),
+        "do": _layout.in_turn(dtype, _layout.ROWS, value_size),
+        "kept": Staged(statistics, mosaic.Barrier(num_barriers=2)),
+        "lines": _layout.lines_here(more[-1]),
+    }
     out = tuple((shape, jnp.float32) for shape in shapes)
-    return _layout.run(how, body, arrays, rules, more, _layout.FEWER, False, out, scratch)
+    return _layout.run(how, body, arrays, rules, more, _layout.FEWER, False, out, staged)
 
 
 KERNELS = {

@@ -12,7 +12,7 @@ from jax import lax
 from ...._arrays import varying_like
 from ..shared._attention import Rules, lengths_of, scalars_of, whole
 from ..shared._flash import Head
-from ._flash_blocks import Plan, stretch
+from ._flash_blocks import Plan, Staged, stretch
 from ._mosaic import mosaic
 
 # Queries of a block, and keys of one: where values are averaged, and elsewhere, or with wide heads, where registers are
@@ -95,6 +95,10 @@ class Place(NamedTuple):
         """A block of queries of an array `(B, N, ..., T)`."""
         return ref.at[(self.batch, self.head, *[slice(None)] * (len(ref.shape) - 3), self._rows(i))]
 
+    def lines(self, ref: Any) -> Any:
+        """The lines of marks of the step's own block."""
+        return ref.at[self.batch, self.head, self.block]
+
     def each(self, refs: Any) -> Any:
         """The step's own block of queries of results of either kind."""
         return (self.queries(ref) if len(ref.shape) == 4 else self.columns(ref) for ref in refs)
@@ -123,10 +127,11 @@ def run(
     columns: int,
     along_keys: bool,
     out: tuple[tuple[tuple[int, ...], Any], ...],
-    scratch: tuple[Any, ...],
+    staged: dict[str, Staged],
 ) -> list[jax.Array]:
-    """Runs `body(head, place, *references)` for each batch element, query head and block of queries or, unless it goes
-    `along_keys`, block of keys."""
+    """Runs `body(head, place, here, q, k, v, *more, *out)` for each batch element, query head and block of queries or,
+    unless it goes `along_keys`, block of keys: with references to main memory, and in `here` by name to what is
+    `staged` in shared memory."""
     (batch, queries, heads, _), (_, keys, key_heads, _) = arrays.q.shape, arrays.k.shape
     plan = Plan(queries, keys, ROWS, columns, how.is_causal, how.window, bool(how.interpret))
     blocks = queries // ROWS if along_keys else keys // columns
@@ -137,6 +142,9 @@ def run(
 
     optional = {"bias": arrays.bias, "mask": rules.mask}
     pairs = {name: turned(array) for name, array in optional.items() if array is not None}
+
+    copied = {name: one.arrived for name, one in staged.items() if one.arrived is not None}
+    scratch = *(one.place for one in staged.values()), *copied.values()
 
     def kernel(b, scale, query_length, key_length, *refs):
         element, n, block = (lax.axis_index(name) for name in ("batch", "head", "block"))
@@ -149,7 +157,10 @@ def run(
 
         parts = {name: part(ref) for name, ref in zip(pairs, refs, strict=False)}
         head = Head(b[element, n], scale[element, n], query_length[element], key_length[element], **parts)
-        body(head, Place(plan, element, n, n // (heads // key_heads), block), *refs[len(pairs) :])
+        at, main = Place(plan, element, n, n // (heads // key_heads), block), len(refs) - len(scratch)
+        places, arrived = refs[main : main + len(staged)], dict(zip(copied, refs[main + len(staged) :], strict=True))
+        here = {name: Staged(ref, arrived.get(name)) for name, ref in zip(staged, places, strict=True)}
+        body(head, at, here, *refs[len(pairs) : main])
 
     call = mosaic.kernel(
         kernel,
@@ -171,16 +182,27 @@ def tiles(dtype: Any, *shape: int) -> Any:
     return mosaic.SMEM(shape, dtype, transforms=layout)
 
 
-def barriers(*counts: int) -> tuple[Any, ...]:
-    return tuple(mosaic.Barrier(num_barriers=n) for n in counts)
+def once(dtype: Any, rows: int, size: int) -> Staged:
+    """A matrix that is copied once."""
+    return Staged(tiles(dtype, rows, size), mosaic.Barrier(num_barriers=1))
 
 
-def fetch(*copies: tuple[Any, Any, Any]) -> None:
-    """Copies from main memory to shared memory, each with its barrier, and waits for them."""
-    for source, place, barrier in copies:
-        mosaic.copy_gmem_to_smem(source, place, barrier)
-    for *_, barrier in copies:
-        mosaic.barrier_wait(barrier)
+def in_turn(dtype: Any, rows: int, size: int) -> Staged:
+    """Two places for matrices that are copied in turn."""
+    return Staged(tiles(dtype, 2, rows, size), mosaic.Barrier(num_barriers=2))
+
+
+def lines_here(lines: jax.Array) -> Staged:
+    """The lines of marks of one block."""
+    return Staged(mosaic.SMEM(lines.shape[3:], jnp.int32), mosaic.Barrier(num_barriers=1))
+
+
+def fetch(*copies: tuple[Any, Staged]) -> None:
+    """Copies from main memory to shared memory, and waits for them."""
+    for source, here in copies:
+        mosaic.copy_gmem_to_smem(source, here.place, here.arrived)
+    for _, here in copies:
+        mosaic.barrier_wait(here.arrived)
 
 
 def lines_of(marks: jax.Array) -> jax.Array:
@@ -189,6 +211,6 @@ def lines_of(marks: jax.Array) -> jax.Array:
     return jnp.pad(marks, ((0, 0), (0, 0), (0, 0), (0, -n % LINES))).reshape(*shape, -1, LINE)
 
 
-def marked(lines: Any) -> Callable[[Any], Any]:
+def marked(lines: Staged) -> Callable[[Any], Any]:
     """Whether a block is marked."""
-    return lambda j: lines[j // LINE, j % LINE] > 0
+    return lambda j: lines.place[j // LINE, j % LINE] > 0

@@ -121,12 +121,18 @@ def _part(plan: Plan, ref: Any, firsts: tuple[Any, Any], shape: tuple[int, ...],
     return along(read(plan, ref.at[0, columns if keys == 1 else rows], keys).astype(jnp.float32), shape, keys)
 
 
+class Staged(NamedTuple):
+    """Shared memory for what is copied there from main memory, and what tells that it has arrived."""
+
+    place: Any
+    arrived: Any = None  # a barrier; None where nothing is copied
+
+
 class Fetched(NamedTuple):
     """Parts of an array in main memory that are copied to shared memory."""
 
     source: Callable[[Any], Any]  # from the number of a part to its reference
-    places: Any  # references to two places
-    barriers: Any  # one for each
+    here: Staged  # two places, each with its barrier
 
 
 class Stream(NamedTuple):
@@ -136,7 +142,7 @@ class Stream(NamedTuple):
 
     def _fetch(self, j: Any, slot: Any) -> None:
         for array in self.arrays:
-            mosaic.copy_gmem_to_smem(array.source(j), array.places.at[slot], array.barriers.at[slot])
+            mosaic.copy_gmem_to_smem(array.source(j), array.here.place.at[slot], array.here.arrived.at[slot])
 
     def loop(self, start: Any, end: Any, wanted: Callable[[Any], Any], body: Callable[..., Any], carry: Any) -> Any:
         """`body(j, references, carry)` for each block j from start to end that is wanted."""
@@ -149,8 +155,8 @@ class Stream(NamedTuple):
             after = following(j + 1)
             pl.when(after < end)(lambda: self._fetch(after, 1 - slot))
             for array in self.arrays:
-                mosaic.barrier_wait(array.barriers.at[slot])
-            return after, 1 - slot, body(j, [array.places.at[slot] for array in self.arrays], carry)
+                mosaic.barrier_wait(array.here.arrived.at[slot])
+            return after, 1 - slot, body(j, [array.here.place.at[slot] for array in self.arrays], carry)
 
         first = following(start)
         pl.when(first < end)(lambda: self._fetch(first, 0))
