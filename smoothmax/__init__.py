@@ -1,6 +1,8 @@
 """Regularized max operators for JAX: sparse, structured and learnable mappings from scores to weights."""
 
 from ._attention import dot_product_attention as dot_product_attention
+from ._bounded import bounded as bounded
+from ._bounded import unbounded as unbounded
 from ._conjugate import Operator as Operator
 from ._conjugate import conjugate as conjugate
 from ._conjugate import forward_mode as forward_mode
@@ -17,8 +19,6 @@ from ._operators import oscarmax as oscarmax
 from ._operators import pnormmax as pnormmax
 from ._operators import softmax as softmax
 from ._operators import sparsemax as sparsemax
-from ._parametrize import bounded as bounded
-from ._parametrize import unbounded as unbounded
 from ._regularizers import OWL as OWL
 from ._regularizers import FermiDirac as FermiDirac
 from ._regularizers import Oscar as Oscar

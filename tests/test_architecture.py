@@ -13,7 +13,7 @@ ALLOWED = {
     "_cache": set(),
     "_kernels": {"_arrays"},
     "_parameters": {"_cache"},
-    "_parametrize": {"_arrays"},
+    "_bounded": {"_arrays"},
     "_slices": {"_arrays", "_parameters"},
     "_solvers": {"_arrays", "_kernels"},
     "_regularizers": {"_arrays", "_cache", "_parameters", "_slices", "_solvers"},

@@ -13,7 +13,7 @@ import pytest
 from cases import normal
 
 import smoothmax as sm
-from smoothmax._parametrize import bounded
+from smoothmax._bounded import bounded
 
 flax = pytest.importorskip("flax")
 hk = pytest.importorskip("haiku")

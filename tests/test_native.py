@@ -466,12 +466,12 @@ def test_another_version_is_noticed(monkeypatch):
 
 
 def test_a_missing_library_is_explained(monkeypatch, tmp_path):
-    monkeypatch.setattr(_library, "LIBRARY", tmp_path / "none.so")
+    monkeypatch.setattr(_library, "FILE", tmp_path / "none.so")
     monkeypatch.setattr(_library, "RECORD", tmp_path / "build.json")
     assert "it was not built when smoothmax was installed" in str(_library.load(_calls.HANDLERS).reason)
     (tmp_path / "build.json").write_text(json.dumps({"built": False, "because": "no C++ compiler was found"}))
     assert _library.load(_calls.HANDLERS).reason == "it was not built: no C++ compiler was found"
-    monkeypatch.setattr(_library, "LIBRARY", tmp_path / "bad.so")
+    monkeypatch.setattr(_library, "FILE", tmp_path / "bad.so")
     (tmp_path / "bad.so").write_text("no library")
     assert "cannot be loaded" in str(_library.load(_calls.HANDLERS).reason)
 

@@ -15,7 +15,7 @@ from .._regularizers import Base, Regularizer
 from .._solvers import diagonal_product, finite_rates, power_product
 from ._domain import Domain, refuse_base, refuse_unequal
 
-BOUND = Range(lambda v: v >= 0, "zero or positive")
+UPPER_BOUND = Range(lambda v: v >= 0, "zero or positive")
 
 
 # What is known of a position beside its weight.
@@ -64,7 +64,7 @@ class CappedSimplex(Domain):
     knows_deleted = True
 
     total: Parameter = parameter(NON_NEGATIVE)
-    upper: Parameter = parameter(BOUND, by_position=True, default=1.0)
+    upper: Parameter = parameter(UPPER_BOUND, by_position=True, default=1.0)
 
     def check_base(self, omega: Regularizer) -> None:
         refuse_base(self, omega)

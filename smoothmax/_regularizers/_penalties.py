@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from .._arrays import total
 from .._parameters import Parameter, Range, parameter, tree_class
-from .._solvers import chain_prox, group_mean, put_back, ranked, segment_mean, sorted_prox, take, variation
+from .._solvers import chain_prox, group_mean, put_back, segment_mean, sorted_prox, take
 from ._regularizer import Penalty, Terms
 
 # Weights along the slice make one problem: one bad weight spoils all of them.
@@ -41,7 +42,7 @@ class ChainPenalty(Penalty):
         raise NotImplementedError
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
-        return variation(y, allowed, jnp.asarray(self.border_weights()))
+        return _variation(y, allowed, jnp.asarray(self.border_weights()))
 
     @classmethod
     def prox(cls, terms: Terms, x: jax.Array, implementation: str | None) -> tuple[jax.Array, jax.Array]:
@@ -77,6 +78,29 @@ ChainPenalty.kind = ChainPenalty
 def _border_weights(terms: Terms) -> jax.Array:
     weights = (jnp.asarray(strength * penalty.border_weights()) for strength, penalty in terms)  # pyright: ignore[reportAttributeAccessIssue]
     return functools.reduce(jnp.add, weights)
+
+
+def _variation(y: jax.Array, allowed: jax.Array, weights: jax.Array) -> jax.Array:
+    """sum_i weights_i |y_{i+1} - y_i| over the allowed positions `(*batch, d)`, as `(*batch, 1)`.
+
+    The neighbours of deleted positions become neighbours; their border has the smallest weight between them.
+    """
+    d = y.shape[-1]
+    weights = jnp.broadcast_to(weights, (*y.shape[:-1], d - 1)).astype(y.dtype)
+    weights = jnp.concatenate([weights, jnp.full_like(y[..., :1], jnp.inf)], axis=-1)
+
+    def step(carry: tuple[jax.Array, ...], now: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        last, weight, started = carry
+        here, here_allowed, border = now
+        jump = jnp.where(here_allowed & started, weight * jnp.abs(here - last), 0)
+        last = jnp.where(here_allowed, here, last)
+        weight = jnp.minimum(jnp.where(here_allowed, jnp.inf, weight), border)
+        return (last, weight, started | here_allowed), jump
+
+    positions = tuple(jnp.moveaxis(a, -1, 0) for a in (y, allowed, weights))
+    start = (jnp.zeros_like(y[..., 0]), jnp.zeros_like(y[..., 0]), jnp.zeros_like(allowed[..., 0]))
+    _, jumps = lax.scan(step, start, positions)
+    return jnp.sum(jumps, axis=0)[..., None]
 
 
 @tree_class
@@ -135,7 +159,7 @@ class RankPenalty(Penalty):
 
     def value(self, y: jax.Array, allowed: jax.Array) -> jax.Array:
         kept = count(allowed)
-        return total(self.rank_weights(kept, y.shape[-1], y.dtype) * ranked(y, allowed))
+        return total(self.rank_weights(kept, y.shape[-1], y.dtype) * _ranked(y, allowed))
 
     @classmethod
     def prox(cls, terms: Terms, x: jax.Array, implementation: str | None) -> tuple[jax.Array, Groups]:
@@ -174,6 +198,12 @@ def _rank_weights(terms: Terms, kept: jax.Array, like: jax.Array) -> jax.Array:
     d, dtype = like.shape[-1], like.dtype
     weights = (strength * penalty.rank_weights(kept, d, dtype) for strength, penalty in terms)  # pyright: ignore[reportAttributeAccessIssue]
     return functools.reduce(jnp.add, weights)
+
+
+def _ranked(y: jax.Array, allowed: jax.Array) -> jax.Array:
+    """The allowed coordinates from the largest to the smallest, then zeros."""
+    descending = -jnp.sort(-jnp.where(allowed, y, -jnp.inf), axis=-1)
+    return jnp.where(descending == -jnp.inf, 0, descending)
 
 
 @tree_class

@@ -28,5 +28,3 @@ from ._threshold import p_norm_weights as p_norm_weights
 from ._threshold import softmax_weights as softmax_weights
 from ._threshold import sparsemax_weights as sparsemax_weights
 from ._threshold import tsallis_weights as tsallis_weights
-from ._values import ranked as ranked
-from ._values import variation as variation

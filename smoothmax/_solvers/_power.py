@@ -12,9 +12,16 @@ logarithm, so both come down to one polynomial each.
 P and Q interpolate at the Chebyshev points of their intervals. Elsewhere the library's functions serve.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from ._scores import first_true
 
 # Coefficients by rising degree. The errors, 1.5e-8 of log2 and 2.6e-9 of the power, are below float32's rounding.
 _P = (
@@ -39,7 +46,7 @@ def power(u: jax.Array, c: jax.Array, error: jax.Array | float = 0.0) -> jax.Arr
     `error` is what is missing from u, relative to it: (u (1 + error))^c to first order.
     """
 
-    def by_library(u, c, error):
+    def by_library(u: jax.Array, c: jax.Array, error: jax.Array | float) -> jax.Array:
         return jnp.exp(c * (jnp.log(u) + error))
 
     if u.dtype != jnp.float32:
@@ -47,7 +54,7 @@ def power(u: jax.Array, c: jax.Array, error: jax.Array | float = 0.0) -> jax.Arr
     return lax.platform_dependent(u, c, jnp.asarray(error, u.dtype), cpu=_by_polynomials, default=by_library)
 
 
-def _by_polynomials(u, c, error):
+def _by_polynomials(u: jax.Array, c: jax.Array, error: jax.Array) -> jax.Array:
     bits = lax.bitcast_convert_type(u, jnp.int32)
     k = (bits - _BITS_OF_SQRT_HALF) & ~0x7FFFFF  # the exponent, where float32 keeps it
     f = lax.bitcast_convert_type(bits - k, jnp.float32) - 1
@@ -59,7 +66,7 @@ def _by_polynomials(u, c, error):
     return jnp.where(t == -126, jnp.zeros_like(t), scale * _polynomial(_Q, t - n))
 
 
-def rough_power(u, c):
+def rough_power(u: jax.Array, c: jax.Array) -> jax.Array:
     """u^c, at most 7 % off, for u > 0 and 0 < c < 1: read as an integer, a float's bits nearly follow its logarithm."""
     integer = jnp.int32 if u.dtype == jnp.float32 else jnp.int64
     one = lax.bitcast_convert_type(jnp.ones((), u.dtype), integer).astype(u.dtype)
@@ -68,7 +75,7 @@ def rough_power(u, c):
 
 
 @jax.custom_jvp
-def support_power(y, exponent):
+def support_power(y: jax.Array, exponent: jax.Array) -> jax.Array:
     """y^exponent on the support of y and 0 off it, for y >= 0; exponents 0 and 1/2 cost no power."""
     on = jnp.sign(y) + jnp.zeros_like(exponent)
     return first_true(
@@ -79,7 +86,7 @@ def support_power(y, exponent):
 
 
 @support_power.defjvp
-def _support_power_jvp(primals, tangents):
+def _support_power_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     # Not the derivative of the form chosen at run time: that form is blind to the exponent, and sqrt has a pole at 0.
     (y, exponent), (y_dot, exponent_dot) = primals, tangents
     value = support_power(y, exponent)
@@ -87,20 +94,12 @@ def _support_power_jvp(primals, tangents):
     return value, slope * y_dot + value * jnp.log(on_support(y)) * exponent_dot
 
 
-def first_true(*cases, otherwise):
-    """The branch of the first condition that holds, chosen at run time."""
-    if not cases:
-        return otherwise()
-    (condition, branch), *rest = cases
-    return lax.cond(condition, branch, lambda: first_true(*rest, otherwise=otherwise))
-
-
-def on_support(y):
+def on_support(y: jax.Array) -> jax.Array:
     """y with ones for its zeros, safe for a logarithm or a negative power."""
     return jnp.where(y == 0, jnp.ones_like(y), y)
 
 
-def _polynomial(coefficients, x):
+def _polynomial(coefficients: Sequence[float], x: jax.Array) -> jax.Array:
     result = jnp.full_like(x, coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         result = result * x + coefficient

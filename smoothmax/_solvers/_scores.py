@@ -1,10 +1,11 @@
-"""The door of every solver: scores are centred there once, and what cannot be solved is marked.
+"""The door of the threshold solvers: scores are centred there once, and what cannot be solved is marked.
 
 Scores come at any offset. Their differences are what a solution depends on, and only next to 0 are they resolved.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -88,6 +89,14 @@ def positive(v: jax.Array) -> jax.Array:
 def phi(x: jax.Array, c: jax.Array) -> jax.Array:
     """(1 - exp(-c x)) / c, continuous at c = 0."""
     return jnp.where(c == 0, x, -jnp.expm1(-c * x) / jnp.where(c == 0, jnp.ones_like(c), c))
+
+
+def first_true(*cases: tuple[jax.Array, Callable[[], Any]], otherwise: Callable[[], Any]) -> Any:
+    """The branch of the first condition that holds, chosen at run time."""
+    if not cases:
+        return otherwise()
+    (condition, branch), *rest = cases
+    return lax.cond(condition, branch, lambda: first_true(*rest, otherwise=otherwise))
 
 
 def stored(values: Any) -> Any:

@@ -34,8 +34,7 @@ from .. import _kernels
 from .._arrays import eps, total, varying_like
 from ._concave import concave_weights
 from ._convex import ANY_POWER, FIRST_POWER, LOWEST, NORM_POWER, P_NORM, SECOND_POWER, TSALLIS, Powers, convex_weights
-from ._power import first_true
-from ._scores import Scores, Solved, answered, centred
+from ._scores import Scores, Solved, answered, centred, first_true
 
 
 def softmax_weights(x: jax.Array, gamma: jax.Array, *, implementation: str | None = None) -> jax.Array:

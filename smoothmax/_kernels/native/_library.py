@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 
 _HERE = pathlib.Path(__file__).parent
-LIBRARY = _HERE / ("libsmoothmax.dylib" if sys.platform == "darwin" else "libsmoothmax.so")
+FILE = _HERE / ("libsmoothmax.dylib" if sys.platform == "darwin" else "libsmoothmax.so")
 # What the build wrote about itself: {"built": bool, "because": a sentence}.
 RECORD = _HERE / "build.json"
 
@@ -39,16 +39,16 @@ def target(problem: str, dtype: str) -> str:
 
 def load(problems: Iterable[str]) -> Library:
     """Loads the library and registers its handlers, if there is one that suits."""
-    if not LIBRARY.exists():
+    if not FILE.exists():
         return Library(_why_missing(), "not built")
     try:
-        library = ctypes.CDLL(str(LIBRARY))
+        library = ctypes.CDLL(str(FILE))
         version = library.smoothmax_ffi_major(), library.smoothmax_ffi_minor()
         library.smoothmax_instruction_set.restype = ctypes.c_char_p
         instructions = library.smoothmax_instruction_set().decode()
         handlers = {target(p, d): getattr(library, target(p, d)) for p in problems for d in DTYPES}
     except (OSError, AttributeError) as error:
-        return Library(f"{LIBRARY.name} cannot be loaded ({error}): reinstall smoothmax", "not loaded")
+        return Library(f"{FILE.name} cannot be loaded ({error}): reinstall smoothmax", "not loaded")
     reason = _unsuitable(version, _version_here())
     if reason is None:
         for name, handler in handlers.items():

@@ -7,7 +7,7 @@ import pytest
 from cases.tolerances import SOLVED, ULPS
 
 import smoothmax as sm
-from smoothmax._parametrize import bounded, unbounded
+from smoothmax._bounded import bounded, unbounded
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
