@@ -278,7 +278,7 @@ def _segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array) -> jax.Arra
         before, lost, counts = (jnp.where(cut, 0, a) for a in carry)
         sums = before + v
         # What rounding takes from a sum is kept beside it: over thousands of ranks it would add up to more than one.
-        lost += lax.stop_gradient((before - (sums - (sums - before))) + (v - (sums - before)))
+        lost += (before - (sums - (sums - before))) + (v - (sums - before))
         counts += w
         return (sums, lost, counts), (sums + lost, counts)
 
