@@ -21,7 +21,7 @@ from . import _kernels, _rules
 from ._arrays import as_array, by_partitioner
 from ._cache import SameFunction, compiled
 from ._domains import Domain, Simplex
-from ._parameters import as_floats
+from ._parameters import as_floats, tree_class
 from ._problem import Problem, multiply_out
 from ._regularizers import Base, Function, Regularizer
 from ._slices import Axis, Layout, normal_axes, to_slices
@@ -47,10 +47,7 @@ def _posed(op: Operator, x: Any, axis: Axis, where: Any) -> tuple[Problem, jax.A
     return multiply_out(omega, over, slices.dtype, op.implementation), slices, layout
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["omega", "over"], meta_fields=["implementation", "forward"]
-)
-@dataclasses.dataclass(frozen=True)
+@tree_class
 class Operator:
     r"""The max operator of a regularizer over a domain and its gradient mapping, as made by `conjugate`.
 
@@ -76,15 +73,13 @@ class Operator:
 
     omega: Regularizer
     over: Domain = dataclasses.field(default_factory=Simplex)
-    implementation: str | None = None
-    forward: bool = False
+    implementation: str | None = dataclasses.field(default=None, metadata={"static": True})
+    forward: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        # JAX also builds operators of placeholders; only what a user gives can be wrong.
-        if isinstance(self.omega, Regularizer) and isinstance(self.over, Domain):
-            check_expression(self.omega)
-            self.over.check_base(self.omega)
-            _kernels.check(self.implementation)
+        check_expression(self.omega)
+        self.over.check_base(self.omega)
+        _kernels.check(self.implementation)
 
     @property
     def functions(self) -> tuple[SameFunction, ...]:
@@ -163,7 +158,8 @@ def conjugate(
         strictly convex function that takes one distribution `(d,)` and returns a scalar.
       over: the domain: `Simplex()` (the default), `CappedSimplex(k)`, `Box()` or `Permutahedron(weights)`.
       params: for a function, a pytree of its hyper-parameters; it is then called as `omega(y, params)`, and gradients
-        reach them. A value that the function merely closes over is a constant. Write the function once, outside of
+        reach them. A Python integer becomes a float, so that it has one: give an index as an array. A value that the
+        function merely closes over is a constant. Write the function once, outside of
         loops, and pass what varies as params: a program is compiled for each function.
       implementation: how to solve: "xla", which serves everything, "native" (compiled kernels for CPUs), "pallas"
         (kernels for TPUs and Hopper GPUs), or None for the best that serves the platform, the dtype and the operator.

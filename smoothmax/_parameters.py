@@ -96,7 +96,7 @@ def placed(value: Parameter) -> jax.Array:
 
 def as_floats(tree: Any) -> Any:
     """Lets alpha=2 and alpha=2.0 share one compilation, and both have a gradient."""
-    return jax.tree.map(lambda leaf: float(leaf) if isinstance(leaf, int) else leaf, tree)
+    return jax.tree.map(lambda leaf: float(leaf) if type(leaf) is int else leaf, tree)
 
 
 # --- Frozen dataclasses that are pytrees -------------------------------------------------------------------
@@ -112,7 +112,7 @@ def tree_class(cls: type[T]) -> type[T]:
     Unflattening does not run `__init__`: JAX also builds trees of tracers, shapes and placeholders, and the values
     were checked when the user made the object.
     """
-    made: Any = dataclasses.dataclass(frozen=True, repr=False)(cls)
+    made: Any = dataclasses.dataclass(frozen=True, repr=cls.__repr__ is object.__repr__)(cls)
     static = [f.name for f in dataclasses.fields(made) if f.metadata.get("static")]
     leaves = [f.name for f in dataclasses.fields(made) if f.name not in static]
 

@@ -49,7 +49,13 @@ def _solve(problem: Problem, x: jax.Array) -> tuple[jax.Array, Found]:
 def _kept(arguments: Any) -> Any:
     """Arguments to be kept for the backward rule. JAX notes the places of those that it sees again, and miscounts them
     where a gradient inside of `scan` is differentiated again (seen with 0.10 and 0.12): so it gets to see others."""
-    return jax.tree.map(lambda a: a * 1, arguments)
+
+    def another(a: jax.Array) -> jax.Array:
+        if a.dtype == bool:
+            return a | False
+        return a if jnp.issubdtype(a.dtype, jax.dtypes.extended) else a * 1  # keys know no product
+
+    return jax.tree.map(another, arguments)
 
 
 @jax.custom_vjp

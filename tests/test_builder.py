@@ -250,6 +250,32 @@ def test_a_params_tree_is_a_tree():
     np.testing.assert_allclose(gradient["linear"][0], -y.sum(0), rtol=0, atol=10 * FUNCTION64)
 
 
+def test_params_that_are_no_numbers():
+    """Flags, indices and keys reach the rules as they are: bit by bit, `~1` is no `~True`."""
+    x = jnp.array([0.3, 0.2, 0.1])
+    params = {"heavy": jnp.array([True, False, True]), "which": jnp.array([0, 1, 0]), "key": jax.random.key(0)}
+
+    def function(y, p):
+        factor = jnp.where(~p["heavy"], 2.0, 1.0) * jnp.array([1.0, 3.0])[p["which"] ^ 0]
+        return p["w"] * jnp.sum(factor * y**2) / 2 + 0 * jax.random.normal(p["key"])
+
+    op = lambda w: sm.conjugate(function, params={**params, "w": w})
+    s = 1 / np.array([1.0, 6.0, 1.0])
+    np.testing.assert_allclose(jax.jacrev(op(1.0))(x), np.diag(s) - np.outer(s, s) / s.sum(), atol=FUNCTION64)
+    value = lambda w: op(w).max(x)
+    np.testing.assert_allclose(jax.grad(value)(1.0), (value(1 + 1e-4) - value(1 - 1e-4)) / 2e-4, atol=FUNCTION64)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_gradient_of_an_operator_is_an_operator(sign):
+    """Whose hyper-parameters are derivatives, and need not be in any range."""
+    op = sm.conjugate(sm.FermiDirac(), over=sm.Box(0.1, 0.9))
+    bar = jax.grad(lambda op: sign * jnp.sum(op(jnp.array([3.0, 4.0, -9.0, -8.0, -7.0]))))(op)
+    assert isinstance(bar, sm.Operator)
+    np.testing.assert_array_equal([bar.over.lower, bar.over.upper], [3 * sign, 2 * sign])
+    assert jax.tree.map(lambda leaf: leaf, op) == op
+
+
 def test_memory_of_the_generic_path_holds_no_square_matrix(d=4096):
     op = sm.conjugate(lambda y: jnp.sum(y**2) / 2 + 0.1 * jnp.sum(y**2) ** 2)
     f = jax.jit(lambda x, v: jax.vjp(op.argmax, x)[1](v))
