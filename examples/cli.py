@@ -57,7 +57,7 @@ def mended(action: Callable, stopped: str):
     """What `action` returns; what the user can mend is said in one line."""
     try:
         return action()
-    except (DataError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:  # outside the training loop, which saves by itself

@@ -24,6 +24,11 @@ def floating(name: str, array: jax.typing.ArrayLike) -> jax.Array:
     return array
 
 
+def check_real(name: str, array: jax.Array) -> None:
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} must be real, got dtype {array.dtype}: take the real part")
+
+
 def no_cotangent(a: jax.Array) -> Any:
     """What JAX takes for the cotangent of a number that has no derivative."""
     return np.zeros(a.shape, jax.dtypes.float0)

@@ -159,8 +159,8 @@ def conjugate(
       over: the domain: `Simplex()` (the default), `CappedSimplex(k)`, `Box()` or `Permutahedron(weights)`.
       params: for a function, a pytree of its hyper-parameters; it is then called as `omega(y, params)`, and gradients
         reach them. A Python integer becomes a float, so that it has one: give an index as an array. A value that the
-        function merely closes over is a constant. Write the function once, outside of
-        loops, and pass what varies as params: a program is compiled for each function.
+        function merely closes over is a constant. Write the function once, outside of loops, and pass what varies as
+        params: a program is compiled for each function.
       implementation: how to solve: "xla", which serves everything, "native" (compiled kernels for CPUs), "pallas"
         (kernels for TPUs and Hopper GPUs), or None for the best that serves the platform, the dtype and the operator.
 

@@ -9,7 +9,6 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from .. import _kernels
@@ -19,7 +18,7 @@ from ._blocks import attend_in_blocks, check_block_size
 from ._checks import check_arrays, check_scale, flat_scores
 from ._core import Mapping, Products, attend, query_key_products, weighted_values, with_implementation
 from ._kernel import attend_by_kernel
-from ._visibility import Visibility, check_lengths, check_window, clear, clearing
+from ._visibility import Visibility, check_causal, check_lengths, check_window, clear, clearing
 from ._zeros import check_skips, skipping_products
 
 
@@ -178,14 +177,12 @@ def dot_product_attention(
         )
     if skip_zeros:
         check_skips(mapping, block_size)
-    if not isinstance(is_causal, bool | np.bool_):
-        raise TypeError(f"is_causal must be True or False, got {is_causal!r}: pass what varies as `mask`")
     _kernels.check(implementation)
     whole = "attention" in _kernels.TABLE.get(implementation or "", {})
     batch = query.shape[:-3]
     rules = Visibility(
         mask=None,
-        is_causal=is_causal,
+        is_causal=check_causal(is_causal),
         window=check_window(local_window_size),
         query_lengths=check_lengths("query_seq_lengths", query_seq_lengths, batch),
         key_lengths=check_lengths("key_value_seq_lengths", key_value_seq_lengths, batch),

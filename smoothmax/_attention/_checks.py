@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from .._arrays import check_real
+
 
 def check_arrays(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
     if query.ndim < 3:
@@ -70,8 +72,7 @@ def flat_scores(name: str, array: ArrayLike | None, scores_shape: tuple[int, ...
         )
     if name == "bias" and array.dtype == jnp.bool_:
         raise TypeError("bias must be a number to add, got booleans: pass a boolean array as `mask`")
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise TypeError(f"{name} must be real, got dtype {array.dtype}: take its real part")
+    check_real(name, array)
     shape = (1,) * (len(scores_shape) - array.ndim) + array.shape
     if len(shape) > len(scores_shape) or any(a not in (1, b) for a, b in zip(shape, scores_shape, strict=True)):
         raise ValueError(

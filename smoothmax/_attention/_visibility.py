@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from .._parameters import index
@@ -136,10 +137,17 @@ def check_window(window: int | tuple[int, int] | None) -> tuple[int, int] | None
     if window is None:
         return None
     try:
-        left, right = (index(n) for n in (window if isinstance(window, tuple | list) else (window, window)))
+        pair = window if isinstance(window, tuple | list) else (window, window)
+        left, right = (max(-_FAR, min(index(n), _FAR)) for n in pair)
     except (TypeError, ValueError):
         raise TypeError(
             f"local_window_size must be an integer or a pair of integers (left, right), got {window!r}: give numbers "
             "that are known when the function is traced"
         ) from None
-    return max(-_FAR, min(left, _FAR)), max(-_FAR, min(right, _FAR))
+    return left, right
+
+
+def check_causal(is_causal: bool) -> bool:
+    if not isinstance(is_causal, bool | np.bool_):
+        raise TypeError(f"is_causal must be True or False, got {is_causal!r}: pass what varies as `mask`")
+    return bool(is_causal)

@@ -98,8 +98,8 @@ class CappedSimplex(Domain):
         allowed, full = x > -jnp.inf, self._full(y)
         # Where weight gains least it is the first to leave its bound; with equal bounds, at the least score.
         gain = x - gamma * base.gradient(y) if upper.shape[-1:] == x.shape[-1:] else x
-        first_out = _greatest(jnp.where(allowed & (y == 0), x, -jnp.inf))
-        last_in = _greatest(jnp.where(full, -gain, -jnp.inf))
+        first_out = _where_greatest(jnp.where(allowed & (y == 0), x, -jnp.inf))
+        last_in = _where_greatest(jnp.where(full, -gain, -jnp.inf))
         moves = jnp.where(first_out, FIRST_OUT, jnp.where(last_in, LAST_IN, ALLOWED))
         return y, Places(jnp.where(allowed, moves, DELETED).astype(jnp.int8))
 
@@ -133,7 +133,7 @@ class CappedSimplex(Domain):
         return jnp.where((y == 0) | self._full(y), 0, rates)
 
 
-def _greatest(scores: jax.Array) -> jax.Array:
+def _where_greatest(scores: jax.Array) -> jax.Array:
     """Where the greatest score stands, and those that are equal; nowhere if all are -inf."""
     return (scores == jnp.max(scores, axis=-1, keepdims=True)) & (scores > -jnp.inf)
 

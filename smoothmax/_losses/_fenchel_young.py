@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._arrays import as_array, eps
+from .._arrays import as_array, check_real, eps
 from .._cache import compiled
 from .._conjugate import Operator, conjugate
 from .._parameters import as_floats, index
@@ -82,8 +82,7 @@ def fenchel_young_loss(
             f"targets of shape {t.shape} must have the shape of logits, {x.shape}: one number for each "
             "class; for labels use fenchel_young_loss_with_integer_labels"
         )
-    if jnp.issubdtype(t.dtype, jnp.complexfloating):
-        raise TypeError(f"targets must be real, got dtype {t.dtype}: take their real part")
+    check_real("targets", t)
     axes, op = normal_axes(axis, x.shape, "logits"), as_floats(conjugate(omega))
     op.over.check_room(x.shape, axes)
     return _against_targets(op, x, t, where, axes=tuple(a - x.ndim for a in axes))

@@ -277,8 +277,9 @@ def _segment_mean(v: jax.Array, jumps: jax.Array, weight: jax.Array) -> jax.Arra
         v, w, cut = row
         before, lost, counts = (jnp.where(cut, 0, a) for a in carry)
         sums = before + v
+        added = sums - before
         # What rounding takes from a sum is kept beside it: over thousands of ranks it would add up to more than one.
-        lost += (before - (sums - (sums - before))) + (v - (sums - before))
+        lost += (before - (sums - added)) + (v - added)
         counts += w
         return (sums, lost, counts), (sums + lost, counts)
 

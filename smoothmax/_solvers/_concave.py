@@ -124,7 +124,6 @@ class _Seen(NamedTuple):
       low: the sum of u^(r-1) above c.
       ties: how many scores there are at c.
       excess: the sum of all weights, less one.
-      e: w^b.
       tau: the threshold.
     """
 
@@ -132,7 +131,6 @@ class _Seen(NamedTuple):
     low: jax.Array
     ties: jax.Array
     excess: jax.Array
-    e: jax.Array
     tau: jax.Array
 
 
@@ -191,7 +189,7 @@ def _look(z: jax.Array, b: jax.Array, s: _State) -> _Seen:
     e = stored(s.w**b)  # once a slice: fused, a CPU takes it again for each score
     u, low = _powers(z, b, s.c, e)
     above, low, ties = total(low * u), total(low), total((u == e).astype(z.dtype))
-    return _Seen(above, low, ties, above + ties * s.w - 1, e, s.c - (1 / b) * e)
+    return _Seen(above, low, ties, above + ties * s.w - 1, s.c - (1 / b) * e)
 
 
 def _newton(b: jax.Array, s: _State, seen: _Seen) -> _Step:

@@ -34,8 +34,7 @@ struct Steps {
   // both are steps of that method.
   template <class T>
   bool leave_rounding(double residual, bool both) const {
-    return smoothmax::SMOOTHMAX_TARGET::leaves_rounding<T>(residual, now,
-                                                           both ? greater(magnitude(last), magnitude(now)) : now);
+    return leaves_rounding<T>(residual, now, both ? greater(magnitude(last), magnitude(now)) : now);
   }
   template <class T>
   bool stall(double residual, int64_t n) const {
