@@ -309,6 +309,28 @@ _XLA = {case.id: case for case in _cases()}
 # For the dearest laws, and for every other implementation.
 REPRESENTATIVES = tuple(_XLA[id] for id in _representatives())
 
+
+def _parts(case: Case) -> set[Any]:
+    """What a case is made of: a base, alone or not, a domain, penalties, and of how many kinds."""
+    family = case.family
+    kinds, simplex = len({PENALTIES[name].chain for name in family.penalties}), family.domain == "simplex"
+    alone = {(family.base, "alone")} if simplex and not kinds else set()
+    return alone | {family.base, family.domain, *family.penalties, kinds, (simplex, kinds > 0)}
+
+
+def _pieces():
+    """The representatives without those of which every part stands in another one too, the largest looked at first."""
+    kept = list(REPRESENTATIVES)
+    for case in sorted(REPRESENTATIVES, key=lambda case: -len(case.family.penalties)):
+        others = [other for other in kept if other is not case]
+        if _parts(case) <= set().union(*map(_parts, others)):
+            kept = others
+    return kept
+
+
+# For laws about what is done to a program, which meets each part alike whatever stands beside it.
+PIECES = tuple(_pieces())
+
 CASES = (*_XLA.values(), *(other for case in REPRESENTATIVES for other in _elsewhere(case)))
 BY_ID = {case.id: case for case in CASES}
 
