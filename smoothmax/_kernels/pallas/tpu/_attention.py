@@ -105,9 +105,9 @@ def _forward(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules) -> Any:
         plan,
         interpret,
         partial(_flash.forward, plan),
-        inputs,
-        rules,
-        blocks,
+        inputs=inputs,
+        rules=rules,
+        blocks=blocks,
         arrays=[(q, places.of_queries(q)), (k, places.all_keys(k)), (v, places.all_keys(v))],
         out=[
             ((batch, heads, plan.queries, v.shape[3]), q.dtype, places.of_queries(v)),
@@ -119,54 +119,69 @@ def _forward(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules) -> Any:
 
 
 def _backward(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules, found: Any, output_bar: jax.Array) -> Inputs:
+    run = partial(_run, plan, interpret, inputs=inputs, rules=rules)
+    places = _layout.Places(plan, inputs.q.shape[1] // inputs.k.shape[1])
+    dq, rows, *of_pairs = _along_keys(plan, run, places, inputs, found, output_bar)
+    dk, dv, *of_sums = _along_queries(plan, run, places, inputs, found, rows, output_bar)
+
+    def over_group(a: jax.Array, like: jax.Array) -> jax.Array:
+        return a.reshape(*like.shape[:2], -1, *a.shape[2:]).sum(2).astype(like.dtype)
+
+    bias_bar = None if inputs.bias is None else summed([*of_pairs, *of_sums][0], inputs.bias.shape)
+    alpha_bar, scale_bar = (jnp.sum(rows[:, :, r], (0, 2)) for r in (ALPHA_BAR, SCALE_BAR))
+    return Inputs(dq, over_group(dk, inputs.k), over_group(dv, inputs.v), alpha_bar, scale_bar, bias_bar)
+
+
+def _along_keys(
+    plan: Plan, run: Any, places: _layout.Places, inputs: Inputs, found: Any, output_bar: jax.Array
+) -> list[jax.Array]:
+    """For each block of queries: their cotangents, the rows that those of keys need, and those of a bias a query."""
     kept, marked = found
     q, k, v, *_, bias = inputs
-    batch, heads = q.shape[:2]
-    blocks, marks = plan.queries // plan.rows, marked.shape[-1]
-    places = _layout.Places(plan, heads // k.shape[1])
     per_query = bias is not None and bias.shape[3] > 1
-    per_key = bias is not None and bias.shape[3] == 1
 
-    def along_keys(head, q, k, v, do, kept, marked, dq, rows, *rest):
+    def kernel(head, q, k, v, do, kept, marked, dq, rows, *rest):
         dz, i = rest if per_query else (None, *rest)
         _flash.backward_queries(plan, head, q, k, v, do, kept, marked, dq, rows, dz, i)
 
     out = [(q.shape, q.dtype, places.of_queries(q)), (kept.shape, jnp.float32, places.of_rows())]
     if per_query:
-        pairs = batch, heads, plan.keys, plan.queries
+        pairs = *q.shape[:2], plan.keys, plan.queries
         out.append((pairs, jnp.float32, places.of_pairs(pairs, per_query=True)))
-    dq, rows, *dz = _run(
-        plan,
-        interpret,
-        along_keys,
-        inputs,
-        rules,
-        blocks,
+    return run(
+        kernel,
+        blocks=plan.queries // plan.rows,
         arrays=[
             (q, places.of_queries(q)),
             (k, places.all_keys(k)),
             (v, places.all_keys(v)),
             (output_bar, places.of_queries(v)),
             (kept, places.of_rows()),
-            (marked, places.of_marks(marks)),
+            (marked, places.of_marks(marked.shape[-1])),
         ],
         out=out,
     )
 
-    def along_queries(head, q, k, v, do, kept, rows, marked, dk, dv, *rest):
+
+def _along_queries(
+    plan: Plan, run: Any, places: _layout.Places, inputs: Inputs, found: Any, rows: jax.Array, output_bar: jax.Array
+) -> list[jax.Array]:
+    """For each block of keys and each head: cotangents of keys, of values, and of a bias that queries share."""
+    kept, marked = found
+    q, k, v, *_, bias = inputs
+    heads = q.shape[:2]
+    per_key = bias is not None and bias.shape[3] == 1
+
+    def kernel(head, q, k, v, do, kept, rows, marked, dk, dv, *rest):
         dz, j = rest if per_key else (None, *rest)
         _flash.backward_keys(plan, head, q, k, v, do, kept, rows, marked, dk, dv, dz, j)
 
-    out = [((batch, heads, *a.shape[2:]), jnp.float32, places.of_keys(a, shared=False)) for a in (k, v)]
+    out = [((*heads, *a.shape[2:]), jnp.float32, places.of_keys(a, shared=False)) for a in (k, v)]
     if per_key:
-        out.append(((batch, heads, plan.keys, 1), jnp.float32, places.of_keys(jnp.zeros((1, 1, 1, 1)), shared=False)))
-    dk, dv, *dz_sum = _run(
-        plan,
-        interpret,
-        along_queries,
-        inputs,
-        rules,
-        plan.keys // plan.columns,
+        out.append(((*heads, plan.keys, 1), jnp.float32, places.of_keys(jnp.zeros((1, 1, 1, 1)), shared=False)))
+    return run(
+        kernel,
+        blocks=plan.keys // plan.columns,
         arrays=[
             (q, places.all_queries(q)),
             (k, places.of_keys(k)),
@@ -174,24 +189,18 @@ def _backward(plan: Plan, interpret: Any, inputs: Inputs, rules: Rules, found: A
             (output_bar, places.all_queries(v)),
             (kept, places.all_rows()),
             (rows, places.all_rows()),
-            (marked, places.all_marks(blocks, marks)),
+            (marked, places.all_marks(plan.queries // plan.rows, marked.shape[-1])),
         ],
         out=out,
         along_keys=True,
     )
-
-    def over_group(a: jax.Array, like: jax.Array) -> jax.Array:
-        return a.reshape(batch, like.shape[1], -1, *a.shape[2:]).sum(2).astype(like.dtype)
-
-    bias_bar = None if bias is None else summed([*dz, *dz_sum][0], bias.shape)
-    alpha_bar, scale_bar = (jnp.sum(rows[:, :, r], (0, 2)) for r in (ALPHA_BAR, SCALE_BAR))
-    return Inputs(dq, over_group(dk, k), over_group(dv, v), alpha_bar, scale_bar, bias_bar)
 
 
 def _run(
     plan: Plan,
     interpret: Any,
     kernel: Callable[..., None],
+    *,
     inputs: Inputs,
     rules: Rules,
     blocks: int,
