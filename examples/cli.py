@@ -23,7 +23,7 @@ from .metrics import AttentionFigures, gold_positions
 from .model import learned_values
 from .options import Run, Settings, complete
 from .pictures import save_heatmaps
-from .running import CHECKPOINT, METRICS, write_text
+from .running import CHECKPOINT, METRICS, stoppable, write_text
 from .task import Answers, Network, Task
 
 PICTURES = 6
@@ -81,8 +81,10 @@ def run(task: Task, one: Run) -> dict | None:
 
     sizes = f"{len(corpus.train)} / {len(corpus.valid)} / {len(corpus.test)} examples"
     print(f"{task.name} on {corpus.name}: {sizes}, mapping {mapping}, seed {one.seed}, into {out}", flush=True)
-    training = prepare(network, settings, mapping, one, out, batches, valid)
-    if not training.fit():
+    with stoppable() as asked:
+        training = prepare(network, settings, mapping, one, out, batches, valid)
+        finished = training.fit(asked)
+    if not finished:
         print(f"stopped at step {training.progress.step}, saved in {out}: add --resume to go on")
         return None
 

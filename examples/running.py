@@ -19,7 +19,11 @@ SAVE_EVERY = 60.0  # seconds
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[list[int]]:
-    """A list that fills on Ctrl-C or SIGTERM: the loop ends after the step at hand. A second one ends at once."""
+    """A list that fills on Ctrl-C or SIGTERM: the loop ends after the step at hand. A second one ends at once.
+
+    Python's own handler raises wherever it is, and what calls back from inside of JAX loses the exception: so handlers
+    are set before a model is built, not only while it learns.
+    """
     asked: list[int] = []
 
     def note(number, frame):

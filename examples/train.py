@@ -20,7 +20,7 @@ import smoothmax as sm
 
 from .data import Batches, DataError
 from .options import Loss, Settings
-from .running import CHECKPOINT, SAVE_EVERY, load_arrays, save_arrays, stoppable
+from .running import CHECKPOINT, SAVE_EVERY, load_arrays, save_arrays
 
 REGULARIZERS = {"softmax": sm.Shannon(), "sparsemax": sm.SquaredL2(), "entmax": sm.Tsallis(1.5)}
 
@@ -120,8 +120,8 @@ class Training:
     valid: Batches
     save: Callable[[], None]
 
-    def fit(self) -> bool:
-        """Trains until the budget of steps or epochs is spent, whichever comes first; False when interrupted.
+    def fit(self, asked: list) -> bool:
+        """Trains until the budget of steps or epochs is spent, whichever comes first; False when `asked` to stop.
 
         `save` is called after each epoch, each minute, on interruption and at the end. The last validation, inside an
         epoch, is not part of the saved state: a run that goes on from here later must not know that it once stopped
@@ -129,14 +129,14 @@ class Training:
         """
         progress, settings, never = self.progress, self.settings, float("inf")
         limit = min(settings.steps or never, (settings.epochs or never) * len(self.train))
-        with stoppable() as asked, tqdm(total=limit, initial=progress.step, unit="step", mininterval=1.0) as bar:
+        with tqdm(total=limit, initial=progress.step, unit="step", mininterval=1.0) as bar:
             while progress.step < limit and not asked:
                 pieces = self.train.shuffled(self.seed, progress.epoch)
                 self._steps(pieces[progress.position :], limit, asked, bar)
                 if progress.position == len(pieces):
                     self._end_epoch(len(pieces), bar)
             self.save()
-        if progress.step < limit:
+        if asked:
             return False
         if progress.position:
             self.validate()

@@ -41,8 +41,10 @@ def run(options: Options) -> dict[str, Any]:
     if (folder / METRICS).exists():
         return json.loads((folder / METRICS).read_text())
     started = time.perf_counter()
-    graph, params = nnx.split(Transformer(options))
-    state = train(options, graph, restored(options, State(params, optimizer(options).init(params), 0, float("nan"))))
+    with stoppable() as asked:
+        graph, params = nnx.split(Transformer(options))
+        fresh = State(params, optimizer(options).init(params), 0, float("nan"))
+        state = train(options, graph, restored(options, fresh), asked)
     model = nnx.merge(graph, state.params)
     result = {
         "name": options.name,
@@ -66,7 +68,7 @@ def optimizer(options: Options) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
-def train(options: Options, graph: Any, state: State) -> State:
+def train(options: Options, graph: Any, state: State, asked: list) -> State:
     def loss(params: Any, batch: tasks.Batch) -> jax.Array:
         model = nnx.merge(graph, params)
         # Tokens that are not asked are masked as a whole: no loss, no gradient.
@@ -82,11 +84,8 @@ def train(options: Options, graph: Any, state: State) -> State:
         return optax.apply_updates(params, updates), moments, value
 
     last, saved = state.loss, time.monotonic()
-    with (
-        tqdm(desc=f"{options.task} {options.name}", initial=state.step, total=options.steps) as bar,
-        stoppable() as stop,
-    ):
-        while state.step < options.steps and not stop:
+    with tqdm(desc=f"{options.task} {options.name}", initial=state.step, total=options.steps) as bar:
+        while state.step < options.steps and not asked:
             rng = np.random.default_rng((options.seed, state.step))
             batch = tasks.draw(options.task, rng, options.batch, options.length, vary=True)
             params, moments, value = step(state.params, state.optimizer, batch)
@@ -100,7 +99,7 @@ def train(options: Options, graph: Any, state: State) -> State:
                 _save(options, state)
                 saved = time.monotonic()
     _save(options, state)
-    if state.step < options.steps:
+    if asked:
         raise SystemExit(f"stopped at step {state.step}: the same command goes on")
     return state
 
