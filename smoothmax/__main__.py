@@ -35,11 +35,9 @@ def _status(name: str) -> str:
         if LIBRARY.reason is not None:
             return f"not available: {LIBRARY.reason}; all runs on xla"
         return f"available (cpu; {LIBRARY.description})"
-    kernels = TABLE[name].values()
-    platforms = " and ".join(
-        sorted({p for first in kernels for kernel in first.everywhere() for p in kernel.platforms})
-    )
-    if not any(map(here, kernels)):
+    problems = TABLE[name].values()
+    platforms = " and ".join(sorted({p for kernels in problems for kernel in kernels for p in kernel.platforms}))
+    if not any(map(here, problems)):
         return f"not available: it runs on {platforms}, and this machine has {target()}"
     return f"available ({platforms})"
 

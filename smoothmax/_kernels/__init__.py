@@ -8,7 +8,7 @@ file beside this one and enter it with `register`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,29 +27,23 @@ class Kernel:
       platforms: where it runs: "cpu", "cuda", "rocm", "tpu".
       refuses: from the arguments to the reason why it cannot serve them, or None. Only shapes and dtypes are looked at.
       default: whether it is taken where the caller names no implementation; or a function of the arguments that tells.
-      elsewhere: the kernel that goes by the same name on other platforms.
     """
 
     call: Solver
     platforms: tuple[str, ...]
     refuses: Callable[..., str | None] = lambda *_, **__: None
     default: bool | Callable[..., bool] = True
-    elsewhere: Kernel | None = None
-
-    def everywhere(self) -> Iterator[Kernel]:
-        """It, and those of its name on other platforms."""
-        yield self
-        if self.elsewhere is not None:
-            yield from self.elsewhere.everywhere()
 
 
-# implementation -> problem -> kernel
-TABLE: dict[str, dict[str, Kernel]] = {}
+# implementation -> problem -> its kernels, each for other platforms
+TABLE: dict[str, dict[str, tuple[Kernel, ...]]] = {}
 
 
 def register(implementation: str, problem: str, kernel: Kernel) -> None:
-    """Enters a kernel into the table."""
-    TABLE.setdefault(implementation, {})[problem] = kernel
+    """Enters a kernel into the table, in place of what ran on its platforms."""
+    problems = TABLE.setdefault(implementation, {})
+    others = (k for k in problems.get(problem, ()) if not set(k.platforms) & set(kernel.platforms))
+    problems[problem] = (*others, kernel)
 
 
 def names() -> tuple[str, ...]:
@@ -83,10 +77,10 @@ def _offers(kernel: Kernel, *args: Any, **static: Any) -> bool:
     return wanted and kernel.refuses(*args, **static) is None
 
 
-def here(kernel: Kernel) -> Kernel | None:
-    """The kernel, or the one elsewhere, that runs where the program will."""
+def here(kernels: tuple[Kernel, ...]) -> Kernel | None:
+    """The one of them that runs where the program will."""
     platforms = {"gpu": ("cuda", "rocm", "gpu")}.get(target(), (target(),))
-    return next((k for k in kernel.everywhere() if set(platforms) & set(k.platforms)), None)
+    return next((k for k in kernels if set(platforms) & set(k.platforms)), None)
 
 
 def refuse(implementation: str, reason: str) -> NotImplementedError:
@@ -106,15 +100,16 @@ def serving(
         return {}
     if implementation is None:
         offered = {}
-        for kernels in TABLE.values():
-            for kernel in kernels[problem].everywhere() if problem in kernels else ():
+        for problems in TABLE.values():
+            for kernel in problems.get(problem, ()):
                 if _offers(kernel, *args, **static):
                     offered |= dict.fromkeys(kernel.platforms, partial(kernel.call, **static))
         return offered
-    if problem not in TABLE[implementation]:
+    kernels = TABLE[implementation].get(problem, ())
+    if not kernels:
         reason = f"it has no kernel for the problem {problem!r}"
-    elif (kernel := here(TABLE[implementation][problem])) is None:
-        platforms = [p for k in TABLE[implementation][problem].everywhere() for p in k.platforms]
+    elif (kernel := here(kernels)) is None:
+        platforms = [p for k in kernels for p in k.platforms]
         reason = f"it runs on {' and '.join(platforms)}, and this program is for {target()}"
     elif (reason := kernel.refuses(*args, **static)) is None:
         return dict.fromkeys(kernel.platforms, partial(kernel.call, **static))

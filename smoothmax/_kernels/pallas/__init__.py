@@ -15,7 +15,6 @@ Pallas is loaded when a kernel is first called, not with the library.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import re
 from collections.abc import Callable
@@ -86,6 +85,5 @@ def _undivided() -> bool:
     return jax.device_count() == 1 if mesh.empty else mesh.size == 1 or mesh.are_all_axes_manual
 
 
-_on_gpus = gpu_kernels()
-for _problem, _kernel in kernels().items():
-    register("pallas", _problem, dataclasses.replace(_kernel, elsewhere=_on_gpus.get(_problem)))
+for _problem, _kernel in (*kernels().items(), *gpu_kernels().items()):
+    register("pallas", _problem, _kernel)
