@@ -90,6 +90,19 @@ def weights_of_the_oracle(problem, x, gamma, powers):
     return weights
 
 
+def capped_weights_of_the_oracle(x, gamma, alpha, total, upper):
+    """The same with bounds, one a slice or one a position, by columns of alphas and sums."""
+    bases = {0.0: {"base": "fermi"}, 1.0: {"base": "shannon"}, 2.0: {"base": "l2"}}
+    weights = np.zeros(x.shape)
+    for row, power, size, bound, to in zip(x, alpha[:, 0], total[:, 0], upper, weights, strict=True):
+        kept = row > -np.inf
+        bound = np.broadcast_to(bound, row.shape)[kept].astype(float)
+        size = min(float(size), bound.sum())  # float32 rounded it
+        problem = bases.get(float(power), {"base": "tsallis", "alpha": float(power)})
+        to[kept] = oracles.capped(row[kept].astype(float), total=size, upper=bound, gamma=gamma, **problem)
+    return weights
+
+
 # --- Attention ---------------------------------------------------------------------------------------------
 
 
