@@ -11,6 +11,7 @@ import importlib
 from typing import Any, NamedTuple
 
 import cases
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
@@ -18,7 +19,7 @@ import pytest
 from cases import normal, per_head
 
 import smoothmax as sm
-from smoothmax import _kernels
+from smoothmax import _kernels, _solvers
 from smoothmax._kernels import pallas
 from smoothmax._kernels.pallas import gpu, tpu
 
@@ -65,6 +66,9 @@ def solved_by(machine):
 
 
 # --- Slices ------------------------------------------------------------------------------------------------
+
+# The solvers with which kernels are compared, by the best that serves a CPU.
+on_cpu = {solver: jax.jit(getattr(_solvers, solver)) for solver in ("chain_prox", "segment_mean")}
 
 BASES = {"threshold": ("tsallis", "alpha"), "p_norm": ("pnorm", "p")}
 

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import reference
-from machines import BASES, MISSING, capped_weights_of_the_oracle, kernels, solved_by, weights_of_the_oracle
+from machines import BASES, MISSING, capped_weights_of_the_oracle, kernels, on_cpu, solved_by, weights_of_the_oracle
 
 import smoothmax as sm
 from smoothmax import _kernels
@@ -122,7 +121,7 @@ def test_chains_are_those_of_the_solver(kind):
     if up.ndim:
         up[5] = np.nan
     t, jumps = solve("chain", x, up, down)
-    plain, plain_jumps = map(np.asarray, reference["chain_prox"](x, up, down))
+    plain, plain_jumps = map(np.asarray, on_cpu["chain_prox"](x, up, down))
     sound = [0, 3, 4] if up.ndim else [0, 3, 4, 5]
     np.testing.assert_allclose(t[sound], plain[sound], rtol=0, atol=1e-6)
     np.testing.assert_array_equal(jumps[sound], plain_jumps[sound])
@@ -132,7 +131,7 @@ def test_chains_are_those_of_the_solver(kind):
 def test_chains_of_more_slices_than_threads():
     x = cases.scores(130, 4, 6, np.float32)
     t, jumps = solve("chain", x, 0.3, 0.2)
-    plain, plain_jumps = reference["chain_prox"](x, f32(0.3), f32(0.2))
+    plain, plain_jumps = on_cpu["chain_prox"](x, f32(0.3), f32(0.2))
     np.testing.assert_allclose(t, plain, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(jumps, plain_jumps)
 
@@ -151,12 +150,12 @@ def test_slices_spread_over_threads(kind, monkeypatch):
     x[0], x[1], x[2, 1::3] = np.sort(x[0]), np.round(x[1]), -np.inf
     for up, down in ((0.3, 0.2), (np.inf, 0.0)):
         t, jumps = solve("chain", x, up, down)
-        plain, plain_jumps = reference["chain_prox"](x, f32(up), f32(down))
+        plain, plain_jumps = on_cpu["chain_prox"](x, f32(up), f32(down))
         np.testing.assert_allclose(t, plain, rtol=0, atol=1e-5)
         np.testing.assert_array_equal(jumps, plain_jumps)
     v = np.where(np.isinf(x), 1, x)
     mean = solve("segment_mean", v, jumps, v > 0)
-    np.testing.assert_allclose(mean, reference["segment_mean"](v, jumps, v > 0), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(mean, on_cpu["segment_mean"](v, jumps, v > 0), rtol=0, atol=1e-5)
 
 
 def test_no_chain_asks_whether_an_integer_is_negative():

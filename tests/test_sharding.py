@@ -51,7 +51,7 @@ def test_key_axis_over_devices_needs_only_all_reduces(case, mesh):
     check(case, mesh, PartitionSpec(None, "devices"), gathers_allowed=False)
 
 
-@cases.each(SORTED[:2])
+@cases.each(case for case in SORTED if len(case.family.penalties) > 1 and case.family.domain == "simplex")
 def test_key_axis_over_devices_gives_the_same_numbers(case, mesh):
     """Chains and sorts may move the scores, but must not change the answer."""
     check(case, mesh, PartitionSpec(None, "devices"), gathers_allowed=True)
