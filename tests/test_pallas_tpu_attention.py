@@ -114,7 +114,10 @@ def test_without_a_name_it_is_taken_where_it_serves(monkeypatch):
     """A traced alpha may be above 2: plain JAX takes its place then, and in a program for another platform."""
     case = "one alpha and gamma a head, window"
     attend, (*qkv, bias, params, scale) = tpu.of(case, None)
-    plain, _ = tpu.of(case, "xla")
+    alphas = params["alpha"], 2 * params["alpha"]
+    several = [(*qkv, bias, {**params, "alpha": alpha}, scale) for alpha in alphas]
+    plain = pulled(tpu.plain(case), tpu.bar())
+    expected = [plain(*args) for args in several]  # as long as no kernel is taken
     text = lambda: str(jax.make_jaxpr(lambda *args: attend(*args))(*qkv, bias, params, scale))
     assert "pallas_call" not in text()
     kernels = {name: dataclasses.replace(k, default=True) for name, k in pallas.kernels(interpret=True).items()}
@@ -122,16 +125,14 @@ def test_without_a_name_it_is_taken_where_it_serves(monkeypatch):
     monkeypatch.setitem(_kernels.TABLE, "pallas", only)
     monkeypatch.setitem(_kernels.TABLE, "native", {})
     assert "pallas_call" in text()
-    call, expected = pulled(attend, tpu.bar()), pulled(plain, tpu.bar())
-    for alpha in (params["alpha"], 2 * params["alpha"]):
-        args = *qkv, bias, {**params, "alpha": alpha}, scale
-        assert_close(call(*args), expected(*args), 2e-5)
+    call = pulled(attend, tpu.bar())
+    for args, wanted in zip(several, expected, strict=True):
+        assert_close(call(*args), wanted, 2e-5)
     known = functools.partial(sm.dot_product_attention, *qkv, mapping=functools.partial(sm.entmax, alpha=2.5))
     assert "pallas_call" not in str(jax.make_jaxpr(known)())
     platforms = {name: dataclasses.replace(kernel, platforms=("tpu",)) for name, kernel in only.items()}
     monkeypatch.setitem(_kernels.TABLE, "pallas", platforms)
-    args = *qkv, bias, params, scale
-    assert_close(pulled(attend, tpu.bar())(*args), expected(*args), 2e-5)
+    assert_close(pulled(attend, tpu.bar())(*several[0]), expected[0], 2e-5)
 
 
 def test_shared_by_devices():
