@@ -1,5 +1,6 @@
 """One query against a cache of keys: the numbers of the parallel form, from one compilation for all lengths."""
 
+import functools
 from functools import partial
 
 import chex
@@ -27,19 +28,26 @@ def traces():
     chex.clear_trace_counter()
 
 
-@pytest.mark.parametrize("name", MAPPINGS)
-@pytest.mark.parametrize("beyond", [0.0, np.nan], ids=["zeros", "nan"])
-def test_the_weights_of_the_parallel_form(name, beyond):
-    """Each batch element has its own length, and the cache may hold anything beyond it."""
-    q, k, v = normal(0, B, T, N, H), normal(1, B, T, K, H), normal(2, B, T, K, H)
+@functools.cache
+def attention(name):
+    """Outputs and weights, compiled: of all queries, and of one with a cache that is full up to a length."""
     attend = partial(sm.dot_product_attention, mapping=MAPPINGS[name], return_weights=True)
-    output, weights = map(np.asarray, jax.jit(partial(attend, is_causal=True))(q, k, v))
 
     @jax.jit
     @chex.assert_max_traces(1)
     def step(query, key, value, lengths):
         return attend(query, key, value, key_value_seq_lengths=lengths)
 
+    return jax.jit(partial(attend, is_causal=True)), step
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
+@pytest.mark.parametrize("beyond", [0.0, np.nan], ids=["zeros", "nan"])
+def test_the_weights_of_the_parallel_form(name, beyond):
+    """Each batch element has its own length, and the cache may hold anything beyond it."""
+    q, k, v = normal(0, B, T, N, H), normal(1, B, T, K, H), normal(2, B, T, K, H)
+    parallel, step = attention(name)
+    output, weights = map(np.asarray, parallel(q, k, v))
     for t in range(T):
         position = np.array([t, (t + 2) % T])
         there = (np.arange(T)[None, :] <= position[:, None])[:, :, None, None]
