@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import normal
-from test_attention import MAPPINGS, OPTIONS, B, H, K, N, S, T
+from test_attention import MAPPINGS, OPTIONS, B, H, K, N, S, T, visible
 
 import smoothmax as sm
 from smoothmax._attention import dot_product_attention
@@ -17,22 +17,23 @@ f32 = jnp.float32
 QKV = normal(0, B, T, N, H), normal(1, B, S, K, H), normal(2, B, S, K, H)
 
 
-def value_and_grads(block_size, options, mapping=sm.softmax):
-    """Output and gradients in everything that has one, of a loss that weighs all outputs differently."""
-    traced = {k: v for k, v in options.items() if isinstance(v, np.ndarray)}
-    static = {k: v for k, v in options.items() if k not in traced}
-    factor = normal(7, B, T, N, H)
+def outputs_and_gradients(**static):
+    """Compiled for queries, keys and values, and for options that are arrays: a loss that weighs all outputs
+    differently, the outputs, and gradients in everything that has one."""
 
     @jax.jit
-    def run(qkv, traced):
+    def run(qkv, arrays):
         def loss(qkv, bias):
-            changed = traced if bias is None else traced | {"bias": bias}
-            output = dot_product_attention(*qkv, **changed, **static, mapping=mapping, block_size=block_size)
-            return jnp.sum(factor * output), output
+            options = arrays if bias is None else arrays | {"bias": bias}
+            output = dot_product_attention(*qkv, **options, **static)
+            return jnp.sum(normal(7, *output.shape) * output), output
 
-        return jax.value_and_grad(loss, (0, 1), has_aux=True)(qkv, traced.get("bias"))
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(qkv, arrays.get("bias"))
 
-    return run(QKV, traced)
+    return run
+
+
+of_all = outputs_and_gradients()
 
 
 CASES = [
@@ -46,9 +47,14 @@ CASES = [
 
 @pytest.mark.parametrize(("names", "block_size"), CASES)
 def test_blocks_change_nothing(names, block_size):
+    """Compared with all scores at once, what a query may see being told by a mask alone."""
     options = {name: OPTIONS[name] for name in names}
-    whole, blocked = value_and_grads(None, options), value_and_grads(block_size, options)
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(blocked), strict=True):
+    arrays = {k: v for k, v in options.items() if isinstance(v, np.ndarray)}
+    blocked = outputs_and_gradients(block_size=block_size, **{k: v for k, v in options.items() if k not in arrays})
+    bias, scale = options.get("bias", np.zeros_like(OPTIONS["bias"])), options.get("scale", 1 / np.sqrt(H))
+    whole, (of_qkv, of_bias) = of_all(QKV, {"bias": bias, "mask": visible(options), "scale": f32(scale)})
+    expected = whole, (of_qkv, of_bias if "bias" in options else None)
+    for a, b in zip(*map(jax.tree.leaves, (blocked(QKV, arrays), expected)), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
