@@ -11,6 +11,7 @@ import importlib
 from typing import Any, NamedTuple
 
 import cases
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
@@ -18,7 +19,7 @@ import pytest
 from cases import normal, per_head
 
 import smoothmax as sm
-from smoothmax import _kernels
+from smoothmax import _kernels, _solvers
 from smoothmax._kernels import pallas
 from smoothmax._kernels.pallas import gpu, tpu
 
@@ -66,6 +67,9 @@ def solved_by(machine):
 
 # --- Slices ------------------------------------------------------------------------------------------------
 
+# The solvers with which kernels are compared, by the best that serves a CPU.
+on_cpu = {solver: jax.jit(getattr(_solvers, solver)) for solver in ("chain_prox", "segment_mean")}
+
 BASES = {"threshold": ("tsallis", "alpha"), "p_norm": ("pnorm", "p")}
 
 
@@ -87,6 +91,19 @@ def weights_of_the_oracle(problem, x, gamma, powers):
     for row, power, to in zip(x, powers[:, 0], weights, strict=True):
         kept = row > -np.inf
         to[kept] = oracles.argmax(row[kept].astype(float), base=base, gamma=gamma, **{name: float(power)})
+    return weights
+
+
+def capped_weights_of_the_oracle(x, gamma, alpha, total, upper):
+    """The same with bounds, one a slice or one a position, by columns of alphas and sums."""
+    bases = {0.0: {"base": "fermi"}, 1.0: {"base": "shannon"}, 2.0: {"base": "l2"}}
+    weights = np.zeros(x.shape)
+    for row, power, size, bound, to in zip(x, alpha[:, 0], total[:, 0], upper, weights, strict=True):
+        kept = row > -np.inf
+        bound = np.broadcast_to(bound, row.shape)[kept].astype(float)
+        size = min(float(size), bound.sum())  # float32 rounded it
+        problem = bases.get(float(power), {"base": "tsallis", "alpha": float(power)})
+        to[kept] = oracles.capped(row[kept].astype(float), total=size, upper=bound, gamma=gamma, **problem)
     return weights
 
 
@@ -137,6 +154,10 @@ class Attention:
             )
 
         return attend, (*self.qkv(), bias, params, f32(0.6))
+
+    def plain(self, case):
+        """The same function in plain JAX, its mapping solved by the best that serves a CPU."""
+        return self.of(case, None)[0]
 
     def qkv(self):
         B, T, S, N, K, H, V = self.sizes

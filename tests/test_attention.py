@@ -59,22 +59,24 @@ def visible(options):
 def test_softmax_is_jax_nn_on_each_option_and_pair(qkv, names):
     options = {name: OPTIONS[name] for name in names}
     ours = partial(dot_product_attention, **options)
-    # JAX 0.8 forgets a window that comes without any other mask.
-    everything = {"mask": np.ones((1, 1, T, S), bool)}
-    theirs = partial(jax.nn.dot_product_attention, **(everything | options))
-    output, weights = map(np.asarray, jax.jit(partial(ours, return_weights=True))(*qkv))
-    with jax.numpy_dtype_promotion("standard"):
-        expected = jax.jit(theirs)(*qkv)
+
+    def theirs(*qkv):
+        # JAX 0.8 forgets a window that comes without any other mask.
+        everything = {"mask": np.ones((1, 1, T, S), bool)}
+        with jax.numpy_dtype_promotion("standard"):
+            return jax.nn.dot_product_attention(*qkv, **(everything | options))
+
+    both = jax.jit(lambda *qkv: (ours(*qkv, return_weights=True), theirs(*qkv)))
+    (output, weights), expected = jax.tree.map(np.asarray, both(*qkv))
     seen = visible(options)
     alive = seen.any(-1).swapaxes(1, 2)[..., None]
     np.testing.assert_allclose(output, np.where(alive, expected, 0), atol=2e-5)
     assert not weights[~seen].any()
     assert output.dtype == f32 and output.shape == (B, T, N, H) and weights.shape == (B, N, T, S)
     if names in [(), ("bias",), ("scale",), ("key_value_seq_lengths",)]:  # no dead row: gradients too
-        gradients = lambda attention: jax.jit(jax.grad(lambda *qkv: jnp.sum(attention(*qkv) ** 2), (0, 1, 2)))(*qkv)
-        with jax.numpy_dtype_promotion("standard"):
-            expected = gradients(theirs)
-        for a, b in zip(gradients(ours), expected, strict=True):
+        gradients = lambda attention: jax.grad(lambda *qkv: jnp.sum(attention(*qkv) ** 2), (0, 1, 2))
+        both = jax.jit(lambda *qkv: (gradients(ours)(*qkv), gradients(theirs)(*qkv)))
+        for a, b in zip(*both(*qkv), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 
@@ -82,34 +84,37 @@ def test_softmax_is_jax_nn_on_each_option_and_pair(qkv, names):
 def test_key_heads_serve_consecutive_query_heads(key_heads):
     q, k, v = normal(0, B, T, N, H), normal(1, B, S, key_heads, H), normal(2, B, S, key_heads, H)
     repeated = [np.repeat(a, N // key_heads, axis=2) for a in (k, v)]
-    np.testing.assert_allclose(dot_product_attention(q, k, v), dot_product_attention(q, *repeated), atol=1e-6)
+    both = jax.jit(lambda qkv, of_all: (dot_product_attention(*qkv), dot_product_attention(*of_all)))
+    output, expected = both((q, k, v), (q, *repeated))
+    np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
 def test_without_batch_axis(qkv):
-    q, k, v = (a[0] for a in qkv)
-    mask = OPTIONS["mask"][0]
-    output, weights = dot_product_attention(q, k, v, mask=mask, return_weights=True)
-    expected, expected_weights = map(np.asarray, dot_product_attention(*qkv, mask=OPTIONS["mask"], return_weights=True))
+    @jax.jit
+    def attentions(q, k, v, mask, length):
+        batch = dot_product_attention(q, k, v, mask=mask, return_weights=True)
+        q, k, v = q[0], k[0], v[0]
+        alone = dot_product_attention(q, k, v, mask=mask[0], return_weights=True)
+        shorter = dot_product_attention(q, k, v, key_value_seq_lengths=length)
+        return alone, batch, shorter, dot_product_attention(q, k[:4], v[:4])
+
+    results = attentions(*qkv, OPTIONS["mask"], np.array([4]))
+    (output, weights), (expected, expected_weights), shorter, expected_shorter = results
     assert output.shape == (T, N, H) and weights.shape == (N, T, S)
-    np.testing.assert_allclose(output, expected[0], atol=1e-6)
-    np.testing.assert_allclose(weights, expected_weights[0], atol=1e-6)
-    lengths = {"key_value_seq_lengths": jnp.array([4])}
-    expected = dot_product_attention(q, k[:4], v[:4])
-    np.testing.assert_allclose(dot_product_attention(q, k, v, **lengths), expected, atol=1e-6)
+    np.testing.assert_allclose(output, np.asarray(expected)[0], atol=1e-6)
+    np.testing.assert_allclose(weights, np.asarray(expected_weights)[0], atol=1e-6)
+    np.testing.assert_allclose(shorter, expected_shorter, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(S,), (T, 1), (T, S), (N, 1, S), (1, N, T, 1), (B, 1, 1, S)])
 def test_mask_and_bias_broadcast_from_any_shape(qkv, shape):
     mask = np.random.default_rng(5).uniform(size=shape) < 0.6
-    full = np.broadcast_to(mask, (B, N, T, S))
-    np.testing.assert_allclose(
-        dot_product_attention(*qkv, mask=mask), dot_product_attention(*qkv, mask=full), atol=1e-6
-    )
-    bias = normal(6, *shape)
-    full = np.broadcast_to(bias, (B, N, T, S))
-    np.testing.assert_allclose(
-        dot_product_attention(*qkv, bias=bias), dot_product_attention(*qkv, bias=full), atol=1e-6
-    )
+    given = {"mask": mask}, {"bias": normal(6, *shape)}
+    full = [{name: np.broadcast_to(array, (B, N, T, S)) for name, array in options.items()} for options in given]
+    attend = jax.jit(lambda qkv, several: [dot_product_attention(*qkv, **options) for options in several])
+    outputs = attend(qkv, (*given, *full))
+    for i in range(2):
+        np.testing.assert_allclose(outputs[i], outputs[i + 2], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", MAPPINGS)
@@ -117,11 +122,12 @@ def test_each_mapping_gets_the_scores_and_the_mask(qkv, name):
     q, k, v = qkv
     mapping = MAPPINGS[name]
     options = {"mask": OPTIONS["mask"], "is_causal": True}
-    output, weights = map(np.asarray, dot_product_attention(q, k, v, mapping=mapping, **options, return_weights=True))
     seen = visible(options)
-    k, v = (np.repeat(a, N // K, axis=2) for a in (k, v))
-    scores = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(np.float32(H))
-    expected = mapping(scores, where=seen)
+    repeated, v = (np.repeat(a, N // K, axis=2) for a in (k, v))
+    scores = np.einsum("btnh,bsnh->bnts", q, repeated) / np.sqrt(np.float32(H))
+    attend = partial(dot_product_attention, mapping=mapping, **options, return_weights=True)
+    both = jax.jit(lambda qkv, scores: (attend(*qkv), mapping(scores, where=seen)))
+    (output, weights), expected = jax.tree.map(np.asarray, both(qkv, scores))
     np.testing.assert_allclose(weights, expected, atol=1e-5)
     np.testing.assert_allclose(output, np.einsum("bnts,bsnh->btnh", expected, v), atol=1e-5)
     assert not weights[~seen].any()
@@ -152,15 +158,11 @@ def test_padding_may_hold_anything(qkv, block_size):
         return jnp.sum(dot_product_attention(q, k, v, mapping=sm.sparsemax, block_size=block_size, **options) ** 2)
 
     grad = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
-    clean = grad(*qkv, **lengths)
-    for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(grad(*dirty, **lengths)), strict=True):
-        np.testing.assert_array_equal(a, b)
     key_mask = {"mask": ~pad_k[:, None, None, :, 0, 0]}
-    dirty_keys = (q, *dirty[1:])
-    for a, b in zip(
-        jax.tree.leaves(grad(*qkv, **key_mask)), jax.tree.leaves(grad(*dirty_keys, **key_mask)), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)
+    for options, dirty_q in ((lengths, dirty[0]), (key_mask, q)):
+        clean = grad(*qkv, **options)
+        for a, b in zip(*map(jax.tree.leaves, (clean, grad(dirty_q, *dirty[1:], **options))), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_dtypes(qkv):
@@ -171,28 +173,39 @@ def test_dtypes(qkv):
         seen.append(scores.dtype)
         return sm.softmax(scores, axis, where=where)
 
-    exact = dot_product_attention(*(a.astype(jnp.float64) for a in qkv))
-    for dtype, tolerance in [(jnp.bfloat16, 2e-2), (jnp.float16, 2e-3), (f32, 1e-6), (jnp.float64, 0)]:
-        low = [a.astype(dtype) for a in qkv]
-        output, weights = dot_product_attention(*low, mapping=spy, return_weights=True)
-        compute = jnp.float64 if dtype == jnp.float64 else f32
-        assert output.dtype == dtype and weights.dtype == compute and seen[-1] == compute
-        np.testing.assert_allclose(np.asarray(output, float), exact, atol=tolerance)
-    grads = jax.jit(jax.grad(lambda *a: jnp.sum(dot_product_attention(*a)), (0, 1, 2)))(
-        *(a.astype(jnp.bfloat16) for a in qkv)
-    )
-    assert all(g.dtype == jnp.bfloat16 for g in grads)
+    tolerances = {jnp.bfloat16: 2e-2, jnp.float16: 2e-3, f32: 1e-6, jnp.float64: 0}
+    low = {dtype: [a.astype(dtype) for a in qkv] for dtype in tolerances}
     bias = OPTIONS["bias"].astype(jnp.bfloat16)  # a bias of another dtype does not lower the scores' dtype
-    assert dot_product_attention(*qkv, bias=bias).dtype == f32
+
+    @jax.jit
+    def attentions(several, bias):
+        half, _, single, double = several
+        of_dtypes = [dot_product_attention(*a, mapping=spy, return_weights=True) for a in several]
+        grads = jax.grad(lambda *a: jnp.sum(dot_product_attention(*a)), (0, 1, 2))(*half)
+        return dot_product_attention(*double), of_dtypes, grads, dot_product_attention(*single, bias=bias)
+
+    exact, of_dtypes, grads, biased = attentions(list(low.values()), bias)
+    assert len(seen) == len(tolerances)
+    for (dtype, tolerance), (output, weights), of_scores in zip(tolerances.items(), of_dtypes, seen, strict=True):
+        compute = jnp.float64 if dtype == jnp.float64 else f32
+        assert output.dtype == dtype and weights.dtype == compute and of_scores == compute
+        np.testing.assert_allclose(np.asarray(output, float), exact, atol=tolerance)
+    assert all(g.dtype == jnp.bfloat16 for g in grads)
+    assert biased.dtype == f32
 
 
 def test_values_may_have_another_head_size(qkv):
     q, k, v = qkv
     wide = np.concatenate([v, 2 * v], axis=-1)
-    expected = 2 * np.asarray(dot_product_attention(q, k, v))
-    for block_size in (None, 4):
-        output = np.asarray(dot_product_attention(q, k, wide, block_size=block_size))
-        np.testing.assert_allclose(output[..., H:], expected, atol=1e-5)
+
+    @jax.jit
+    def attentions(q, k, v, wide):
+        attend = partial(dot_product_attention, q, k)
+        return attend(v), attend(wide), attend(wide, block_size=4)
+
+    expected, *outputs = attentions(q, k, v, wide)
+    for output in outputs:
+        np.testing.assert_allclose(np.asarray(output)[..., H:], 2 * np.asarray(expected), atol=1e-5)
 
 
 def test_hyper_parameters_for_each_head_have_gradients(qkv):
@@ -211,16 +224,17 @@ def test_hyper_parameters_for_each_head_have_gradients(qkv):
 
 
 def test_vmap_and_jit_agree_with_a_loop(qkv):
-    q, k, v = qkv
     attend = partial(dot_product_attention, mapping=sm.sparsemax, is_causal=True)
-    expected = attend(q, k, v)
-    np.testing.assert_allclose(jax.jit(jax.vmap(attend))(q, k, v), expected, atol=1e-6)
-    np.testing.assert_allclose(jax.jit(partial(attend, block_size=4))(q, k, v), expected, atol=1e-6)
+    expected = attend(*qkv)
+    mapped, in_blocks = jax.jit(lambda *qkv: (jax.vmap(attend)(*qkv), attend(*qkv, block_size=4)))(*qkv)
+    np.testing.assert_allclose(mapped, expected, atol=1e-6)
+    np.testing.assert_allclose(in_blocks, expected, atol=1e-6)
 
 
 def test_block_size_may_be_any_integer(qkv):
-    attend = partial(dot_product_attention, *qkv, mapping=sm.sparsemax)
-    np.testing.assert_array_equal(attend(block_size=np.int64(4)), attend(block_size=4))
+    attend = partial(dot_product_attention, mapping=sm.sparsemax)
+    of_numpy, of_python = (jax.make_jaxpr(partial(attend, block_size=size))(*qkv) for size in (np.int64(4), 4))
+    assert str(of_numpy) == str(of_python)
 
 
 @pytest.mark.parametrize("block_size", [None, 3])
@@ -235,7 +249,8 @@ def test_with_symbolic_lengths(block_size):
         q = jax.ShapeDtypeStruct((1, T, N, H), f32)
     exported = jax.export.export(attend)(q, k, v)
     arrays = normal(0, 1, T, N, H), normal(1, 1, S, N, H), normal(2, 1, S, N, H)
-    np.testing.assert_allclose(exported.call(*arrays), dot_product_attention(*arrays, mapping=sm.sparsemax), atol=1e-6)
+    expected = jax.jit(partial(dot_product_attention, mapping=sm.sparsemax))(*arrays)
+    np.testing.assert_allclose(exported.call(*arrays), expected, atol=1e-6)
 
 
 # --- The implementation is handed to the mapping ----------------------------------------------------------------
@@ -260,17 +275,19 @@ def spy(scores, axis=-1, *, where=None, alpha=1.0, implementation=None):
 )
 @pytest.mark.parametrize("block_size", [None, 4])
 def test_the_implementation_is_handed_to_the_mapping(qkv, mapping, block_size):
-    attend = partial(dot_product_attention, *qkv, block_size=block_size)
-    np.testing.assert_allclose(attend(mapping=mapping, implementation="xla"), 2 * np.asarray(attend()), atol=1e-5)
+    attend = partial(dot_product_attention, block_size=block_size)
+    by_name = partial(attend, mapping=mapping, implementation="xla")
+    by_name, expected = jax.jit(lambda *qkv: (by_name(*qkv), attend(*qkv)))(*qkv)
+    np.testing.assert_allclose(by_name, 2 * np.asarray(expected), atol=1e-5)
 
 
 def test_the_implementation_of_an_operator_and_a_named_mapping(qkv):
-    attend = partial(dot_product_attention, *qkv)
     for mapping in (sm.sparsemax, sm.conjugate(sm.SquaredL2()), partial(sm.entmax, alpha=2.0)):
-        expected = attend(mapping=mapping)
-        np.testing.assert_allclose(attend(mapping=mapping, implementation="xla"), expected, atol=1e-6)
+        attend = partial(dot_product_attention, mapping=mapping)
+        both = jax.jit(lambda *qkv, attend=attend: (attend(*qkv, implementation="xla"), attend(*qkv)))
+        np.testing.assert_allclose(*both(*qkv), atol=1e-6)
         with pytest.raises(ValueError, match="implementation"):
-            attend(mapping=mapping, implementation="cudnn")
+            attend(*qkv, implementation="cudnn")
 
 
 # --- Bad input: each error names the argument, what it got and what to do -------------------------------------
@@ -279,32 +296,33 @@ def test_the_implementation_of_an_operator_and_a_named_mapping(qkv):
 @pytest.mark.parametrize("dtype", [jnp.uint32, jnp.int64, jnp.int8])
 def test_lengths_of_any_integer_type(qkv, dtype):
     """A length beyond all keys is that of all keys, also where 32 bits cannot hold it."""
-    most = jnp.array([jnp.iinfo(dtype).max, 3], dtype)
-    expected = dot_product_attention(*qkv, key_value_seq_lengths=jnp.array([S, 3]))
-    np.testing.assert_array_equal(dot_product_attention(*qkv, key_value_seq_lengths=most), expected)
+    attend = jax.jit(dot_product_attention)
+    expected = attend(*qkv, key_value_seq_lengths=np.array([S, 3]))
+    most = np.array([jnp.iinfo(dtype).max, 3], dtype)
+    np.testing.assert_array_equal(attend(*qkv, key_value_seq_lengths=most), expected)
 
 
 @pytest.mark.parametrize(
     ("error", "change", "words"),
     [
-        (ValueError, {"query": jnp.zeros((T, H))}, ["query", "(7, 8)", "(B, T, N, H)"]),
-        (ValueError, {"key": jnp.zeros((S, K, H), f32)}, ["key", "(9, 2, 8)", "(2, 7, 4, 8)", "batch axis"]),
-        (ValueError, {"key": jnp.zeros((3, S, K, H), f32)}, ["key", "(3, 9, 2, 8)", "(2, 7, 4, 8)", "batch"]),
-        (ValueError, {"key": jnp.zeros((B, S, K, 5), f32)}, ["key", "(2, 9, 2, 5)", "(2, 7, 4, 8)", "head size"]),
-        (ValueError, {"value": jnp.zeros((B, 8, K, H), f32)}, ["value", "(2, 8, 2, 8)", "(2, 9, 2, 8)"]),
-        (ValueError, {"query": jnp.zeros((B, T, 3, H), f32)}, ["query", "(2, 7, 3, 8)", "(2, 9, 2, 8)", "multiple"]),
-        (TypeError, {"key": jnp.zeros((B, S, K, H), jnp.float64)}, ["key", "float64", "float32", "cast"]),
-        (TypeError, {"query": jnp.zeros((B, T, N, H), jnp.int32)}, ["query", "int32", "cast"]),
-        (TypeError, {"mask": jnp.ones((T, S), f32)}, ["mask", "float32", "boolean", "mask != 0"]),
-        (ValueError, {"mask": jnp.ones((B, S), bool)}, ["mask", "(2, 9)", "(2, 4, 7, 9)", "mask[:, None, None, :]"]),
-        (ValueError, {"mask": jnp.ones((1, B, N, T, S), bool)}, ["mask", "(1, 2, 4, 7, 9)", "(2, 4, 7, 9)"]),
-        (ValueError, {"bias": jnp.zeros((B, K, T, S), f32)}, ["bias", "(2, 2, 7, 9)", "(2, 4, 7, 9)"]),
-        (TypeError, {"bias": jnp.ones((T, S), bool)}, ["bias", "booleans", "mask"]),
-        (TypeError, {"bias": jnp.ones((T, S), complex)}, ["bias", "complex128", "real part"]),
+        (ValueError, {"query": np.zeros((T, H))}, ["query", "(7, 8)", "(B, T, N, H)"]),
+        (ValueError, {"key": np.zeros((S, K, H), f32)}, ["key", "(9, 2, 8)", "(2, 7, 4, 8)", "batch axis"]),
+        (ValueError, {"key": np.zeros((3, S, K, H), f32)}, ["key", "(3, 9, 2, 8)", "(2, 7, 4, 8)", "batch"]),
+        (ValueError, {"key": np.zeros((B, S, K, 5), f32)}, ["key", "(2, 9, 2, 5)", "(2, 7, 4, 8)", "head size"]),
+        (ValueError, {"value": np.zeros((B, 8, K, H), f32)}, ["value", "(2, 8, 2, 8)", "(2, 9, 2, 8)"]),
+        (ValueError, {"query": np.zeros((B, T, 3, H), f32)}, ["query", "(2, 7, 3, 8)", "(2, 9, 2, 8)", "multiple"]),
+        (TypeError, {"key": np.zeros((B, S, K, H), jnp.float64)}, ["key", "float64", "float32", "cast"]),
+        (TypeError, {"query": np.zeros((B, T, N, H), jnp.int32)}, ["query", "int32", "cast"]),
+        (TypeError, {"mask": np.ones((T, S), f32)}, ["mask", "float32", "boolean", "mask != 0"]),
+        (ValueError, {"mask": np.ones((B, S), bool)}, ["mask", "(2, 9)", "(2, 4, 7, 9)", "mask[:, None, None, :]"]),
+        (ValueError, {"mask": np.ones((1, B, N, T, S), bool)}, ["mask", "(1, 2, 4, 7, 9)", "(2, 4, 7, 9)"]),
+        (ValueError, {"bias": np.zeros((B, K, T, S), f32)}, ["bias", "(2, 2, 7, 9)", "(2, 4, 7, 9)"]),
+        (TypeError, {"bias": np.ones((T, S), bool)}, ["bias", "booleans", "mask"]),
+        (TypeError, {"bias": np.ones((T, S), complex)}, ["bias", "complex128", "real part"]),
         (TypeError, {"is_causal": "no"}, ["is_causal", "'no'", "True or False"]),
-        (ValueError, {"scale": jnp.ones((N,), f32)}, ["scale", "(4,)", "scalar"]),
-        (ValueError, {"query_seq_lengths": jnp.ones((3,), jnp.int32)}, ["query_seq_lengths", "(3,)", "(2,)"]),
-        (TypeError, {"key_value_seq_lengths": jnp.ones((B,), f32)}, ["key_value_seq_lengths", "float32", "integer"]),
+        (ValueError, {"scale": np.ones((N,), f32)}, ["scale", "(4,)", "scalar"]),
+        (ValueError, {"query_seq_lengths": np.ones((3,), jnp.int32)}, ["query_seq_lengths", "(3,)", "(2,)"]),
+        (TypeError, {"key_value_seq_lengths": np.ones((B,), f32)}, ["key_value_seq_lengths", "float32", "integer"]),
         (TypeError, {"local_window_size": (1, 2, 3)}, ["local_window_size", "(1, 2, 3)", "pair"]),
         (TypeError, {"local_window_size": 1.5}, ["local_window_size", "1.5"]),
         (ValueError, {"block_size": 0}, ["block_size", "0", "at least 1"]),
@@ -312,9 +330,9 @@ def test_lengths_of_any_integer_type(qkv, dtype):
         (ValueError, {"block_size": 2, "return_weights": True}, ["block_size", "return_weights", "leave out"]),
         (TypeError, {"block_size": True}, ["block_size", "True", "such as 128"]),
         (ValueError, {"return_residual": True}, ["return_residual", "True", "softmax_value"]),
-        (ValueError, {"key": jnp.zeros((B, 0, K, H), f32), "value": jnp.zeros((B, 0, K, H), f32)},
+        (ValueError, {"key": np.zeros((B, 0, K, H), f32), "value": np.zeros((B, 0, K, H), f32)},
          ["key", "(2, 0, 2, 8)", "S = 0", "pad"]),
-        (ValueError, {"query": jnp.zeros((B, T, N, 0), f32), "key": jnp.zeros((B, S, K, 0), f32)},
+        (ValueError, {"query": np.zeros((B, T, N, 0), f32), "key": np.zeros((B, S, K, 0), f32)},
          ["key", "head size", "(2, 9, 2, 0)", "at least 1"]),
         (TypeError, {"local_window_size": True}, ["local_window_size", "True"]),
         (TypeError, {"mapping": lambda x, axis, where: x, "implementation": "xla"},

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import normal
-from test_attention import MAPPINGS, OPTIONS, B, H, K, N, S, T
+from test_attention import MAPPINGS, OPTIONS, B, H, K, N, S, T, visible
 
 import smoothmax as sm
 from smoothmax._attention import dot_product_attention
@@ -17,22 +17,23 @@ f32 = jnp.float32
 QKV = normal(0, B, T, N, H), normal(1, B, S, K, H), normal(2, B, S, K, H)
 
 
-def value_and_grads(block_size, options, mapping=sm.softmax):
-    """Output and gradients in everything that has one, of a loss that weighs all outputs differently."""
-    traced = {k: v for k, v in options.items() if isinstance(v, np.ndarray)}
-    static = {k: v for k, v in options.items() if k not in traced}
-    factor = normal(7, B, T, N, H)
+def outputs_and_gradients(**static):
+    """Compiled for queries, keys and values, and for options that are arrays: a loss that weighs all outputs
+    differently, the outputs, and gradients in everything that has one."""
 
     @jax.jit
-    def run(qkv, traced):
+    def run(qkv, arrays):
         def loss(qkv, bias):
-            changed = traced if bias is None else traced | {"bias": bias}
-            output = dot_product_attention(*qkv, **changed, **static, mapping=mapping, block_size=block_size)
-            return jnp.sum(factor * output), output
+            options = arrays if bias is None else arrays | {"bias": bias}
+            output = dot_product_attention(*qkv, **options, **static)
+            return jnp.sum(normal(7, *output.shape) * output), output
 
-        return jax.value_and_grad(loss, (0, 1), has_aux=True)(qkv, traced.get("bias"))
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(qkv, arrays.get("bias"))
 
-    return run(QKV, traced)
+    return run
+
+
+of_all = outputs_and_gradients()
 
 
 CASES = [
@@ -46,9 +47,14 @@ CASES = [
 
 @pytest.mark.parametrize(("names", "block_size"), CASES)
 def test_blocks_change_nothing(names, block_size):
+    """Compared with all scores at once, what a query may see being told by a mask alone."""
     options = {name: OPTIONS[name] for name in names}
-    whole, blocked = value_and_grads(None, options), value_and_grads(block_size, options)
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(blocked), strict=True):
+    arrays = {k: v for k, v in options.items() if isinstance(v, np.ndarray)}
+    blocked = outputs_and_gradients(block_size=block_size, **{k: v for k, v in options.items() if k not in arrays})
+    bias, scale = options.get("bias", np.zeros_like(OPTIONS["bias"])), options.get("scale", 1 / np.sqrt(H))
+    whole, (of_qkv, of_bias) = of_all(QKV, {"bias": bias, "mask": visible(options), "scale": f32(scale)})
+    expected = whole, (of_qkv, of_bias if "bias" in options else None)
+    for a, b in zip(*map(jax.tree.leaves, (blocked(QKV, arrays), expected)), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -69,17 +75,23 @@ def test_each_mapping_in_blocks(name):
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_windows_that_leave_the_keys(window, is_causal):
     """Slices of the keys are moved inwards at both ends; the mask has to follow them."""
-    attend = partial(dot_product_attention, *QKV, local_window_size=window, is_causal=is_causal)
-    np.testing.assert_allclose(jax.jit(partial(attend, block_size=2))(), attend(), atol=1e-6)
+    attend = partial(dot_product_attention, local_window_size=window, is_causal=is_causal)
+    np.testing.assert_allclose(*jax.jit(lambda *qkv: (attend(*qkv, block_size=2), attend(*qkv)))(*QKV), atol=1e-6)
 
 
-@pytest.mark.parametrize("far", [2**31 - 1, 2**40, sys.maxsize])
-def test_a_window_without_an_end_on_one_side(far):
-    everything, causal = dot_product_attention(*QKV), dot_product_attention(*QKV, is_causal=True)
-    for size in (None, 2):
-        attend = partial(dot_product_attention, *QKV, block_size=size)
-        np.testing.assert_allclose(attend(local_window_size=far), everything, atol=1e-6)
-        np.testing.assert_allclose(attend(local_window_size=(far, 0)), causal, atol=1e-6)
+@pytest.mark.parametrize("size", [None, 2])
+def test_a_window_without_an_end_on_one_side(size):
+    windows = [window for far in (2**31 - 1, 2**40, sys.maxsize) for window in (far, (far, 0))]
+
+    @jax.jit
+    def attentions(*qkv):
+        attend = partial(dot_product_attention, *qkv)
+        expected = attend(), attend(is_causal=True)
+        return expected, [attend(block_size=size, local_window_size=window) for window in windows]
+
+    expected, outputs = attentions(*QKV)
+    for output, all_or_causal in zip(outputs, 3 * expected, strict=True):
+        np.testing.assert_allclose(output, all_or_causal, atol=1e-6)
 
 
 def test_hyper_parameters_of_a_conjugate_built_inside():
@@ -136,8 +148,8 @@ def test_second_derivatives_in_blocks():
 @pytest.mark.parametrize("options", [{}, {"block_size": 2}, {"block_size": 2, "skip_zeros": True}], ids=str)
 @pytest.mark.parametrize(("batch", "rows"), [(B, 0), (0, T), (0, 0)], ids=["no queries", "no batch", "neither"])
 def test_nothing_to_attend(batch, rows, options):
-    q, k, v = jnp.zeros((batch, rows, N, H)), jnp.zeros((batch, S, K, H)), jnp.zeros((batch, S, K, H))
-    bias, mask, lengths = jnp.zeros((batch, N, rows, S)), jnp.ones((batch, 1, rows, S), bool), jnp.ones(batch, int)
+    q, k, v = np.zeros((batch, rows, N, H)), np.zeros((batch, S, K, H)), np.zeros((batch, S, K, H))
+    bias, mask, lengths = np.zeros((batch, N, rows, S)), np.ones((batch, 1, rows, S), bool), np.ones(batch, int)
 
     def total(q, k, v, bias):
         output = dot_product_attention(
@@ -148,4 +160,4 @@ def test_nothing_to_attend(batch, rows, options):
 
     gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(q, k, v, bias)
     for gradient, argument in zip(gradients, (q, k, v, bias), strict=True):
-        assert gradient.shape == argument.shape and not gradient.any()
+        assert gradient.shape == argument.shape and not np.asarray(gradient).any()

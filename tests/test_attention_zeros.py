@@ -1,5 +1,6 @@
 """Zeros that are not computed: the same numbers without the tiles of keys that no query of a block looks at."""
 
+import functools
 import re
 from functools import partial
 
@@ -13,7 +14,9 @@ from jax.sharding import PartitionSpec
 import smoothmax as sm
 from smoothmax._attention import _zeros
 
-B, T, S, N, K, H = 2, 10, 11, 4, 2, 3  # neither length is a multiple of a tile's, so the last tile overlaps
+# Two blocks of three queries. Of the keys that they see at most one number is less than a tile's and the others are no
+# multiples of it, so the last tile overlaps.
+B, T, S, N, K, H = 2, 6, 11, 4, 2, 3
 f64 = jnp.float64
 # Scores far apart, so that most tiles are empty.
 QKV = tuple(6 * normal(i, *s, dtype=f64) for i, s in enumerate([(B, T, N, H), *2 * [(B, S, K, H)]]))
@@ -24,8 +27,9 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(_zeros, "_TILE", 4)
 
 
-def loss(q, k, v, numbers=None, **options):
-    output = sm.dot_product_attention(q, k, v, block_size=3, **options)
+def loss(q, k, v, skip_zeros=True, **options):
+    """All products as a whole, or those of blocks of queries with tiles that hold something."""
+    output = sm.dot_product_attention(q, k, v, skip_zeros=skip_zeros, block_size=3 if skip_zeros else None, **options)
     return jnp.sum(jnp.cos(jnp.arange(output.size, dtype=output.dtype)).reshape(output.shape) * output)
 
 
@@ -39,12 +43,25 @@ MAPPINGS = {
 }
 
 
+@functools.cache
+def of_all(name):
+    """Compiled loss and gradients without blocks, for any mask."""
+    return jax.jit(jax.value_and_grad(partial(loss, mapping=MAPPINGS[name], skip_zeros=False), (0, 1, 2)))
+
+
+QUERY, KEY = np.ogrid[:T, :S]
+VISIBLE = {
+    "causal": ({"is_causal": True}, KEY <= QUERY),
+    "window": ({"local_window_size": (2, 2)}, abs(QUERY - KEY) <= 2),
+}
+
+
 @pytest.mark.parametrize("name", MAPPINGS)
-@pytest.mark.parametrize("options", [{"is_causal": True}, {"local_window_size": (2, 3)}], ids=["causal", "window"])
-def test_the_same_numbers(name, options):
-    grad = jax.value_and_grad(partial(loss, mapping=MAPPINGS[name], **options), (0, 1, 2))
-    whole, skipping = (jax.jit(partial(grad, skip_zeros=skip))(*QKV) for skip in (False, True))
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(skipping), strict=True):
+@pytest.mark.parametrize("rule", VISIBLE)
+def test_the_same_numbers(name, rule):
+    options, mask = VISIBLE[rule]
+    skipping = jax.jit(jax.value_and_grad(partial(loss, mapping=MAPPINGS[name], **options), (0, 1, 2)))
+    for a, b in zip(*map(jax.tree.leaves, (of_all(name)(*QKV, mask=mask), skipping(*QKV))), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
@@ -94,7 +111,7 @@ def test_only_tiles_that_hold_something_are_visited(monkeypatch):
 
 def test_half_precision_and_nan():
     low = tuple(a.astype(jnp.bfloat16) for a in QKV)
-    attend = partial(loss, mapping=sm.sparsemax, is_causal=True, skip_zeros=True)
+    attend = partial(loss, mapping=sm.sparsemax, is_causal=True)
     grads = jax.jit(jax.grad(attend, (0, 1, 2)))(*low)
     assert all(g.dtype == jnp.bfloat16 for g in grads)
     expected = jax.jit(jax.grad(attend, (0, 1, 2)))(*(a.astype(f64) for a in low))
@@ -109,10 +126,12 @@ def test_half_precision_and_nan():
 
 def test_sharded_by_shard_map(mesh):
     arrays = [6 * normal(i, 8, 6, 1, 4, dtype=f64) for i in range(3)]
-    grad = jax.grad(partial(loss, mapping=sm.sparsemax, skip_zeros=True), (0, 1, 2))
+    skipping, whole = (
+        jax.grad(partial(loss, mapping=sm.sparsemax, skip_zeros=skip), (0, 1, 2)) for skip in (True, False)
+    )
     spec = PartitionSpec(mesh.axis_names[0])
-    mapped = jax.shard_map(grad, mesh=mesh, in_specs=spec, out_specs=spec)
-    alone = jax.vmap(lambda *a: grad(*(x[None] for x in a)))
+    mapped = jax.shard_map(skipping, mesh=mesh, in_specs=spec, out_specs=spec)
+    alone = jax.vmap(lambda *a: whole(*(x[None] for x in a)))
     for a, b in zip(jax.jit(mapped)(*arrays), jax.jit(alone)(*arrays), strict=True):
         np.testing.assert_allclose(a, np.asarray(b)[:, 0], atol=1e-12)
 

@@ -32,9 +32,9 @@ TINY = ["--hidden", "8", "--batch", "8", "--valid-size", "8", "--test-size", "8"
 
 @pytest.fixture
 def small_corpora(monkeypatch):
-    """Built-in corpora of 40 training examples, and two heatmaps a run."""
+    """Built-in corpora of 40 training examples, and one heatmap a run."""
     full = corpora.corpus
-    monkeypatch.setattr(cli, "PICTURES", 2)
+    monkeypatch.setattr(cli, "PICTURES", 1)
     monkeypatch.setattr(corpora, "corpus", lambda name: full(name, train=40, valid=8, test=8))
 
 
@@ -409,7 +409,8 @@ def _stored(folder):
 
 def test_comparison_chooses_grows_and_keeps_finished_runs(tmp_path, small_corpora, monkeypatch):
     words = ["none", "softmax", "softmax:gamma=0.3", "fusedmax:lam~0.3"]
-    arguments = ["entailment", *TINY, "--steps", "2", "--out", str(tmp_path), "--mappings", *words, "--search"]
+    arguments = ["entailment", *TINY, "--model", "decomposable", "--steps", "2", "--search"]
+    arguments += ["--out", str(tmp_path), "--mappings", *words]
     made, one_run = [], cli.run
     monkeypatch.setattr(compare.jax, "clear_caches", lambda: None)  # there is room for ten short runs
     monkeypatch.setattr(
