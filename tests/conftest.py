@@ -70,14 +70,15 @@ AS_USERS = {
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items):
-    """With `--dist loadgroup`, all tests of a family run in one worker, and so do all of one function: what they share
-    is compiled once. `as_users` marks the laws of AS_USERS at the representatives."""
+    """With `--dist loadgroup`, all tests of a family run in one worker, and so do all of one function, or what a file
+    puts together: what they share is compiled once. `as_users` marks the laws of AS_USERS at the representatives."""
     from cases import REPRESENTATIVES
 
     for item in items:
         case = getattr(item, "callspec", None) and item.callspec.params.get("case")
         family = getattr(case, "family", None)
-        item.add_marker(pytest.mark.xdist_group(str(family or item.nodeid.partition("[")[0])))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(family or item.nodeid.partition("[")[0])))
         if family and case in REPRESENTATIVES and item.module.__name__ in AS_USERS:
             item.add_marker("as_users")
 

@@ -60,6 +60,11 @@ def kernels(machine):
     return pallas.gpu_kernels(_gpu_interpreter().InterpretGPUParams(uninitialized_memory="nan"))
 
 
+def take(monkeypatch, of_problems):
+    """These kernels are "pallas" until the test ends: problem -> kernel."""
+    monkeypatch.setitem(_kernels.TABLE, "pallas", {problem: (kernel,) for problem, kernel in of_problems.items()})
+
+
 @functools.cache
 def solved_by(machine):
     return cases.solved_by(kernels(machine))
@@ -246,4 +251,4 @@ def interpret_attention(machine, monkeypatch):
     table = kernels(machine)
     if machine == "gpu":
         table = {problem: dataclasses.replace(k, refuses=lambda *_, **__: None) for problem, k in table.items()}
-    monkeypatch.setitem(_kernels.TABLE, "pallas", table)
+    take(monkeypatch, table)

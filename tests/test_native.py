@@ -449,7 +449,7 @@ def test_no_rows_and_no_scores():
 
 def test_the_table():
     assert set(_kernels.TABLE["native"]) >= {"threshold", "p_norm", "capped", "chain", "ranks", "segment_mean"}
-    kernel = _kernels.TABLE["native"]["threshold"]
+    [kernel] = _kernels.TABLE["native"]["threshold"]
     assert kernel.refuses(jnp.zeros(3, jnp.float32)) is None
     assert kernel.refuses(jnp.zeros(3, jnp.bfloat16)) == "it computes in float32 and float64, not in bfloat16"
 

@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from machines import EACH, each, kernels, on_cpu, scores, solved_by
+from machines import EACH, each, kernels, on_cpu, scores, solved_by, take
 
 import smoothmax as sm
-from smoothmax import _kernels
 
 f32 = jnp.float32
 
@@ -67,7 +66,7 @@ def test_named_functions_by_the_kernels(machine, name, monkeypatch):
     def noting(problem, kernel):
         return dataclasses.replace(kernel, call=lambda *args: called.add(problem) or kernel.call(*args))
 
-    monkeypatch.setitem(_kernels.TABLE, "pallas", {p: noting(p, kernel) for p, kernel in kernels(machine).items()})
+    take(monkeypatch, {p: noting(p, kernel) for p, kernel in kernels(machine).items()})
     shape = {"tpu": (6, 8), "gpu": (4, 7)}[machine]
     x, bar = (scores(*shape, seed) for seed in (0, 1))
     where = cases.holes(*shape)

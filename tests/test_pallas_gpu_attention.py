@@ -61,11 +61,11 @@ def test_a_search_that_did_not_arrive_says_nan(monkeypatch):
 def test_vmap_is_a_larger_batch():
     q, k, v = draw(0, 2, 2, 8, N, H), draw(1, 2, 16, K, H), draw(2, 2, 16, K, V)
     bias, mask = draw(3, 1, 1, 1, 16), normal(4, 2, 1, 8, 16) > -1  # shared by the batch, and not
-    kernel = _kernels.TABLE["pallas"]["attention"].call
+    [kernel] = _kernels.TABLE["pallas"]["attention"]
     scales = np.float32([0.3, 0.6])
 
     def one(q, scale):
-        return kernel(q, k, v, bias, scale, f32(1.5), f32(1), mask, None, None)[0]
+        return kernel.call(q, k, v, bias, scale, f32(1.5), f32(1), mask, None, None)[0]
 
     together, alone = np.asarray(jax.jit(jax.vmap(one))(q, scales)), jax.jit(one)
     for i in range(2):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cases import normal, per_head, pulled, refuse
 from jax.sharding import PartitionSpec
-from machines import ATTENTION, interpret_attention
+from machines import ATTENTION, interpret_attention, take
 
 import smoothmax as sm
 from smoothmax import _kernels
@@ -122,7 +122,7 @@ def test_without_a_name_it_is_taken_where_it_serves(monkeypatch):
     assert "pallas_call" not in text()
     kernels = {name: dataclasses.replace(k, default=True) for name, k in pallas.kernels(interpret=True).items()}
     only = {name: kernels[name] for name in ("attention", "attention_bars")}
-    monkeypatch.setitem(_kernels.TABLE, "pallas", only)
+    take(monkeypatch, only)
     monkeypatch.setitem(_kernels.TABLE, "native", {})
     assert "pallas_call" in text()
     call = pulled(attend, tpu.bar())
@@ -131,7 +131,7 @@ def test_without_a_name_it_is_taken_where_it_serves(monkeypatch):
     known = functools.partial(sm.dot_product_attention, *qkv, mapping=functools.partial(sm.entmax, alpha=2.5))
     assert "pallas_call" not in str(jax.make_jaxpr(known)())
     platforms = {name: dataclasses.replace(kernel, platforms=("tpu",)) for name, kernel in only.items()}
-    monkeypatch.setitem(_kernels.TABLE, "pallas", platforms)
+    take(monkeypatch, platforms)
     assert_close(pulled(attend, tpu.bar())(*several[0]), expected[0], 2e-5)
 
 
@@ -222,5 +222,5 @@ def test_arrays_that_it_refuses(monkeypatch):
     assert "head of size 64 with 131072 keys" in refusal(2**17)
     assert "head of size 4096" in refusal(2**12, size=4096)
     assert refusal(2**15) is None
-    monkeypatch.setitem(_kernels.TABLE, "pallas", pallas.kernels())
+    take(monkeypatch, pallas.kernels())
     assert "runs on tpu" in refusal(8)

@@ -336,6 +336,6 @@ def test_a_product_by_a_kernel_has_the_derivatives_of_the_reference(monkeypatch)
         asked.append(args)
         return jax.lax.stop_gradient(product_of(*args))
 
-    monkeypatch.setitem(kernels.TABLE, "double", {"threshold_product": kernels.Kernel(opaque, ("cpu",))})
+    monkeypatch.setitem(kernels.TABLE, "double", {"threshold_product": (kernels.Kernel(opaque, ("cpu",)),)})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=PULLED), both(), expected)
     assert asked

@@ -22,7 +22,7 @@ from laws import Program, alone, array, bytes_of, no_spills, only_kernels, sorts
 
 import smoothmax as sm
 from smoothmax import _kernels
-from smoothmax._kernels.pallas import gpu_kernels
+from smoothmax._kernels import pallas
 from smoothmax._kernels.pallas.gpu import _mosaic
 
 # Slices of an operator's program, and their width. Where several penalties come together, or something is sorted, a
@@ -116,7 +116,7 @@ def _of_slices(case: cases.Case, platform: str, asked: set[str], width: int, fac
     yield from sorts_only_where(facts, _sorts(case))
     most = FIXED + MOST_ARRAYS * bytes_of(SLICES, width)
     yield from within(facts.temporary, most, f"{MOST_ARRAYS} arrays of scores and {FIXED:,} bytes")
-    offers = {p: first.everywhere() for p, first in _kernels.TABLE["pallas"].items() if p in asked}
+    offers = {p: kernels for p, kernels in _kernels.TABLE["pallas"].items() if p in asked}
     served = {p for p, kernels in offers.items() if any(platform in k.platforms for k in kernels)}
     if facts.kernels < len(served):
         yield f"holds {facts.kernels} kernels, but {', '.join(sorted(served))} are served by one each"
@@ -146,7 +146,7 @@ def _kernels_alone() -> Iterator[Program]:
         yield from only_kernels(facts, kernels)
         yield from within(facts.temporary, most, what)
 
-    table = _kernels.TABLE["pallas"]
+    table = pallas.kernels()
     # Refused beyond: the width that the kernel says it holds.
     wide = re.search(r"of 2 to (\d+) positions", table["chain"].refuses(*_spec((1, 1)), *_spec((), ())) or "")
     assert wide is not None
@@ -172,7 +172,7 @@ def _gpu_kernels_alone() -> Iterator[Program]:
         yield from no_spills(facts)
         yield from within(facts.temporary, 16 * bytes_of(SLICES, WIDE), "16 arrays of scores")
 
-    table = gpu_kernels()
+    table = pallas.gpu_kernels()
     widest = re.search(r"of 1 to (\d+) positions", table["threshold"].refuses(*_spec((1, 10**6), (), ())) or "")
     assert widest is not None
     rows_of = lambda mesh, width: (array(mesh, 8, width), array(mesh), array(mesh, 8, 1))
