@@ -78,7 +78,7 @@ def test_zero_at_the_minimum(case):
     for dtype in (np.float32, np.float64):
         for shift in (0.0, 1e4):
             x = (X + shift).astype(dtype)
-            # The mapped program of a plain function rounds in its own way: at targets of zero the gradient is the weights.
+            # The mapped program of a plain function rounds in its own way; the gradient at targets of 0 is the weights.
             weights = _losses(case, x, 0 * x)[0][1] if case.plain else cases.run(case, x, dtype=dtype).y
             [(value, gradient), *_] = _losses(case, x, weights)
             ulps = 8 * float(jnp.finfo(dtype).eps) * max(1, np.abs(weights).sum(-1).max()) if cases.OPTIMISED else 0
