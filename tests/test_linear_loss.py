@@ -160,7 +160,7 @@ def test_padding_has_no_loss_and_no_gradient():
     assert (np.asarray(*pull(np.ones(labels.shape)))[1] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["shannon", "pnorm", "separable"])
+@pytest.mark.parametrize("name", ["shannon", "l2", "separable"])
 def test_second_derivatives(name):
     """The weights of the tokens are equal, and yet each moves the gradient by the share of its own token; by itself,
     and in a scan."""
