@@ -22,6 +22,12 @@ WEIGHTS = np.linspace(0.5, 2, D)
 GAP = 1e-9  # where the certificate lets values of a plain function lie
 
 
+def one_of(functions):
+    """Of y and an index: the solver is compiled once for all of the functions."""
+    functions = tuple(functions)  # of which a program is kept: a list might change
+    return lambda y, which: jax.lax.switch(which, functions, y)
+
+
 def weights_and_values(op):
     """Compiled."""
     return jax.jit(lambda x: (op.argmax(x), op.max(x)))
@@ -89,54 +95,51 @@ def test_a_quadratic_form_and_its_gradients():
     np.testing.assert_allclose((matrix_bar * t).sum(), along, rtol=10 * FUNCTION64)
 
 
-def conic_functions():
+def conic(y, name):
+    """The functions of CONIC_CASES as expressions of the conic solver."""
     import cvxpy as cp
 
-    yield (
-        "quartic",
-        lambda y: jnp.sum(y**2) / 4 + jnp.sum(y**4),
-        lambda y: cp.sum_squares(y) / 4 + cp.sum(cp.power(y, 4, approx=False)),
-    )
-    yield (
-        "logsumexp",
-        lambda y: jax.nn.logsumexp(3 * y) + jnp.sum(WEIGHTS * y**2) / 2,
-        lambda y: cp.log_sum_exp(3 * y) + cp.sum(cp.multiply(WEIGHTS, cp.square(y))) / 2,
-    )
-    yield (
-        "smooth-chain",
-        lambda y: jnp.sum(y**2) / 2 + jnp.sum((y[1:] - y[:-1]) ** 2),
-        lambda y: cp.sum_squares(y) / 2 + cp.sum_squares(cp.diff(y)),
-    )
-    yield (
-        "relative-entropy",
-        lambda y: jnp.sum(jax.scipy.special.xlogy(y, y / jnp.asarray(WEIGHTS))),
-        lambda y: cp.sum(cp.rel_entr(y, WEIGHTS)),
-    )
+    return {
+        "quartic": lambda: cp.sum_squares(y) / 4 + cp.sum(cp.power(y, 4, approx=False)),
+        "logsumexp": lambda: cp.log_sum_exp(3 * y) + cp.sum(cp.multiply(WEIGHTS, cp.square(y))) / 2,
+        "smooth-chain": lambda: cp.sum_squares(y) / 2 + cp.sum_squares(cp.diff(y)),
+        "relative-entropy": lambda: cp.sum(cp.rel_entr(y, WEIGHTS)),
+    }[name]()
 
 
-@pytest.mark.parametrize("index", range(4), ids=["quartic", "logsumexp", "smooth-chain", "relative-entropy"])
-def test_plain_functions_against_the_conic_solver(index):
+CONIC_CASES = {
+    "quartic": lambda y: jnp.sum(y**2) / 4 + jnp.sum(y**4),
+    "logsumexp": lambda y: jax.nn.logsumexp(3 * y) + jnp.sum(jnp.linspace(0.5, 2, D) * y**2) / 2,
+    "smooth-chain": lambda y: jnp.sum(y**2) / 2 + jnp.sum((y[1:] - y[:-1]) ** 2),
+    "relative-entropy": lambda y: jnp.sum(jax.scipy.special.xlogy(y, y / jnp.linspace(0.5, 2, D))),
+}
+
+
+@jax.jit
+def conic_answers(x, which):
+    """Weights, values and Jacobians: each slice D times, for one row of its Jacobian each."""
+    op = sm.conjugate(one_of(CONIC_CASES.values()), params=which)
+    y, pull = jax.vjp(op.argmax, jnp.repeat(x, D, axis=0))
+    [rows] = pull(np.tile(np.eye(D), (len(x), 1)))
+    return y[::D], op.max(x), rows.reshape(len(x), D, D)
+
+
+@pytest.mark.parametrize("name", CONIC_CASES)
+def test_plain_functions_against_the_conic_solver(name):
     import cvxpy as cp
 
-    _, fun, expression = list(conic_functions())[index]
-    op = sm.conjugate(fun)
-    x, each = X[[1, 4, 7]], np.tile(np.eye(D), (3, 1))
-
-    @jax.jit
-    def solve(x):
-        """Each slice D times, for one row of its Jacobian each."""
-        y, pull = jax.vjp(op.argmax, jnp.repeat(x, D, axis=0))
-        return y[::D], op.max(x), pull(each)[0].reshape(3, D, D)
-
+    x, which = X[[1, 4, 7]], [*CONIC_CASES].index(name)
+    solve = lambda x: map(np.asarray, conic_answers(x, which))
     y, value, jacobian = solve(x)
     for i, row in enumerate(x):
         variable = cp.Variable(D)
-        expected, best = oracles.conic_maximum(row, variable, expression(variable))
+        expected, best = oracles.conic_maximum(row, variable, conic(variable, name))
         # less sure of weights than CONIC is: a quartic is flat where it vanishes
         np.testing.assert_allclose(value[i], best, rtol=0, atol=CONIC_VALUE)
         np.testing.assert_allclose(y[i], expected, rtol=0, atol=5e-5)
     h, t = 1e-4, RNG.normal(size=x.shape)
-    difference = (np.asarray(solve(x + h * t)[0]) - np.asarray(solve(x - h * t)[0])) / (2 * h)
+    (ahead, *_), (behind, *_) = solve(x + h * t), solve(x - h * t)
+    difference = (ahead - behind) / (2 * h)
     # a difference where a weight enters or leaves within h is off by a share of it
     np.testing.assert_allclose(np.einsum("nij,nj->ni", jacobian, t), difference, rtol=0, atol=1e-3)
     np.testing.assert_allclose(jacobian, np.swapaxes(jacobian, 1, 2), rtol=0, atol=FUNCTION64)
@@ -158,19 +161,21 @@ SEPARABLE = {
 }
 
 
+@jax.jit
+def separable_answers(x, where, v, which):
+    """Weights, values and the pull-back of v."""
+    phis = [phi for phi, _ in SEPARABLE.values()]
+    op = sm.conjugate(sm.separable(one_of(phis), which))
+    y, pull = jax.vjp(lambda x: op.argmax(x, where=where), x)
+    return y, op.max(x, where=where), *pull(v)
+
+
 @pytest.mark.parametrize("name", SEPARABLE)
 def test_separable_functions(name):
     phi, rise = SEPARABLE[name]
-    op = sm.conjugate(sm.separable(phi))
     where = cases.holes(8, seed=142)
     where[6] = False
-    answers = jax.jit(
-        lambda x, where, v: (
-            op.argmax(x, where=where),
-            op.max(x, where=where),
-            jax.vjp(lambda x: op.argmax(x, where=where), x)[1](v)[0],
-        )
-    )(X, where, np.tile(WEIGHTS**3, (8, 1)))
+    answers = separable_answers(X, where, np.tile(WEIGHTS**3, (8, 1)), [*SEPARABLE].index(name))
     y, value, x_bar = map(np.asarray, answers)
     for i, (row, keep) in enumerate(zip(X, where, strict=True)):
         if not keep.any():
@@ -206,22 +211,27 @@ def test_separable_joins_the_algebra():
         np.testing.assert_allclose(value[i], best, atol=CONIC_VALUE)
 
 
-@pytest.mark.parametrize(
-    "fun",
-    [
-        lambda y: -jnp.sum(y**2),
-        lambda y: jnp.sum(y**2) / 2 - 2 * jnp.sum(y[:2] ** 2),
-        lambda y: jnp.sum(jnp.sin(20 * y)),
-        lambda y: jnp.sum(jnp.log(y - 0.5)),
-        lambda y: jnp.sum(y**2) * jnp.nan,
-        lambda y: jnp.sum(1 / y),
-    ],
-    ids=["concave", "saddle", "oscillating", "undefined", "nan", "infinite-at-zero"],
-)
-def test_what_is_not_convex_and_finite_is_never_a_plausible_answer(fun):
+WRONG = {
+    "concave": lambda y: -jnp.sum(y**2),
+    "saddle": lambda y: jnp.sum(y**2) / 2 - 2 * jnp.sum(y[:2] ** 2),
+    "oscillating": lambda y: jnp.sum(jnp.sin(20 * y)),
+    "undefined": lambda y: jnp.sum(jnp.log(y - 0.5)),
+    "nan": lambda y: jnp.sum(y**2) * jnp.nan,
+    "infinite-at-zero": lambda y: jnp.sum(1 / y),
+}
+
+
+@jax.jit
+def wrong_answers(x, which):
+    op = sm.conjugate(one_of(WRONG.values()), params=which)
+    return op.argmax(x), op.max(x)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_not_convex_and_finite_is_never_a_plausible_answer(name):
     """NaN; or, where the function happens to behave, a point that really is the maximum."""
     x = X[[2, 5]]
-    y, value = map(np.asarray, weights_and_values(sm.conjugate(fun))(x))
+    y, value = map(np.asarray, wrong_answers(x, [*WRONG].index(name)))
     candidates = np.concatenate(
         [
             np.eye(D),
@@ -229,7 +239,7 @@ def test_what_is_not_convex_and_finite_is_never_a_plausible_answer(fun):
             np.random.default_rng(1).dirichlet(np.full(D, 5.0), 4000),
         ]
     )
-    worth = jax.jit(jax.vmap(fun))(candidates)
+    worth = jax.jit(jax.vmap(WRONG[name]))(candidates)
     for i, row in enumerate(x):
         if np.isnan(y[i]).any():
             assert np.isnan(y[i]).all()

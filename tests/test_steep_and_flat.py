@@ -77,7 +77,7 @@ def worth(x, y, name, p):
 @functools.partial(jax.jit, static_argnums=0)
 def solve(names, which, x):
     """The weights under one of the functions: the solver is compiled once for all of them."""
-    functions = [CASES[name][0] for name in names]
+    functions = tuple(CASES[name][0] for name in names)
     return sm.conjugate(lambda y, which: jax.lax.switch(which, functions, y), params=which).argmax(x)
 
 
