@@ -127,8 +127,7 @@ def test_steep_functions_are_solved_as_far_as_rounding_allows(dtype, atol):
 
 def test_strength_and_value():
     plain, scaled = sm.conjugate(half_square), sm.conjugate(2.0 * sm.separable(lambda t: t**2 / 2))
-    y = np.full(4, 0.25)
-    *values, omega = jax.jit(lambda x: (plain.max(x), scaled.max(x), sm.separable(cosh, 2.0)(y)))(X)
+    *values, omega = jax.jit(lambda x: (plain.max(x), scaled.max(x), sm.separable(cosh, 2.0)(jnp.full(4, 0.25))))(X)
     for value, gamma in zip(values, (1.0, 2.0), strict=True):
         expected = [float(oracles.value(row, base="l2", gamma=gamma)) for row in X]
         np.testing.assert_allclose(value, expected, rtol=0, atol=SUMS)
@@ -213,8 +212,7 @@ def test_masks_and_nonfinite_rows(omega):
     y, value, gradient = map(np.asarray, answers(x))
     assert np.isnan(y[2:4]).all() and np.isnan(value[2:4]).all() and np.isnan(gradient[2:4]).all()
     assert (y[1] == 0).all() and value[1] == -np.inf and (gradient[1] == 0).all()
-    sound = [0, 4]
-    left = where & (x != -np.inf)
+    sound, left = [0, 4], where & (x != -np.inf)
     assert (y[sound][~left[sound]] == 0).all() and (gradient[sound][~left[sound]] == 0).all()
     expected, expected_value = jax.jit(lambda x: (op.argmax(x), op.max(x)))(np.stack([x[i, left[i]] for i in sound]))
     np.testing.assert_allclose(y[sound][left[sound]], np.ravel(expected), atol=SUMS)
@@ -225,8 +223,7 @@ def test_masks_and_nonfinite_rows(omega):
     "omega", [lambda y: jnp.sum(y**2 / 2 + xlogy(y, y)), sm.separable(lambda t: t**2 / 2 + xlogy(t, t))]
 )
 def test_float32(no_x64, omega):
-    x32 = X.astype(np.float32)
-    op = sm.conjugate(omega)
+    x32, op = X.astype(np.float32), sm.conjugate(omega)
 
     @jax.jit
     def answers(x):
