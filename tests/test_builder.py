@@ -22,31 +22,42 @@ WEIGHTS = np.linspace(0.5, 2, D)
 GAP = 1e-9  # where the certificate lets values of a plain function lie
 
 
+def one_of(functions):
+    """Of y and an index: the solver is compiled once for all of the functions."""
+    functions = tuple(functions)  # of which a program is kept: a list might change
+    return lambda y, which: jax.lax.switch(which, functions, y)
+
+
+def weights_and_values(op):
+    """Compiled."""
+    return jax.jit(lambda x: (op.argmax(x), op.max(x)))
+
+
 def quadratic(y, params):
     matrix, linear = params
     return y @ (matrix @ y) / 2 + linear @ y
 
 
-def closed_forms():
-    """(plain function, parameters, the operator that it equals)."""
-    yield "l2", lambda y: jnp.sum(y**2) / 2, None, sm.SquaredL2()
-    yield "l2-strength", lambda y, g: g * jnp.sum(y**2) / 2, 0.7, 0.7 * sm.SquaredL2()
-    yield "tsallis2.0", lambda y, a: (jnp.sum(y**a) - 1) / (a * (a - 1)), 2.0, sm.Tsallis(2.0)
-    yield "shannon", lambda y: jnp.sum(jax.scipy.special.xlogy(y, y)), None, sm.Shannon()
-    yield "pnorm2.0", lambda y: jnp.dot(y, y) / 2, None, sm.SquaredPNorm(2.0)
+CLOSED_FORMS = {  # plain function, parameters, the problem that it equals
+    "l2": (lambda y: jnp.sum(y**2) / 2, None, {"base": "l2"}),
+    "l2-strength": (lambda y, g: g * jnp.sum(y**2) / 2, 0.7, {"base": "l2", "gamma": 0.7}),
+    "tsallis2.0": (lambda y, a: (jnp.sum(y**a) - 1) / (a * (a - 1)), 2.0, {"base": "tsallis", "alpha": 2.0}),
+    "shannon": (lambda y: jnp.sum(jax.scipy.special.xlogy(y, y)), None, {"base": "shannon"}),
+    "pnorm2.0": (lambda y: jnp.dot(y, y) / 2, None, {"base": "pnorm", "p": 2.0}),
+}
 
 
-@pytest.mark.parametrize(
-    ("fun", "params", "omega"), [c[1:] for c in closed_forms()], ids=[c[0] for c in closed_forms()]
-)
-def test_the_generic_path_gives_the_closed_forms(fun, params, omega):
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_the_generic_path_gives_the_closed_forms(name):
     """The generic path on 1/2 sum y^2 is sparsemax to 1e-6 in float64; the value, by its certificate, closer."""
+    fun, params, problem = CLOSED_FORMS[name]
     op = sm.conjugate(fun) if params is None else sm.conjugate(fun, params=params)
-    closed = sm.conjugate(omega)
-    np.testing.assert_allclose(op.argmax(X), closed.argmax(X), rtol=0, atol=FUNCTION64)
-    np.testing.assert_allclose(op.max(X), closed.max(X), rtol=0, atol=GAP)
-    np.testing.assert_allclose(np.sum(op(X), -1), 1, rtol=0, atol=SUMS)
-    assert (np.asarray(op(X)) >= 0).all()
+    y, value = map(np.asarray, weights_and_values(op)(X))
+    expected, best = oracles.rows(X, np.ones(X.shape, bool), **problem)
+    np.testing.assert_allclose(y, expected.astype(float), rtol=0, atol=FUNCTION64)
+    np.testing.assert_allclose(value, best.astype(float), rtol=0, atol=GAP)
+    np.testing.assert_allclose(y.sum(-1), 1, rtol=0, atol=SUMS)
+    assert (y >= 0).all()
 
 
 @functools.cache
@@ -84,48 +95,51 @@ def test_a_quadratic_form_and_its_gradients():
     np.testing.assert_allclose((matrix_bar * t).sum(), along, rtol=10 * FUNCTION64)
 
 
-def conic_functions():
+def conic(y, name):
+    """The functions of CONIC_CASES as expressions of the conic solver."""
     import cvxpy as cp
 
-    yield (
-        "quartic",
-        lambda y: jnp.sum(y**2) / 4 + jnp.sum(y**4),
-        lambda y: cp.sum_squares(y) / 4 + cp.sum(cp.power(y, 4, approx=False)),
-    )
-    yield (
-        "logsumexp",
-        lambda y: jax.nn.logsumexp(3 * y) + jnp.sum(WEIGHTS * y**2) / 2,
-        lambda y: cp.log_sum_exp(3 * y) + cp.sum(cp.multiply(WEIGHTS, cp.square(y))) / 2,
-    )
-    yield (
-        "smooth-chain",
-        lambda y: jnp.sum(y**2) / 2 + jnp.sum((y[1:] - y[:-1]) ** 2),
-        lambda y: cp.sum_squares(y) / 2 + cp.sum_squares(cp.diff(y)),
-    )
-    yield (
-        "relative-entropy",
-        lambda y: jnp.sum(jax.scipy.special.xlogy(y, y / jnp.asarray(WEIGHTS))),
-        lambda y: cp.sum(cp.rel_entr(y, WEIGHTS)),
-    )
+    return {
+        "quartic": lambda: cp.sum_squares(y) / 4 + cp.sum(cp.power(y, 4, approx=False)),
+        "logsumexp": lambda: cp.log_sum_exp(3 * y) + cp.sum(cp.multiply(WEIGHTS, cp.square(y))) / 2,
+        "smooth-chain": lambda: cp.sum_squares(y) / 2 + cp.sum_squares(cp.diff(y)),
+        "relative-entropy": lambda: cp.sum(cp.rel_entr(y, WEIGHTS)),
+    }[name]()
 
 
-@pytest.mark.parametrize("index", range(4), ids=["quartic", "logsumexp", "smooth-chain", "relative-entropy"])
-def test_plain_functions_against_the_conic_solver(index):
+CONIC_CASES = {
+    "quartic": lambda y: jnp.sum(y**2) / 4 + jnp.sum(y**4),
+    "logsumexp": lambda y: jax.nn.logsumexp(3 * y) + jnp.sum(jnp.linspace(0.5, 2, D) * y**2) / 2,
+    "smooth-chain": lambda y: jnp.sum(y**2) / 2 + jnp.sum((y[1:] - y[:-1]) ** 2),
+    "relative-entropy": lambda y: jnp.sum(jax.scipy.special.xlogy(y, y / jnp.linspace(0.5, 2, D))),
+}
+
+
+@jax.jit
+def conic_answers(x, which):
+    """Weights, values and Jacobians: each slice D times, for one row of its Jacobian each."""
+    op = sm.conjugate(one_of(CONIC_CASES.values()), params=which)
+    y, pull = jax.vjp(op.argmax, jnp.repeat(x, D, axis=0))
+    [rows] = pull(np.tile(np.eye(D), (len(x), 1)))
+    return y[::D], op.max(x), rows.reshape(len(x), D, D)
+
+
+@pytest.mark.parametrize("name", CONIC_CASES)
+def test_plain_functions_against_the_conic_solver(name):
     import cvxpy as cp
 
-    _, fun, expression = list(conic_functions())[index]
-    op = sm.conjugate(fun)
-    x = X[[1, 4, 7]]
-    y, value = op.argmax(x), op.max(x)
+    x, which = X[[1, 4, 7]], [*CONIC_CASES].index(name)
+    solve = lambda x: map(np.asarray, conic_answers(x, which))
+    y, value, jacobian = solve(x)
     for i, row in enumerate(x):
         variable = cp.Variable(D)
-        expected, best = oracles.conic_maximum(row, variable, expression(variable))
+        expected, best = oracles.conic_maximum(row, variable, conic(variable, name))
         # less sure of weights than CONIC is: a quartic is flat where it vanishes
         np.testing.assert_allclose(value[i], best, rtol=0, atol=CONIC_VALUE)
         np.testing.assert_allclose(y[i], expected, rtol=0, atol=5e-5)
-    jacobian = jax.jit(jax.vmap(jax.jacrev(op.argmax)))(x)
     h, t = 1e-4, RNG.normal(size=x.shape)
-    difference = (np.asarray(op.argmax(x + h * t)) - np.asarray(op.argmax(x - h * t))) / (2 * h)
+    (ahead, *_), (behind, *_) = solve(x + h * t), solve(x - h * t)
+    difference = (ahead - behind) / (2 * h)
     # a difference where a weight enters or leaves within h is off by a share of it
     np.testing.assert_allclose(np.einsum("nij,nj->ni", jacobian, t), difference, rtol=0, atol=1e-3)
     np.testing.assert_allclose(jacobian, np.swapaxes(jacobian, 1, 2), rtol=0, atol=FUNCTION64)
@@ -147,19 +161,21 @@ SEPARABLE = {
 }
 
 
+@jax.jit
+def separable_answers(x, where, v, which):
+    """Weights, values and the pull-back of v."""
+    phis = [phi for phi, _ in SEPARABLE.values()]
+    op = sm.conjugate(sm.separable(one_of(phis), which))
+    y, pull = jax.vjp(lambda x: op.argmax(x, where=where), x)
+    return y, op.max(x, where=where), *pull(v)
+
+
 @pytest.mark.parametrize("name", SEPARABLE)
 def test_separable_functions(name):
     phi, rise = SEPARABLE[name]
-    op = sm.conjugate(sm.separable(phi))
     where = cases.holes(8, seed=142)
     where[6] = False
-    answers = jax.jit(
-        lambda x, where, v: (
-            op.argmax(x, where=where),
-            op.max(x, where=where),
-            jax.vjp(lambda x: op.argmax(x, where=where), x)[1](v)[0],
-        )
-    )(X, where, np.tile(WEIGHTS**3, (8, 1)))
+    answers = separable_answers(X, where, np.tile(WEIGHTS**3, (8, 1)), [*SEPARABLE].index(name))
     y, value, x_bar = map(np.asarray, answers)
     for i, (row, keep) in enumerate(zip(X, where, strict=True)):
         if not keep.any():
@@ -183,35 +199,39 @@ def test_separable_joins_the_algebra():
     import cvxpy as cp
 
     op = sm.conjugate(0.7 * (sm.separable(cases.cubic) + 0.3 * sm.TotalVariation() + 0.1 * sm.Oscar()))
-    y = op.argmax(X[:4])
+    y, value = weights_and_values(op)(X[:4])
     for i, row in enumerate(X[:4]):
         v = cp.Variable(D)
         pairs = cp.sum([cp.maximum(v[a], v[b]) for a in range(D) for b in range(a)])
         penalty = (
             cp.sum_squares(v) / 2 + cp.sum(cp.power(v, 3, approx=False)) / 3 + 0.3 * cp.norm1(cp.diff(v)) + 0.1 * pairs
         )
-        expected, value = oracles.conic_maximum(row, v, 0.7 * penalty)
+        expected, best = oracles.conic_maximum(row, v, 0.7 * penalty)
         np.testing.assert_allclose(y[i], expected, rtol=0, atol=CONIC)
-        np.testing.assert_allclose(op.max(X[i]), value, atol=CONIC_VALUE)
+        np.testing.assert_allclose(value[i], best, atol=CONIC_VALUE)
 
 
-@pytest.mark.parametrize(
-    "fun",
-    [
-        lambda y: -jnp.sum(y**2),
-        lambda y: jnp.sum(y**2) / 2 - 2 * jnp.sum(y[:2] ** 2),
-        lambda y: jnp.sum(jnp.sin(20 * y)),
-        lambda y: jnp.sum(jnp.log(y - 0.5)),
-        lambda y: jnp.sum(y**2) * jnp.nan,
-        lambda y: jnp.sum(1 / y),
-    ],
-    ids=["concave", "saddle", "oscillating", "undefined", "nan", "infinite-at-zero"],
-)
-def test_what_is_not_convex_and_finite_is_never_a_plausible_answer(fun):
+WRONG = {
+    "concave": lambda y: -jnp.sum(y**2),
+    "saddle": lambda y: jnp.sum(y**2) / 2 - 2 * jnp.sum(y[:2] ** 2),
+    "oscillating": lambda y: jnp.sum(jnp.sin(20 * y)),
+    "undefined": lambda y: jnp.sum(jnp.log(y - 0.5)),
+    "nan": lambda y: jnp.sum(y**2) * jnp.nan,
+    "infinite-at-zero": lambda y: jnp.sum(1 / y),
+}
+
+
+@jax.jit
+def wrong_answers(x, which):
+    op = sm.conjugate(one_of(WRONG.values()), params=which)
+    return op.argmax(x), op.max(x)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_not_convex_and_finite_is_never_a_plausible_answer(name):
     """NaN; or, where the function happens to behave, a point that really is the maximum."""
     x = X[[2, 5]]
-    op = sm.conjugate(fun)
-    y, value = np.asarray(op.argmax(x)), np.asarray(op.max(x))
+    y, value = map(np.asarray, wrong_answers(x, [*WRONG].index(name)))
     candidates = np.concatenate(
         [
             np.eye(D),
@@ -219,7 +239,7 @@ def test_what_is_not_convex_and_finite_is_never_a_plausible_answer(fun):
             np.random.default_rng(1).dirichlet(np.full(D, 5.0), 4000),
         ]
     )
-    worth = jax.vmap(fun)(candidates)
+    worth = jax.jit(jax.vmap(WRONG[name]))(candidates)
     for i, row in enumerate(x):
         if np.isnan(y[i]).any():
             assert np.isnan(y[i]).all()
@@ -239,12 +259,17 @@ def test_functions_must_return_a_number():
 
 
 def test_a_params_tree_is_a_tree():
-    tree = {"scale": jnp.asarray(0.5), "linear": [jnp.asarray(LINEAR)]}
+    tree = {"scale": 0.5, "linear": [LINEAR]}
     fun = lambda y, tree: tree["scale"] * jnp.sum(y**2) / 2 + y @ tree["linear"][0]
-    op = sm.conjugate(fun, params=tree)
-    np.testing.assert_allclose(op(X), sm.sparsemax(X - LINEAR, gamma=0.5), rtol=0, atol=FUNCTION64)
-    gradient = jax.grad(lambda tree: jnp.sum(sm.conjugate(fun, params=tree).max(X)))(tree)
-    y = np.asarray(op(X))
+
+    def total(tree):
+        op = sm.conjugate(fun, params=tree)
+        return jnp.sum(op.max(X)), op(X)
+
+    gradient, y = jax.jit(jax.grad(total, has_aux=True))(tree)
+    y = np.asarray(y)
+    expected = [oracles.squared_l2(row, 0.5).astype(float) for row in X - LINEAR]
+    np.testing.assert_allclose(y, expected, rtol=0, atol=FUNCTION64)
     # sums over slices
     np.testing.assert_allclose(gradient["scale"], -(y**2).sum() / 2, rtol=0, atol=10 * FUNCTION64)
     np.testing.assert_allclose(gradient["linear"][0], -y.sum(0), rtol=0, atol=10 * FUNCTION64)
@@ -252,18 +277,21 @@ def test_a_params_tree_is_a_tree():
 
 def test_params_that_are_no_numbers():
     """Flags, indices and keys reach the rules as they are: bit by bit, `~1` is no `~True`."""
-    x = jnp.array([0.3, 0.2, 0.1])
-    params = {"heavy": jnp.array([True, False, True]), "which": jnp.array([0, 1, 0]), "key": jax.random.key(0)}
+    x = np.array([0.3, 0.2, 0.1])
+    params = {"heavy": np.array([True, False, True]), "which": np.array([0, 1, 0]), "key": jax.random.key(0)}
 
     def function(y, p):
         factor = jnp.where(~p["heavy"], 2.0, 1.0) * jnp.array([1.0, 3.0])[p["which"] ^ 0]
         return p["w"] * jnp.sum(factor * y**2) / 2 + 0 * jax.random.normal(p["key"])
 
-    op = lambda w: sm.conjugate(function, params={**params, "w": w})
+    op = lambda params, w: sm.conjugate(function, params={**params, "w": w})
+    value = lambda params, w: op(params, w).max(x)
+    run = jax.jit(lambda *args: (*jax.value_and_grad(value, 1)(*args), jax.jacrev(op(*args))(x)))
+    _, slope, jacobian = run(params, 1.0)
     s = 1 / np.array([1.0, 6.0, 1.0])
-    np.testing.assert_allclose(jax.jacrev(op(1.0))(x), np.diag(s) - np.outer(s, s) / s.sum(), atol=FUNCTION64)
-    value = lambda w: op(w).max(x)
-    np.testing.assert_allclose(jax.grad(value)(1.0), (value(1 + 1e-4) - value(1 - 1e-4)) / 2e-4, atol=FUNCTION64)
+    np.testing.assert_allclose(jacobian, np.diag(s) - np.outer(s, s) / s.sum(), atol=FUNCTION64)
+    difference = (float(run(params, 1 + 1e-4)[0]) - float(run(params, 1 - 1e-4)[0])) / 2e-4
+    np.testing.assert_allclose(slope, difference, atol=FUNCTION64)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

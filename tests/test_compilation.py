@@ -39,7 +39,7 @@ def test_the_counter_counts():
 @pytest.mark.parametrize("key", cases.NAMED, ids=lambda key: cases.NAMED[key].name)
 def test_eager_calls_compile_once_whatever_the_hyper_parameters(key):
     named, names = cases.NAMED[key], key[-1]
-    x, where = jnp.asarray(cases.scores(5, 7)), jnp.asarray(cases.holes(5, 7))
+    x, where = cases.scores(5, 7), cases.holes(5, 7)
     rng = np.random.default_rng(0)
     drawn = [{name: float(cases.HYPER[name].draw(rng, ())) for name in names} for _ in range(4)]
     for suffix in ("", "_value") if named.has_value else ("",):
@@ -51,7 +51,7 @@ def test_eager_calls_compile_once_whatever_the_hyper_parameters(key):
 
 
 def test_plain_functions_compile_once():
-    x, half_square = jnp.asarray(cases.scores(5, 7)), lambda y, g: g * jnp.sum(y**2) / 2
+    x, half_square = cases.scores(5, 7), lambda y, g: g * jnp.sum(y**2) / 2
     sm.conjugate(half_square, params=0.5)(x)
     with compilations() as count:
         for g in (0.5, 0.7, 0.9):
@@ -61,14 +61,14 @@ def test_plain_functions_compile_once():
 
 def test_eager_calls_compile_to_little():
     """A first call is a handful of programs, not one for each primitive."""
-    x = jnp.asarray(cases.scores(5, 9))
+    x = cases.scores(5, 9)
     with compilations() as count:
         sm.fusedmax(x, lam=0.1)
     assert 1 <= len(count) <= 4
 
 
 def test_eager_gradients_compile_once_for_three_values():
-    x = jnp.asarray(cases.scores(5, 7))
+    x = cases.scores(5, 7)
     gradient = lambda alpha: jax.grad(lambda x: jnp.sum(sm.entmax(x, alpha=alpha) ** 2))(x)
     gradient(1.5)
     with compilations() as count:
@@ -78,7 +78,7 @@ def test_eager_gradients_compile_once_for_three_values():
 
 
 def test_the_builder_compiles_once_for_three_values():
-    x = jnp.asarray(cases.scores(5, 7))
+    x = cases.scores(5, 7)
     build = lambda alpha, lam: sm.conjugate(sm.Tsallis(alpha) + lam * sm.TotalVariation())
     build(1.5, 0.1).argmax(x), build(1.5, 0.1).max(x)
     with compilations() as count:
@@ -95,7 +95,7 @@ def test_an_operator_is_a_pytree_argument_traced_once():
     def apply(op, x):
         return op.argmax(x) + op(x)
 
-    x = jnp.asarray(cases.scores(5, 7))
+    x = cases.scores(5, 7)
     for alpha in (1.5, 1.3, 1.7):
         got = apply(sm.conjugate(2.0 * sm.Tsallis(alpha)), x)
         np.testing.assert_allclose(got, 2 * sm.entmax(x, alpha=alpha, gamma=2.0), rtol=0, atol=SUMS)
@@ -146,7 +146,7 @@ def test_an_operator_is_a_field_of_a_flax_module():
         def __call__(self, x):
             return self.op(x)
 
-    x = jnp.asarray(cases.scores(2))
+    x = cases.scores(2)
     gate = Gate(sm.conjugate(sm.Tsallis(1.5)))
     hash(gate)
     np.testing.assert_allclose(gate.apply({}, x), sm.entmax(x), rtol=0, atol=SUMS)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from cases import cubic, cubic_rise
 from cases.tolerances import PULLED, SOLVED, SUMS, ULPS
 from jax.scipy.special import xlogy
 
@@ -16,7 +17,7 @@ import smoothmax as sm
 
 RNG = np.random.default_rng(7)
 X = RNG.normal(size=(6, 7))
-COTANGENT = jnp.asarray(RNG.normal(size=X.shape))
+COTANGENT = RNG.normal(size=X.shape)
 A = RNG.normal(size=(3, 7))
 QUOTIENT = 1e-8  # of differences with a step of 1e-5: a solution's rounding over it, and its square times slopes
 FLAT, FLAT_VALUE = 1e-4, 1e-7  # the conic solver's weights and value where a fourth power vanishes
@@ -38,6 +39,20 @@ def cosh(t, rate):
     return jnp.cosh(rate * t)
 
 
+def logarithmic_rise(v):
+    """The t at which the derivative t + log t + 1 of t^2 / 2 + t log t is v, by Newton's method."""
+    t = np.exp(np.minimum(v - 1, 0))
+    for _ in range(10):
+        t *= (v - np.log(t)) / (1 + t)
+    return t
+
+
+def product(curvature, v):
+    """The Jacobian of the weights of a separable function times v, from phi''(y): infinite off the support."""
+    s = 1 / curvature
+    return s * (v - (s * v).sum(-1, keepdims=True) / s.sum(-1, keepdims=True))
+
+
 def rows(function, x):
     return np.stack([np.asarray(function(row), float) for row in np.asarray(x, float)])
 
@@ -45,12 +60,8 @@ def rows(function, x):
 def differences(function, at, h=1e-5):
     """Central differences of a scalar function of one array, within QUOTIENT."""
     at = np.asarray(at, float)
-    result = np.zeros_like(at)
-    for i in np.ndindex(at.shape):
-        step = np.zeros_like(at)
-        step[i] = h
-        result[i] = (function(jnp.asarray(at + step)) - function(jnp.asarray(at - step))) / (2 * h)
-    return result
+    steps = h * np.eye(at.size).reshape(-1, *at.shape)
+    return np.reshape([(function(at + step) - function(at - step)) / (2 * h) for step in steps], at.shape)
 
 
 # --- Values against other ways to compute them --------------------------------------------------------------
@@ -79,21 +90,18 @@ def test_closed_forms(name):
 @pytest.mark.parametrize("omega", [half_square, sm.separable(lambda t: t * jnp.log(t))], ids=["fun", "separable"])
 def test_wide(omega):
     x = RNG.normal(size=(2, 10_000))
-    expected = rows(
-        (lambda r: oracles.squared_l2(r, 1)) if omega is half_square else lambda r: oracles.shannon(r, 1), x
-    )
-    np.testing.assert_allclose(sm.conjugate(omega).argmax(x), expected, atol=PULLED)
+    oracle = oracles.squared_l2 if omega is half_square else oracles.shannon
+    np.testing.assert_allclose(sm.conjugate(omega).argmax(x), rows(lambda r: oracle(r, 1), x), atol=PULLED)
 
 
 def test_against_exhaustive_search_and_conic_solver():
-    op = sm.conjugate(quadratic, params=jnp.asarray(A))
+    op = sm.conjugate(quadratic, params=A)
     hessian = np.eye(7) + 0.6 * A.T @ A
     expected = rows(lambda r: oracles.quadratic(r, hessian, np.zeros(7))[0], X)
     np.testing.assert_allclose(op.argmax(X), expected, atol=SOLVED)
 
-    params = {"rate": jnp.asarray(0.5), "a": jnp.asarray(A)}
-    op = sm.conjugate(entropy_and_quartic, params=params)
-    y, value = np.asarray(op.argmax(X)), np.asarray(op.max(X))
+    op = sm.conjugate(entropy_and_quartic, params={"rate": 0.5, "a": A})
+    y, value = map(np.asarray, jax.jit(lambda x: (op.argmax(x), op.max(x)))(X))
     for i, row in enumerate(X):
         v = cp.Variable(7)
         found, optimum = oracles.conic_maximum(row, v, -0.5 * cp.sum(cp.entr(v)) + cp.sum(cp.power(A @ v, 4)))
@@ -118,12 +126,12 @@ def test_steep_functions_are_solved_as_far_as_rounding_allows(dtype, atol):
 
 
 def test_strength_and_value():
-    op = sm.conjugate(half_square)
-    np.testing.assert_allclose(op.max(X), sm.sparsemax_value(X), rtol=0, atol=SUMS)
-    op = sm.conjugate(2.0 * sm.separable(lambda t: t**2 / 2))
-    np.testing.assert_allclose(op.max(X), sm.sparsemax_value(X, gamma=2.0), rtol=0, atol=SUMS)
-    y = np.full(4, 0.25)
-    np.testing.assert_allclose(sm.separable(cosh, 2.0)(y), 4 * np.cosh(0.5), rtol=0, atol=SUMS)
+    plain, scaled = sm.conjugate(half_square), sm.conjugate(2.0 * sm.separable(lambda t: t**2 / 2))
+    *values, omega = jax.jit(lambda x: (plain.max(x), scaled.max(x), sm.separable(cosh, 2.0)(jnp.full(4, 0.25))))(X)
+    for value, gamma in zip(values, (1.0, 2.0), strict=True):
+        expected = [float(oracles.value(row, base="l2", gamma=gamma)) for row in X]
+        np.testing.assert_allclose(value, expected, rtol=0, atol=SUMS)
+    np.testing.assert_allclose(omega, 4 * np.cosh(0.5), rtol=0, atol=SUMS)
 
 
 # --- Derivatives --------------------------------------------------------------------------------------------
@@ -134,33 +142,35 @@ def weighted(make):
 
 
 CASES = {
-    "sparse": (lambda p: sm.conjugate(quadratic, params=p), jnp.asarray(A)),
-    "entropy": (lambda p: sm.conjugate(entropy_and_quartic, params={"rate": p, "a": jnp.asarray(A)}), jnp.asarray(0.7)),
-    "separable": (lambda p: sm.conjugate(1.5 * sm.separable(cosh, p)), jnp.asarray(2.0)),
-    "penalty": (lambda p: sm.conjugate(sm.separable(cosh, p[0]) + p[1] * sm.TotalVariation()), jnp.array([2.0, 0.1])),
+    "sparse": (lambda p: sm.conjugate(quadratic, params=p), A),
+    "entropy": (lambda p: sm.conjugate(entropy_and_quartic, params={"rate": p, "a": A}), 0.7),
+    "separable": (lambda p: sm.conjugate(1.5 * sm.separable(cosh, p)), 2.0),
+    "penalty": (lambda p: sm.conjugate(sm.separable(cosh, p[0]) + p[1] * sm.TotalVariation()), np.array([2.0, 0.1])),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_gradients(name):
     make, p = CASES[name]
-    loss = weighted(make)
-    first = jax.jit(jax.grad(loss, (0, 1)))
-    x = jnp.asarray(X)
-    gx, gp = first(x, p)
-    np.testing.assert_allclose(gx, differences(lambda x: loss(x, p), x), atol=QUOTIENT)
-    np.testing.assert_allclose(gp, differences(lambda p: loss(x, p), p), atol=QUOTIENT)
-    # grad of grad, in reverse over reverse
-    second = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(jax.grad(loss)(x, p)))))(p)
-    np.testing.assert_allclose(second, differences(lambda p: jnp.sum(jnp.sin(first(x, p)[0])), p), atol=QUOTIENT)
+
+    def sine(x, p):
+        loss, gradients = jax.value_and_grad(weighted(make), (0, 1))(x, p)
+        return jnp.sum(jnp.sin(gradients[0])), (loss, gradients)
+
+    # the last one is grad of grad, in reverse over reverse
+    run = jax.jit(jax.value_and_grad(sine, 1, has_aux=True))
+    (_, (_, (gx, gp))), second = run(X, p)
+    np.testing.assert_allclose(gx, differences(lambda x: run(x, p)[0][1][0], X), atol=QUOTIENT)
+    np.testing.assert_allclose(gp, differences(lambda p: run(X, p)[0][1][0], p), atol=QUOTIENT)
+    np.testing.assert_allclose(second, differences(lambda p: run(X, p)[0][0], p), atol=QUOTIENT)
 
 
 @pytest.mark.parametrize("name", ["sparse", "separable"])
 def test_forward_mode(name):
     make, p = CASES[name]
-    x = jnp.asarray(X[0])
-    reverse = jax.jit(jax.jacrev(lambda x, p: make(p).argmax(x), (0, 1)))(x, p)
-    forward = jax.jit(jax.jacfwd(lambda x, p: sm.forward_mode(make(p)).argmax(x), (0, 1)))(x, p)
+    of_reverse = jax.jacrev(lambda x, p: make(p).argmax(x), (0, 1))
+    of_forward = jax.jacfwd(lambda x, p: sm.forward_mode(make(p)).argmax(x), (0, 1))
+    reverse, forward = jax.jit(lambda *args: (of_reverse(*args), of_forward(*args)))(X[0], p)
     np.testing.assert_allclose(forward[0], reverse[0], rtol=0, atol=SOLVED)
     np.testing.assert_allclose(forward[1], reverse[1], rtol=0, atol=SOLVED)
     np.testing.assert_allclose(reverse[0], reverse[0].T, rtol=0, atol=SOLVED)
@@ -168,17 +178,16 @@ def test_forward_mode(name):
 
 def test_vmap_over_params():
     grad = jax.grad(lambda p: sm.conjugate(entropy_and_quartic, params=p).max(X[0]))
-    rates = jnp.array([0.4, 0.9])
-    params = {"rate": rates, "a": jnp.stack([jnp.asarray(A), 2 * jnp.asarray(A)])}
-    together = jax.vmap(grad)(params)
+    params = {"rate": np.array([0.4, 0.9]), "a": np.stack([A, 2 * A])}
+    together, alone = jax.jit(jax.vmap(grad))(params), jax.jit(grad)
     for i in range(2):
-        alone = grad(jax.tree.map(lambda leaf: leaf[i], params))
-        jax.tree.map(lambda t, a: np.testing.assert_allclose(t[i], a, atol=SOLVED), together, alone)
+        expected = alone(jax.tree.map(lambda leaf: leaf[i], params))
+        jax.tree.map(lambda t, a: np.testing.assert_allclose(t[i], a, atol=SOLVED), together, expected)
 
 
 def test_gradient_where_the_function_is_flat_is_nan():
-    tied = jnp.zeros(4)
-    assert np.isnan(jax.grad(lambda x: sm.conjugate(lambda y: 0 * jnp.sum(y)).argmax(x)[0])(tied)).all()
+    gradient = jax.jit(jax.grad(lambda x: sm.conjugate(lambda y: 0 * jnp.sum(y)).argmax(x)[0]))
+    assert np.isnan(gradient(np.zeros(4))).all()
 
 
 # --- Masks, non-finite scores, dtypes -----------------------------------------------------------------------
@@ -194,35 +203,40 @@ def test_masks_and_nonfinite_rows(omega):
     where[1] = False
     x = np.where(where, X, np.nan)
     x[2, 3], x[3, 0], x[4, 2], x[4, 6] = np.nan, np.inf, -np.inf, -np.inf
-    y, value = np.asarray(op.argmax(x, where=where)), np.asarray(op.max(x, where=where))
-    gradient = jax.grad(lambda x: jnp.sum(COTANGENT * op.argmax(x, where=where)))(x)
+
+    @jax.jit
+    def answers(x):
+        y, pull = jax.vjp(lambda x: op.argmax(x, where=where), x)
+        return y, op.max(x, where=where), *pull(COTANGENT)
+
+    y, value, gradient = map(np.asarray, answers(x))
     assert np.isnan(y[2:4]).all() and np.isnan(value[2:4]).all() and np.isnan(gradient[2:4]).all()
     assert (y[1] == 0).all() and value[1] == -np.inf and (gradient[1] == 0).all()
-    for i in (0, 4):
-        left = where[i] & (x[i] != -np.inf)
-        assert (y[i, ~left] == 0).all() and (gradient[i, ~left] == 0).all()
-        np.testing.assert_allclose(y[i, left], op.argmax(x[i, left]), atol=SUMS)
-        np.testing.assert_allclose(value[i], op.max(x[i, left]), atol=SOLVED)
+    sound, left = [0, 4], where & (x != -np.inf)
+    assert (y[sound][~left[sound]] == 0).all() and (gradient[sound][~left[sound]] == 0).all()
+    expected, expected_value = jax.jit(lambda x: (op.argmax(x), op.max(x)))(np.stack([x[i, left[i]] for i in sound]))
+    np.testing.assert_allclose(y[sound][left[sound]], np.ravel(expected), atol=SUMS)
+    np.testing.assert_allclose(value[sound], expected_value, atol=SOLVED)
 
 
 @pytest.mark.parametrize(
     "omega", [lambda y: jnp.sum(y**2 / 2 + xlogy(y, y)), sm.separable(lambda t: t**2 / 2 + xlogy(t, t))]
 )
 def test_float32(no_x64, omega):
-    x32 = jnp.asarray(X, jnp.float32)
-    op = sm.conjugate(omega)
+    x32, op = X.astype(np.float32), sm.conjugate(omega)
 
-    def loss(x):
-        y = op.argmax(x)
-        return jnp.sum(y[:, 0]), y
+    @jax.jit
+    def answers(x):
+        y, pull = jax.vjp(op.argmax, x)
+        return y, *pull(jnp.zeros_like(y).at[:, 0].set(1))
 
-    gradient, y = jax.jit(jax.grad(loss, has_aux=True))(x32)
+    y, gradient = answers(x32)
     assert y.dtype == gradient.dtype == jnp.float32
-    assert jax.eval_shape(op.argmax, x32.astype(jnp.bfloat16)).dtype == jnp.bfloat16
-    with jax.enable_x64(True):
-        expected_gradient, expected = jax.jit(jax.grad(loss, has_aux=True))(np.asarray(x32, np.float64))
+    assert jax.eval_shape(op.argmax, jax.ShapeDtypeStruct(X.shape, jnp.bfloat16)).dtype == jnp.bfloat16
+    expected = rows(lambda r: oracles.separable(r, logarithmic_rise, kink=False), x32)
+    jacobian = product(1 + 1 / expected, np.eye(7)[0])
     np.testing.assert_allclose(y, expected, rtol=0, atol=5e-7)  # float32 rounds by 6e-8
-    np.testing.assert_allclose(gradient, expected_gradient, rtol=0, atol=5e-6)  # and products of seven terms follow
+    np.testing.assert_allclose(gradient, jacobian, rtol=0, atol=5e-6)  # and products of seven terms follow
 
 
 def test_shift_and_ties():
@@ -250,8 +264,8 @@ def not_convex_phi(t, k):
 
 @pytest.mark.parametrize("k", [0, 1, 2])
 def test_functions_that_are_not_convex_give_nan(k):
-    assert np.isnan(sm.conjugate(not_convex, params=jnp.eye(3)[k]).argmax(X)).all()
-    assert np.isnan(sm.conjugate(sm.separable(not_convex_phi), params=jnp.eye(3)[k]).argmax(X)).all()
+    assert np.isnan(sm.conjugate(not_convex, params=np.eye(3)[k]).argmax(X)).all()
+    assert np.isnan(sm.conjugate(sm.separable(not_convex_phi), params=np.eye(3)[k]).argmax(X)).all()
 
 
 @pytest.mark.parametrize(
@@ -281,26 +295,29 @@ def test_refused_expressions():
         sm.conjugate(sm.SquaredL2(), params=1.0)
 
 
-@pytest.mark.parametrize(
-    "omega", [sm.separable(lambda t: t**2 + t**4), lambda y: jnp.sum(y**2 + y**4)], ids=["phi", "fun"]
-)
+@pytest.mark.parametrize("omega", [sm.separable(cubic), lambda y: jnp.sum(cubic(y))], ids=["phi", "fun"])
 def test_exports_with_a_symbolic_length(omega):
     (d,) = jax.export.symbolic_shape("d")
-    op = sm.conjugate(omega)
-    for function in (op.argmax, op.max, jax.grad(lambda x: jnp.sum(op.argmax(x) ** 2))):
-        program = jax.export.export(jax.jit(function))(jax.ShapeDtypeStruct((3, d), np.float64))
-        np.testing.assert_allclose(program.call(X[:3]), function(X[:3]), rtol=0, atol=SOLVED)
+    op, x = sm.conjugate(omega), X[:3]
+    function = jax.jit(lambda x: (op.argmax(x), op.max(x), jax.grad(lambda x: jnp.sum(op.argmax(x) ** 2))(x)))
+    program = jax.export.export(function)(jax.ShapeDtypeStruct((3, d), np.float64))
+    y = rows(lambda r: oracles.separable(r, cubic_rise), x)
+    curvature = np.where(y > 0, 1 + 2 * y, np.inf)
+    expected = y, (x * y - cubic(y)).sum(-1), product(curvature, 2 * y)
+    for got, exact in zip(program.call(x), expected, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=0, atol=SOLVED)
 
 
 def test_scores_whose_difference_overflows():
     """Of a finite slope: the lowest have no weight, and the others are as if they were not there."""
-    x = jnp.array([3e38, -3e38, 3e38, 1e38, 0.0], jnp.float32)
     op = sm.conjugate(sm.separable(lambda t: t**2 / 2 + t**4 / 4))
-    np.testing.assert_array_equal(op.argmax(x), [0.5, 0, 0.5, 0, 0])
-    gradient = jax.grad(lambda x: op.argmax(x)[0])
-    np.testing.assert_allclose(gradient(x), gradient(x.at[1].set(-jnp.inf)), rtol=0, atol=ULPS)
-    for bad in (jnp.nan, jnp.inf):
-        assert np.isnan(op.argmax(x.at[1].set(bad))).all()
+    run = jax.jit(lambda x: (op.argmax(x), jax.grad(lambda x: op.argmax(x)[0])(x)))
+    scores = lambda lowest: np.array([3e38, lowest, 3e38, 1e38, 0.0], np.float32)
+    y, gradient = run(scores(-3e38))
+    np.testing.assert_array_equal(y, [0.5, 0, 0.5, 0, 0])
+    np.testing.assert_allclose(gradient, run(scores(-np.inf))[1], rtol=0, atol=ULPS)
+    for bad in (np.nan, np.inf):
+        assert np.isnan(run(scores(bad))[0]).all()
 
 
 # --- Penalties on a separable function ----------------------------------------------------------------------

@@ -81,64 +81,68 @@ LINEN_PARAMS = jax.jit(linen().init)(jax.random.key(3), X)
     ],
 )
 def test_linen(layer, call):
-    ours, theirs = (
-        linen(f, **layer).apply(LINEN_PARAMS, X, Y, **call, mutable=["intermediates"])
-        for f in (attention_fn(sm.softmax), None)
-    )
+    sown = {"mutable": ["intermediates"]}
+    layers = [linen(f, **layer) for f in (attention_fn(sm.softmax), None)]
+    ours, theirs = jax.jit(lambda params: [one.apply(params, X, Y, **call, **sown) for one in layers])(LINEN_PARAMS)
     assert bool(ours[1]) == call.get("sow_weights", False)
     close(ours, theirs)
 
 
-def test_linen_without_and_with_several_batch_axes():
-    x = normal(5, 2, 3, T, D)
-    mask = nn.make_causal_mask(x[..., 0])
-    for inputs, m in [(x, mask), (x[0, 0], mask[0, 0])]:
-        close(*(jax.jit(linen(f).apply)(LINEN_PARAMS, inputs, mask=m) for f in (attention_fn(sm.softmax), None)))
+@pytest.mark.parametrize("batch", [(2, 3), ()])
+def test_linen_without_and_with_several_batch_axes(batch):
+    x, mask = normal(5, *batch, T, D), np.broadcast_to(np.tri(T, dtype=bool), (*batch, 1, T, T))
+    layers = [linen(f) for f in (attention_fn(sm.softmax), None)]
+    close(*jax.jit(lambda params: [layer.apply(params, x, mask=mask) for layer in layers])(LINEN_PARAMS))
 
 
 def test_linen_low_precision():
-    outputs = [jax.jit(linen(f, dtype=jnp.bfloat16).apply)(LINEN_PARAMS, X) for f in (attention_fn(sm.softmax), None)]
+    layers = [linen(f, dtype=jnp.bfloat16) for f in (attention_fn(sm.softmax), None)]
+    outputs = jax.jit(lambda params: [layer.apply(params, X) for layer in layers])(LINEN_PARAMS)
     assert outputs[0].dtype == outputs[1].dtype == jnp.bfloat16
     np.testing.assert_allclose(*(np.asarray(o, float) for o in outputs), atol=3e-2)  # bfloat16 rounds by 4e-3, often
 
 
 def decode_linen(f):
+    """The outputs of single tokens, and of all of them under a causal mask."""
     layer = linen(f, decode=True)
-    cache = jax.jit(lambda key: layer.init(key, X)["cache"])(jax.random.key(0))
-    step = jax.jit(lambda cache, x: layer.apply({**LINEN_PARAMS, "cache": cache}, x, mutable=["cache"]))
-    outputs = []
-    for t in range(T):
-        output, updated = step(cache, X[:, t : t + 1])
-        cache = updated["cache"]
-        outputs.append(output)
-    return np.concatenate(outputs, axis=1)
+
+    @jax.jit
+    def decode(params):
+        cache, outputs = layer.init(jax.random.key(0), X)["cache"], []
+        for t in range(T):
+            output, updated = layer.apply({**params, "cache": cache}, X[:, t : t + 1], mutable=["cache"])
+            cache = updated["cache"]
+            outputs.append(output)
+        return jnp.concatenate(outputs, axis=1), linen(f).apply(params, X, mask=np.tri(T, dtype=bool)[None, None])
+
+    return decode(LINEN_PARAMS)
 
 
 def test_linen_decodes_token_by_token():
     close(decode_linen(attention_fn(sm.softmax)), decode_linen(None))
-    sparse = attention_fn(sm.sparsemax)
-    close(decode_linen(sparse), linen(sparse).apply(LINEN_PARAMS, X, mask=nn.make_causal_mask(X[..., 0])))
+    close(*decode_linen(attention_fn(sm.sparsemax)))
 
 
 def test_dropout_of_all_weights_has_zero_gradients():
     attend = attention_fn(sm.sparsemax)
     q, k = normal(0, B, T, N, D), normal(1, B, S, N, D)
     drop = lambda q: jnp.sum(attend(q, k, k, dropout_rate=1.0, dropout_rng=jax.random.key(0)))
-    assert not np.any(drop(q)) and not np.any(jax.grad(drop)(q))
+    dropped, gradient = jax.jit(jax.value_and_grad(drop))(q)
+    assert not np.any(dropped) and not np.any(gradient)
 
 
 def test_masked_queries_get_zeros_in_linen():
     mask = MASK.copy()
     mask[:, :, 1] = False
-    output = linen(attention_fn(sm.sparsemax)).apply(LINEN_PARAMS, X, Y, mask=mask)
+    output = jax.jit(linen(attention_fn(sm.sparsemax)).apply)(LINEN_PARAMS, X, Y, mask=mask)
     close(np.asarray(output)[:, 1], np.broadcast_to(LINEN_PARAMS["params"]["out"]["bias"], (B, D)))
 
 
 def test_linen_in_blocks():
-    apply = lambda f: jax.jit(linen(f).apply)(LINEN_PARAMS, X, Y, mask=MASK)
-    close(apply(attention_fn(sm.sparsemax, block_size=2)), apply(attention_fn(sm.sparsemax)))
+    layers = [linen(attention_fn(sm.sparsemax, block_size=size)) for size in (2, None)]
+    close(*jax.jit(lambda params: [layer.apply(params, X, Y, mask=MASK) for layer in layers])(LINEN_PARAMS))
     with pytest.raises(ValueError, match=r"block_size=2 .* sow_weights=False"):
-        linen(attention_fn(sm.sparsemax, block_size=2)).apply(LINEN_PARAMS, X, sow_weights=True)
+        layers[0].apply(LINEN_PARAMS, X, sow_weights=True)
 
 
 # --- Flax NNX -------------------------------------------------------------------------------------------------
@@ -175,13 +179,13 @@ def nnx_layer(attention=None, **options):
     ],
 )
 def test_nnx(layer, call):
-    results = []
-    for f in (attention_fn(sm.softmax), None):
-        module = nnx_layer(f, **layer)
+    def run(module):
         output = module(X, Y, **call)
         sown = nnx.pop(module, nnx.Intermediate) if call.get("sow_weights") else None
-        results.append((output, sown and sown["attention_weights"].get_value()))
-    close(*results)
+        return output, sown and sown["attention_weights"].get_value()
+
+    modules = [nnx_layer(f, **layer) for f in (attention_fn(sm.softmax), None)]
+    close(*nnx.jit(lambda modules: [run(module) for module in modules])(modules))
 
 
 @needs_grouped_heads
@@ -195,7 +199,8 @@ def test_nnx_decodes_token_by_token(num_kv_heads):
 
     close(decode(attention_fn(sm.softmax)), decode(None))
     sparse = attention_fn(sm.sparsemax)
-    close(decode(sparse), nnx_layer(sparse, num_kv_heads=num_kv_heads)(X, is_causal=True))
+    whole = nnx.jit(partial(nnx.MultiHeadAttention.__call__, is_causal=True))
+    close(decode(sparse), whole(nnx_layer(sparse, num_kv_heads=num_kv_heads), X))
 
 
 # --- Haiku ----------------------------------------------------------------------------------------------------
@@ -254,7 +259,7 @@ def test_equinox(options, call):
 def test_equinox_needs_a_key_to_drop():
     layer = smoothmax_equinox.MultiheadAttention(N, D, dropout_p=0.4, key=jax.random.key(7))
     with pytest.raises(RuntimeError, match="key"):
-        layer(X[0], X[0], X[0])
+        jax.eval_shape(lambda x: layer(x, x, x), X[0])
 
 
 # --- One layer of an existing model, changed in one line; and alpha learned for each head ----------------------

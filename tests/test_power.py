@@ -1,7 +1,6 @@
 """The library's own powers, against NumPy's in float64."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,6 +18,9 @@ def numbers(dtype, count=20_000):
     return np.concatenate([spread, close, edges]).astype(dtype)
 
 
+compiled, compiled_rough = jax.jit(power), jax.jit(rough_power)
+
+
 @pytest.mark.parametrize("exponent", EXPONENTS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_power(dtype, exponent):
@@ -26,7 +28,7 @@ def test_power(dtype, exponent):
     info = np.finfo(dtype)
     exponent = float(dtype(exponent))
     logarithm = exponent * np.log(u.astype(np.longdouble))
-    got = np.asarray(jax.jit(power)(u, jnp.asarray(exponent, dtype)))
+    got = np.asarray(compiled(u, dtype(exponent)))
     assert got.dtype == dtype
     inside = (logarithm > np.log(info.tiny) + 1) & (logarithm < np.log(info.max) - 1)
     # The logarithm is rounded in its last operations, which the exponential magnifies; then the result is.
@@ -38,22 +40,22 @@ def test_power(dtype, exponent):
 def test_what_is_missing_from_the_base_is_given_back():
     exact, exponent = 1 - 1e-7 / 3, 1e5
     u = np.float32(exact)
-    error = jnp.float32((exact - float(u)) / exact)
-    assert abs(float(power(u, jnp.float32(exponent))) / exact**exponent - 1) > 1e-4
-    assert abs(float(power(u, jnp.float32(exponent), error)) / exact**exponent - 1) < 1e-7  # float32 rounds by 6e-8
+    error = np.float32((exact - float(u)) / exact)
+    assert abs(float(compiled(u, np.float32(exponent))) / exact**exponent - 1) > 1e-4
+    assert abs(float(compiled(u, np.float32(exponent), error)) / exact**exponent - 1) < 1e-7  # float32 rounds by 6e-8
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_nan_stays_nan(dtype):
-    one, nan = jnp.ones((), dtype), jnp.full((), jnp.nan, dtype)
-    assert jnp.isnan(power(nan, one / 2)) and jnp.isnan(power(one, nan)) and jnp.isnan(power(one, one, nan))
+    one, nan = dtype(1), dtype(np.nan)
+    assert np.isnan(compiled(nan, one / 2)) and np.isnan(compiled(one, nan)) and np.isnan(compiled(one, one, nan))
 
 
 @pytest.mark.parametrize("exponent", [1e-3, 0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_rough_power_is_a_few_percent_off(dtype, exponent):
     u = numbers(dtype)
-    got = np.asarray(rough_power(u, jnp.asarray(exponent, dtype)))
+    got = np.asarray(compiled_rough(u, dtype(exponent)))
     ratio = got / u.astype(np.longdouble) ** exponent
     assert ratio.min() > 0.93 and ratio.max() < 1.07
     assert ratio.max() > 1.001, "an exact power would be no test of the bound"

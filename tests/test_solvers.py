@@ -28,31 +28,37 @@ def reference(monkeypatch):
 
 
 def exact_entmax(x, alpha):
-    """In long double, by the least score of the support and bisection on the weight there."""
+    """Of each row, in long double, by the least score of the support and bisection on the weight there."""
     b, x = LD(alpha) - 1, np.asarray(x, LD)
-    x = x - x.max()
+    x = x - x.max(-1, keepdims=True)
 
     def weights(c, w):
         return np.where(x > c, (np.maximum(b * (x - c), 0) + w**b) ** (1 / b), np.where(x == c, w, 0))
 
-    c = min(c for c in x if weights(c, LD(0)).sum() < 1)
-    low, high = LD(0), LD(1)
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (low, middle) if weights(c, middle).sum() > 1 else (middle, high)
-    y = weights(c, low)
-    assert abs(y.sum() - 1) < ULPS
+    total = lambda c, w: weights(c, w).sum(-1, keepdims=True)
+    score = lambda place: np.take_along_axis(np.sort(x), place, -1)
+    first, last = np.zeros((len(x), 1), int), np.full((len(x), 1), x.shape[1] - 1)
+    while (first < last).any():
+        middle = (first + last) // 2
+        fits = total(score(middle), LD(0)) < 1
+        first, last = np.where(fits, first, middle + 1), np.where(fits, middle, last)
+    least, low, high = score(last), np.zeros((len(x), 1), LD), np.ones((len(x), 1), LD)
+    while ((low < (middle := (low + high) / 2)) & (middle < high)).any():
+        above = total(least, middle) > 1
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    y = weights(least, low)
+    assert (np.abs(y.sum(-1) - 1) < ULPS).all()
     return y
 
 
 def objective(x, y, alpha):
     b, x, y = LD(alpha) - 1, np.asarray(x, LD), np.asarray(y, LD)
-    on = y[y > 0]
-    return (x * y).sum() - (on * np.expm1(b * np.log(on)) / b).sum() / LD(alpha)
+    on = np.where(y > 0, y, 1)  # at 1 the entropy is 0, as at 0
+    return (x * y).sum(-1) - (on * np.expm1(b * np.log(on)) / b).sum(-1) / LD(alpha)
 
 
-@jax.jit
-def entmax(x, alpha):
-    return solvers.tsallis_weights(x, jnp.ones((), x.dtype), alpha, implementation="xla")
+entmax = jax.jit(lambda x, alpha: solvers.tsallis_weights(x, jnp.ones((), x.dtype), alpha, implementation="xla"))
+p_norm = jax.jit(functools.partial(solvers.p_norm_weights, implementation="xla"))
 
 
 @pytest.mark.parametrize("alpha", [1.001, 1.3, 1.5, 2, 2.001, 2.2, 3, 4, 7, 15, 40, 100])
@@ -62,15 +68,14 @@ def test_every_alpha_reaches_the_optimum(dtype, alpha):
     scale = np.repeat([1e-3, 1e-2, 0.03, 0.1, 0.3, 1, 3], 8)[:, None]
     x = (rng.normal(size=(56, 40)) * scale).astype(dtype)
     x[::2, 5:9] = x[::2, 5:6]  # ties
-    y = np.asarray(entmax(x, jnp.asarray(alpha, dtype)))
+    y = np.asarray(entmax(x, dtype(alpha)))
     assert y.dtype == dtype
-    for row, got in zip(x, y, strict=True):
-        exact = exact_entmax(row, dtype(alpha))
-        # A sum that is off by its rounding changes the objective in proportion: so at the same sum.
-        reached = objective(row, got.astype(LD) / got.astype(LD).sum(), dtype(alpha))
-        assert objective(row, exact, dtype(alpha)) - reached < OBJECTIVE[dtype]
-        if alpha <= 4:
-            np.testing.assert_allclose(got, exact.astype(float), rtol=0, atol=PROMISE[dtype])
+    exact = exact_entmax(x, dtype(alpha))
+    # A sum that is off by its rounding changes the objective in proportion: so at the same sum.
+    reached = objective(x, y.astype(LD) / y.astype(LD).sum(-1, keepdims=True), dtype(alpha))
+    assert (objective(x, exact, dtype(alpha)) - reached < OBJECTIVE[dtype]).all()
+    if alpha <= 4:
+        np.testing.assert_allclose(y, exact.astype(float), rtol=0, atol=PROMISE[dtype])
 
 
 @pytest.mark.parametrize("alpha", [7, 11, 15, 40])
@@ -80,9 +85,8 @@ def test_two_weights_next_to_the_border(alpha):
     b = alpha - 1
     x = np.zeros((12, 3), np.float32)
     x[:, 1:] = -((1 - 2 * w) ** b)[:, None] / b
-    y = np.asarray(entmax(x, jnp.float32(alpha)))
-    for row, got in zip(x, y, strict=True):
-        np.testing.assert_allclose(got, exact_entmax(row, alpha).astype(float), rtol=0, atol=PROMISE32)
+    y = entmax(x, np.float32(alpha))
+    np.testing.assert_allclose(y, exact_entmax(x, alpha).astype(float), rtol=0, atol=PROMISE32)
 
 
 @pytest.mark.parametrize("b", [1e-3, 1e-5, 2**-23, 1e-12])
@@ -94,7 +98,7 @@ def test_p_norms_next_to_the_largest_score_alone(dtype, b):
     x = (np.random.default_rng(1).normal(size=(24, 40)) * spread).astype(dtype)
     x[::3] = np.round(x[::3] / (p - 1)) * (p - 1)  # ties
     x[1::3, 2:] -= dtype(0.5)  # far behind
-    y = np.asarray(jax.jit(functools.partial(solvers.p_norm_weights, implementation="xla"))(x, dtype(1), p))
+    y = p_norm(x, dtype(1), p)
     expected = np.array([oracles.squared_pnorm(row, LD(p)) for row in x], float)
     # At the end float64 does not promise its 1e-10: the oracle's own long double has four digits more.
     tol = PROMISE[dtype] if b > 1e-9 or dtype is np.float32 else 1e-5
@@ -121,25 +125,20 @@ def test_the_largest_weight_is_not_swallowed():
     """What float32 got wrong once: 0.60 and 0.40."""
     x = np.zeros((1, 8), np.float32)
     x[0, 1:] = -0.006 - 0.001 * np.arange(7)
-    y = np.asarray(entmax(x, jnp.float32(40)))[0]
-    np.testing.assert_allclose(y, exact_entmax(x[0], 40).astype(float), rtol=0, atol=PROMISE[np.float32])
+    y = entmax(x, np.float32(40))
+    np.testing.assert_allclose(y, exact_entmax(x, 40).astype(float), rtol=0, atol=PROMISE[np.float32])
 
 
 @pytest.mark.parametrize("name", ["softmax", "sparsemax", "tsallis", "steep", "p_norm", "capped", "chain", "ranks"])
 def test_any_offset_bad_slices_and_empty_ones(name):
     solve = jax.jit(SOLVERS[name])
     x = (np.random.default_rng(1).integers(-64, 64, size=(6, 10)) * 0.125).astype(np.float64)
-    plain = np.asarray(solve(jnp.asarray(x)))
-    moved = np.asarray(solve(jnp.asarray(x + 2.0**26)))
+    plain, moved = (np.asarray(solve(x + offset)) for offset in (0, 2.0**26))
     structured = name in ("chain", "ranks")
-    np.testing.assert_allclose(
-        moved - (2.0**26 if structured else 0),
-        plain,
-        rtol=0,
-        atol=1e-7 if structured else SUMS,  # floats at 2^26 lie 1.5e-8 apart
-    )
+    tol = 1e-7 if structured else SUMS  # floats at 2^26 lie 1.5e-8 apart
+    np.testing.assert_allclose(moved - (2.0**26 if structured else 0), plain, rtol=0, atol=tol)
     x[1, 3], x[2, 4], x[3] = np.nan, np.inf, -np.inf
-    got = np.asarray(solve(jnp.asarray(x)))
+    got = np.asarray(solve(x))
     assert np.isnan(got[1:3]).all()
     assert (got[3] == (-np.inf if structured else 0)).all()
     np.testing.assert_array_equal(got[[0, 4, 5]], plain[[0, 4, 5]])
@@ -159,7 +158,7 @@ LIMITS = {
 @pytest.mark.parametrize("name", LIMITS)
 def test_nothing_is_returned_on_trust(name, monkeypatch):
     module, limit, value = LIMITS[name]
-    x = jnp.asarray(np.random.default_rng(2).normal(size=(8, 50)))
+    x = np.random.default_rng(2).normal(size=(8, 50))
     assert np.isfinite(jax.jit(SOLVERS[name])(x)).all()
     monkeypatch.setattr(module, limit, value)
     got = np.asarray(jax.jit(lambda x: SOLVERS[name](x))(x))  # another function: the first one's program is kept
@@ -168,10 +167,11 @@ def test_nothing_is_returned_on_trust(name, monkeypatch):
 
 
 def test_between_halves_the_floats():
+    between = jax.jit(_arrays.between)
     for dtype in (np.float32, np.float64):
         low, high = np.array([-3, -1e-30, 1, -1e30, 0], dtype), np.array([2, 1e30, 1.5, -1, 1e-30], dtype)
         for _ in range(64):
-            middle = np.asarray(_arrays.between(jnp.asarray(low), jnp.asarray(high)))
+            middle = np.asarray(between(low, high))
             assert ((low <= middle) & (middle <= high)).all()
             low = np.where((low < middle) & (middle < high), middle, low)
         assert (np.nextafter(low, dtype(np.inf)) >= np.where(high == 0, high, high)).all()
@@ -228,15 +228,18 @@ class Steep(NamedTuple):
 
 
 def exact_capped(entropy, x, size, upper):
-    """Bisection to two neighbouring long doubles, and the mixture of them."""
+    """Of each row, by bisection to two neighbouring long doubles, and the mixture of them."""
     x = np.asarray(x, LD)
     weights = lambda tau: np.clip(entropy.exact(x - tau), 0, np.minimum(upper, size).astype(LD))
-    low, high = x.min() - 3000, x.max() + 3000
+    total = lambda y: y.sum(-1, keepdims=True)
+    low, high = x.min(-1, keepdims=True) - 3000, x.max(-1, keepdims=True) + 3000
     for _ in range(120):  # of a width of 1e4 nothing is left
         middle = (low + high) / 2
-        low, high = (middle, high) if weights(middle).sum() > size else (low, middle)
+        above = total(weights(middle)) > size
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
     more, less = weights(low), weights(high)
-    t = (LD(size) - less.sum()) / (more.sum() - less.sum()) if more.sum() > less.sum() else 0
+    apart = total(more) > total(less)
+    t = np.where(apart, LD(size) - total(less), 0) / np.where(apart, total(more) - total(less), 1)
     return less + t * (more - less)
 
 
@@ -250,20 +253,17 @@ def test_capped(entropy, dtype):
     solve = jax.jit(lambda x, size, upper: solvers.capped_weights(entropy, x, jnp.ones((), x.dtype), size, upper))
     for size, upper in [(1, 1), (3, 1), (2.5, 0.3), (1, np.inf), (1e-3, 1), (5, rng.uniform(0.2, 1, (16, 20)))]:
         bounds = np.broadcast_to(np.asarray(upper, dtype), x.shape)
-        y = np.asarray(solve(x, jnp.asarray(size, dtype), jnp.asarray(bounds)))
+        y = np.asarray(solve(x, dtype(size), bounds))
         assert y.dtype == dtype and (y >= 0).all() and (y <= bounds).all()
-        np.testing.assert_allclose(
-            y.astype(LD).sum(-1).astype(float), size, rtol=PROMISE32 if dtype == np.float32 else SUMS
-        )
-        for row, got, bound in zip(x, y, bounds, strict=True):
-            exact = exact_capped(entropy, row, dtype(size), bound)
-            if getattr(entropy, "alpha", 1) <= 3:
-                np.testing.assert_allclose(got, exact.astype(float), rtol=0, atol=PROMISE[dtype])
-            elif np.abs(row).max() < 10:
-                # Steeper ones are judged by the objective.
-                got = got.astype(LD) * (exact.sum() / got.astype(LD).sum())
-                lack = objective(row, exact, entropy.alpha) - objective(row, got, entropy.alpha)
-                assert lack < OBJECTIVE[dtype]
+        sums = y.astype(LD).sum(-1, keepdims=True)
+        np.testing.assert_allclose(sums.astype(float), size, rtol=PROMISE32 if dtype == np.float32 else SUMS)
+        exact = exact_capped(entropy, x, dtype(size), bounds)
+        if getattr(entropy, "alpha", 1) <= 3:
+            np.testing.assert_allclose(y, exact.astype(float), rtol=0, atol=PROMISE[dtype])
+        else:  # Steeper ones are judged by the objective.
+            y = y.astype(LD) * (exact.sum(-1, keepdims=True) / sums)
+            lack = objective(x, exact, entropy.alpha) - objective(x, y, entropy.alpha)
+            assert (lack[np.abs(x).max(-1) < 10] < OBJECTIVE[dtype]).all()
 
 
 def test_capped_at_its_edges():
@@ -288,11 +288,20 @@ SOLVERS = {
     "tsallis": lambda x: solvers.tsallis_weights(x, jnp.ones((), x.dtype), jnp.full((), 1.3, x.dtype)),
     "steep": lambda x: solvers.tsallis_weights(x, jnp.ones((), x.dtype), jnp.full((), 3.3, x.dtype)),
     "p_norm": lambda x: solvers.p_norm_weights(x, jnp.ones((), x.dtype), jnp.full((), 1.3, x.dtype)),
-    "capped": lambda x: solvers.capped_weights(
-        Square(), x, jnp.ones((), x.dtype), jnp.full((), 3, x.dtype), jnp.ones((), x.dtype)
-    ),
+    "capped": lambda x: solvers.capped_weights(Square(), x, *np.array([1, 3, 1], x.dtype)),
     "chain": lambda x: solvers.chain_prox(x, jnp.full((), 0.3, x.dtype), jnp.full((), 0.3, x.dtype))[0],
     "ranks": lambda x: solvers.sorted_prox(x, -0.05 * jnp.arange(x.shape[-1], dtype=x.dtype)[None])[0],
+}
+
+EXACT = {
+    "softmax": oracles.shannon,
+    "sparsemax": oracles.squared_l2,
+    "tsallis": lambda x: oracles.tsallis(x, 1.3),
+    "steep": lambda x: oracles.tsallis(x, 3.3),
+    "p_norm": lambda x: oracles.squared_pnorm(x, 1.3),
+    "capped": lambda x: oracles.capped(x, base="l2", total=3),
+    "chain": lambda x: oracles.total_variation_prox(x, 0.3),
+    "ranks": lambda x: oracles.owl_prox(x, -0.05 * np.arange(len(x))),
 }
 
 
@@ -311,7 +320,8 @@ def test_exports_with_a_symbolic_length(name):
     (d,) = export.symbolic_shape("d", constraints=["d >= 2"])
     program = export.export(jax.jit(SOLVERS[name]))(jax.ShapeDtypeStruct((3, d), np.float64))
     x = np.random.default_rng(5).normal(size=(3, 7))
-    np.testing.assert_allclose(program.call(x), jax.jit(SOLVERS[name])(x), rtol=0, atol=SOLVED)
+    expected = [EXACT[name](row).astype(float) for row in x]
+    np.testing.assert_allclose(program.call(x), expected, rtol=0, atol=SOLVED)
 
 
 def test_a_symbolic_length_that_may_be_1_is_refused_for_chains():
@@ -323,8 +333,7 @@ def test_a_symbolic_length_that_may_be_1_is_refused_for_chains():
 
 def test_a_product_by_a_kernel_has_the_derivatives_of_the_reference(monkeypatch):
     kernels = importlib.import_module("smoothmax._kernels")
-    y = jnp.asarray(np.random.default_rng(6).dirichlet(np.ones(5), size=3))
-    v = jnp.asarray(np.random.default_rng(7).normal(size=(3, 5)))
+    y, v = np.random.default_rng(6).dirichlet(np.ones(5), size=3), np.random.default_rng(7).normal(size=(3, 5))
     product = lambda y, v: solvers.threshold_product(y, v, jnp.asarray(1.5), jnp.asarray(2.0))
     second = lambda y, v: jax.jvp(jax.grad(lambda y: (product(y, v) ** 2).sum()), (y,), (v,))
     both = lambda: jax.jit(lambda y, v: (product(y, v), second(y, v)))(y, v)

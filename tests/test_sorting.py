@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from cases import B, D, refuse
+from cases import B, D, pulled, refuse
 from cases.tolerances import DIFFERENCE, PROMISE, PROMISE64, PULLED, PULLED_TWICE, SOLVED, STEP, SUMS
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -113,10 +113,10 @@ def test_what_is_not_finite_stays_in_its_slice(name, descending, bad):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_gradients_are_those_of_the_oracle(name, descending):
     """Of scores with holes and of strengths, away from where pools join or split."""
-    oracle, n = functools.partial(expected, FUNCTIONS[name][1], descending=descending), 12
+    oracle = functools.partial(expected, FUNCTIONS[name][1], descending=descending)
     rng = np.random.default_rng(4)
-    x, v, t = rng.normal(size=(3, n, D))
-    where, gamma = cases.holes(n, seed=4), np.geomspace(0.05, 2, n)
+    x, v, t = rng.normal(size=(3, B, D))
+    where, gamma = cases.holes(seed=4), np.geomspace(0.05, 2, B)
     _, x_bar, gamma_bar = run(name, descending, x, gamma, where, v)
     along = oracle(x + STEP * t, gamma, where) - oracle(x - STEP * t, gamma, where)
     np.testing.assert_allclose((x_bar * t).sum(-1), (along * v).sum(-1) / (2 * STEP), rtol=0, atol=40 * DIFFERENCE)
@@ -130,16 +130,17 @@ def test_gradients_are_those_of_the_oracle(name, descending):
 def test_second_order_and_one_strength_a_slice_by_vmap(name):
     """Linear in the scores and in 1 / gamma while pools stay: the only second derivatives are those of 1 / gamma."""
     rng = np.random.default_rng(5)
-    x, u = rng.normal(size=(2, 6, D))
-    gamma = np.geomspace(0.1, 1, 6)
+    x, u = rng.normal(size=(2, B, D))
+    gamma = np.geomspace(0.1, 1, B)
     function = FUNCTIONS[name][0]
 
     def slope(x, gamma, u):
-        return jax.grad(lambda gamma: jnp.vdot(u, function(x, gamma=gamma)))(gamma)
+        y, pull = jax.vjp(lambda gamma: function(x, gamma=gamma), gamma)
+        return pull(u)[0], y
 
-    y = jax.jit(jax.vmap(lambda x, gamma: function(x, gamma=gamma)))(x, gamma)
+    slopes = jax.jit(jax.vmap(jax.value_and_grad(slope, (0, 1), has_aux=True)))
+    (once, y), twice = jax.tree.map(np.asarray, slopes(x, gamma, u))
     np.testing.assert_allclose(y, expected(FUNCTIONS[name][1], x, gamma), rtol=0, atol=PROMISE64)
-    once, twice = jax.jit(jax.vmap(jax.value_and_grad(slope, (0, 1))))(x, gamma, u)
     _, x_bar, along = run(name, False, x, gamma, v=u)
     np.testing.assert_allclose(once, along[:, 0], rtol=0, atol=PULLED_TWICE)
     np.testing.assert_allclose(twice[1], -2 * once / gamma, rtol=0, atol=100 * PULLED_TWICE)  # over gamma twice
@@ -187,7 +188,7 @@ def test_half_precision_is_computed_in_float32(name, dtype):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_integers_and_no_slices(name):
     np.testing.assert_array_equal(FUNCTIONS[name][0](np.array([3, 1, 2])), FUNCTIONS[name][0](np.array([3.0, 1, 2])))
-    assert FUNCTIONS[name][0](jnp.zeros((0, 3))).shape == (0, 3)
+    assert FUNCTIONS[name][0](np.zeros((0, 3))).shape == (0, 3)
 
 
 @pytest.mark.parametrize("d", [1, 3001])
@@ -219,9 +220,8 @@ def test_a_small_strength_sorts_and_a_great_one_averages():
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_sharded(name, in_use, mesh):
     """As the compiler divides it; and on explicit axes, whose results are divided as the scores are."""
-    function, x = FUNCTIONS[name][0], cases.scores(8, 6, seed=9)
-    alone, pull = jax.vjp(function, jnp.asarray(x))
-    [x_bar] = pull(jnp.ones_like(alone) * jnp.arange(6.0)[None])
+    function, x, bar = FUNCTIONS[name][0], cases.scores(8, 6, seed=9), np.tile(np.arange(6.0), (8, 1))
+    alone, [x_bar] = pulled(function, bar)(x)
     cut = jax.device_put(x, NamedSharding(mesh, PartitionSpec("devices")))
     y = jax.jit(function)(cut)
     assert len(y.sharding.device_set) == 8
@@ -230,14 +230,13 @@ def test_sharded(name, in_use, mesh):
     np.testing.assert_allclose(jax.jit(by_shards)(x), alone, rtol=0, atol=SOLVED)
     explicit = jax.make_mesh((4, 2), ("batch", "keys"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
     for spec in (PartitionSpec("batch", None), PartitionSpec("batch", "keys")):
-        cut = jax.device_put(x, NamedSharding(explicit, spec))
-        bar = jax.device_put(np.tile(np.arange(6.0), (8, 1)), NamedSharding(explicit, spec))
+        placed = [jax.device_put(a, NamedSharding(explicit, spec)) for a in (x, bar)]
         with jax.set_mesh(explicit) if in_use else contextlib.nullcontext():
-            y, pull = jax.vjp(function, cut)
+            y, pull = jax.vjp(function, placed[0])
             assert jax.typeof(y).sharding.spec == spec
-            [pulled] = pull(bar)
+            [placed_bar] = pull(placed[1])
         np.testing.assert_allclose(y, alone, rtol=0, atol=SOLVED)
-        np.testing.assert_allclose(pulled, x_bar, rtol=0, atol=PULLED)
+        np.testing.assert_allclose(placed_bar, x_bar, rtol=0, atol=PULLED)
 
 
 @pytest.mark.parametrize("options, error, words", [

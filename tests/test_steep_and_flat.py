@@ -5,6 +5,7 @@ sum y^k:                       y = ((x - tau)+ / k)^(1/(k-1)),  tau from sum y =
 """
 
 import copy
+import functools
 import gc
 import math
 import pickle
@@ -12,6 +13,7 @@ import pickle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from cases.tolerances import PROMISE64, SOLVED, STEP, ULPS
 
@@ -72,10 +74,17 @@ def worth(x, y, name, p):
     return (x * y).sum(-1) - (powers ** (1 / LD(p)) if name.startswith("norm") else powers)
 
 
-def check(name, x, dtype, atol, may_be_nan=False):
-    function, oracle, p = CASES[name]
+@functools.partial(jax.jit, static_argnums=0)
+def solve(names, which, x):
+    """The weights under one of the functions: the solver is compiled once for all of them."""
+    functions = tuple(CASES[name][0] for name in names)
+    return sm.conjugate(lambda y, which: jax.lax.switch(which, functions, y), params=which).argmax(x)
+
+
+def check(names, name, x, dtype, atol, may_be_nan=False):
+    _, oracle, p = CASES[name]
     x = x.astype(dtype)
-    y = np.asarray(sm.conjugate(function).argmax(x)).astype(LD)
+    y = np.asarray(solve(names, names.index(name), x)).astype(LD)
     solved = ~np.isnan(y).any(-1)
     assert solved.all() or may_be_nan
     x, y = x[solved].astype(LD), y[solved]
@@ -91,30 +100,36 @@ def check(name, x, dtype, atol, may_be_nan=False):
 @pytest.mark.parametrize("name", CASES)
 def test_float64(name):
     # The gap that the certificate allows is eps^0.75, 2e-12, of the spread of the slopes.
-    check(name, X, np.float64, PROMISE64)
+    check(tuple(CASES), name, X, np.float64, PROMISE64)
 
 
-@pytest.mark.parametrize("name", ["norm3", "norm10", "norm40", "sum6", "sum12"])
+NARROW = ("norm3", "norm10", "norm40", "sum6", "sum12")
+
+
+@pytest.mark.parametrize("name", NARROW)
 def test_float32(no_x64, name):
     # The same gap in float32 is 6e-6 of the spread, at most about 20.
-    check(name, X, np.float32, 1e-4)
+    check(NARROW, name, X, np.float32, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["norm10", "norm40", "sum12"])
+BROAD = ("norm10", "norm40", "sum12")
+
+
+@pytest.mark.parametrize("name", BROAD)
 def test_wide(name):
-    check(name, WIDE, np.float64, PROMISE64)
+    check(BROAD, name, WIDE, np.float64, PROMISE64)
 
 
 def test_wide_float32(no_x64):
     # 256^-40 underflows: next to equal weights the function is 0 in float32, and its slope NaN.
-    check("norm40", WIDE, np.float32, 1e-4, may_be_nan=True)
+    check(("norm40",), "norm40", WIDE, np.float32, 1e-4, may_be_nan=True)
 
 
 def test_gradients_where_the_hessian_overflows(no_x64):
     x = X[60:70].astype(np.float32)
     bar = RNG.normal(size=x.shape)
     op = sm.conjugate(norm(40))
-    gradient = jax.grad(lambda x: jnp.sum(jnp.asarray(bar, jnp.float32) * op.argmax(x)))(x)
+    gradient = jax.jit(lambda x: jax.vjp(op.argmax, x)[1](jnp.asarray(bar, x.dtype))[0])(x)
     h, expected = STEP, np.zeros(x.shape)
     for i, e in enumerate(np.eye(6) * h):
         difference = norm_weights(x.astype(LD) + e, 40) - norm_weights(x.astype(LD) - e, 40)
@@ -125,10 +140,11 @@ def test_gradients_where_the_hessian_overflows(no_x64):
 
 def test_shift_and_masks():
     op = sm.conjugate(power_sum(6))
-    x, where = X[:6], RNG.random((6, 6)) > 0.3
+    solve = jax.jit(lambda x, where: op.argmax(x, where=where))
+    x, where, full = X[:6], RNG.random((6, 6)) > 0.3, np.ones((6, 6), bool)
     where[:, 0] = True
-    np.testing.assert_allclose(op.argmax(x + 1e6), op.argmax((x + 1e6) - 1e6), rtol=0, atol=SOLVED)
-    y = np.asarray(op.argmax(np.where(where, x, np.nan), where=where))
+    np.testing.assert_allclose(solve(x + 1e6, full), solve((x + 1e6) - 1e6, full), rtol=0, atol=SOLVED)
+    y = np.asarray(solve(np.where(where, x, np.nan), where))
     for i in range(6):
         np.testing.assert_allclose(
             y[i, where[i]], power_sum_weights(x[i : i + 1, where[i]].astype(LD), 6)[0], rtol=0, atol=SOLVED
@@ -144,7 +160,8 @@ def test_separable_over_the_capped_simplex(size, upper):
     x = X[60:120]
     over = sm.CappedSimplex(size, upper)
     y = sm.conjugate(sm.separable(lambda t: t**2 / 2), over).argmax(x)
-    np.testing.assert_allclose(y, sm.conjugate(sm.SquaredL2(), over).argmax(x), rtol=0, atol=SOLVED)
+    expected = [oracles.capped(row, base="l2", total=size, upper=upper).astype(float) for row in x]
+    np.testing.assert_allclose(y, expected, rtol=0, atol=SOLVED)
     np.testing.assert_allclose(np.sum(y, -1), size, rtol=0, atol=SOLVED)
 
 
@@ -162,6 +179,10 @@ def test_separable_with_bounds_that_cannot_be_met_is_nan():
 
 
 # --- What is kept ---------------------------------------------------------------------------------------------
+
+
+def sparsemax(gamma):
+    return oracles.squared_l2(X[0], gamma).astype(float)
 
 
 def test_functions_are_the_same_if_their_code_and_constants_are():
@@ -182,8 +203,8 @@ def test_a_global_that_changes_is_seen():
     for rate in (1.0, 4.0):
         space["rate"] = rate
         results.append(sm.conjugate(sm.separable(eval("lambda t: rate * t**2 / 2", space))).argmax(X[0]))
-    np.testing.assert_allclose(results[0], sm.sparsemax(X[0]), rtol=0, atol=SOLVED)
-    np.testing.assert_allclose(results[1], sm.sparsemax(X[0], gamma=4.0), rtol=0, atol=SOLVED)
+    np.testing.assert_allclose(results[0], sparsemax(1.0), rtol=0, atol=SOLVED)
+    np.testing.assert_allclose(results[1], sparsemax(4.0), rtol=0, atol=SOLVED)
 
 
 def test_a_number_that_changes_before_the_first_call_is_seen():
@@ -195,7 +216,7 @@ def test_a_number_that_changes_before_the_first_call_is_seen():
     for run in (lambda op: op.argmax(X[0]), jax.jit(lambda op: op.argmax(X[0]))):
         for rates in ([1.0, 4.0], [1.0], [4.0, 1.0]):
             for op in build(rates):
-                np.testing.assert_allclose(run(op), sm.sparsemax(X[0], gamma=rates[-1]), rtol=0, atol=SOLVED)
+                np.testing.assert_allclose(run(op), sparsemax(rates[-1]), rtol=0, atol=SOLVED)
 
 
 def test_an_object_that_changes_is_seen():
@@ -218,7 +239,7 @@ def test_an_object_that_changes_is_seen():
     for rate in (1.0, 4.0):
         held[0] = named.rate = called.rate = rate
         for make in functions:
-            np.testing.assert_allclose(sm.conjugate(make())(X[0]), sm.sparsemax(X[0], gamma=rate), rtol=0, atol=SOLVED)
+            np.testing.assert_allclose(sm.conjugate(make())(X[0]), sparsemax(rate), rtol=0, atol=SOLVED)
     del named.rate
 
 
@@ -238,21 +259,22 @@ def test_what_libraries_offer_cannot_change():
 def test_a_function_may_refer_to_values_of_a_trace(make):
     """They are constants: scores have their gradient, in every order of tracing and differentiating."""
     f = lambda z, w: jnp.sum(make(w).max(z) + make(w)(z)[0] ** 2)
-    closed = lambda z, w: jnp.sum(sm.conjugate(w * sm.SquaredL2()).max(z) + sm.sparsemax(z, gamma=w)[0] ** 2)
+    loss = lambda z, w: sm.fenchel_young_loss_with_integer_labels(z, 0, make(w))
     ways = {
         "grad": jax.grad(f),
         "vmap": lambda z, w: jax.vmap(jax.grad(f), (None, 0))(z, w[None])[0],
         "checkpoint": lambda z, w: jax.grad(jax.checkpoint(lambda z: f(z, w)))(z),
         "forward": jax.jacfwd(sm.forward_mode(f)),
+        "loss": jax.grad(loss),
     }
-    for name, way in ways.items():
-        way = jax.jit(way)
-        for w in (jnp.asarray(1.0), jnp.asarray(2.0)):
-            expected = jax.grad(closed)(X[0], w)
-            np.testing.assert_allclose(way(X[0], w), expected, rtol=0, atol=SOLVED, err_msg=name)
-    loss = lambda z, w: sm.fenchel_young_loss_with_integer_labels(z, 0, make(w))
-    got = jax.jit(jax.grad(loss))(X[0], 2.0)
-    np.testing.assert_allclose(got, sm.sparsemax(X[0], gamma=2.0) - np.eye(len(X[0]))[0], rtol=0, atol=SOLVED)
+    run = jax.jit(lambda z, w: {name: way(z, w) for name, way in ways.items()})
+    z, first = X[0], np.eye(len(X[0]))[0]
+    for w in (1.0, 2.0):
+        y = oracles.squared_l2(z, w).astype(float)
+        s = (y > 0) / w
+        expected = dict.fromkeys(ways, y + 2 * y[0] * s[0] * (first - s / s.sum())) | {"loss": y - first}
+        for name, got in run(z, jnp.asarray(w)).items():
+            np.testing.assert_allclose(got, expected[name], rtol=0, atol=SOLVED, err_msg=name)
 
 
 def half_square(t):

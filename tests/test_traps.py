@@ -24,17 +24,18 @@ def test_one_hot_and_tiny_inputs_do_not_hide_a_wrong_operator():
 @pytest.mark.parametrize("name", cases.DISTRIBUTIONS)
 def test_mask_fill_with_a_large_negative_number_gives_uniform_weights_on_masked_rows(name):
     function = getattr(sm, name)
-    np.testing.assert_array_equal(function(jnp.ones((2, 4)), where=jnp.zeros((2, 4), bool)), 0.0)
+    np.testing.assert_array_equal(function(np.ones((1, 4)), where=np.zeros((1, 4), bool)), 0.0)
     # and a score of -1e30 is a score, not a mask: alone in its row it gets all the weight
-    where = jnp.array([[True, False, False, False]])
-    np.testing.assert_array_equal(function(jnp.full((1, 4), -1e30), where=where), [[1.0, 0, 0, 0]])
-    np.testing.assert_allclose(function(jnp.full((1, 4), -1e30)), 0.25, rtol=0, atol=ULPS)
+    where = np.array([[True, False, False, False]])
+    np.testing.assert_array_equal(function(np.full((1, 4), -1e30), where=where), [[1.0, 0, 0, 0]])
+    np.testing.assert_allclose(function(np.full((1, 4), -1e30), where=np.ones((1, 4), bool)), 0.25, rtol=0, atol=ULPS)
 
 
-def test_support_size_counted_over_the_batch_instead_of_the_row():
+@cases.each([cases.BY_ID["sparsemax-gamma1.0"]])
+def test_support_size_counted_over_the_batch_instead_of_the_row(case):
     """Rows of support 1 to 8 in one batch, forward and backward."""
     x = np.where(np.arange(D) <= np.arange(D)[:, None], 0.0, -9.0)
-    result = cases.run(cases.BY_ID["sparsemax-gamma1.0"], x, v=np.tile(np.arange(D) ** 2.0, (D, 1)))
+    result = cases.run(case, x, v=np.tile(np.arange(D) ** 2.0, (D, 1)))
     for k in range(1, D + 1):
         np.testing.assert_allclose(result.y[k - 1, :k], 1 / k, rtol=0, atol=ULPS)
         squares = np.arange(k) ** 2.0
@@ -42,35 +43,42 @@ def test_support_size_counted_over_the_batch_instead_of_the_row():
         assert (result.x_bar[k - 1, k:] == 0).all()
 
 
-@pytest.mark.parametrize("id", ["sparsemax-gamma1.0", "entmax1.5", "entmax2.0", "pnormmax1.5", "pnormmax2.0"])
-def test_half_a_gradient_at_a_kink(id):
+KINKS = ["sparsemax-gamma1.0", "entmax1.5", "entmax2.0", "pnormmax1.5", "pnormmax2.0"]
+
+
+@cases.each(cases.BY_ID[id] for id in KINKS)
+def test_half_a_gradient_at_a_kink(case):
     """Scores exactly on the threshold: the Jacobian is that of one of the two supports, not their mean
     (grad of maximum(x, 0) at 0 is 0.5)."""
-    case = cases.BY_ID[id]
     x = np.array([[0.0, -1.0, -1, -5, -5, -5, -5, -5]]) * (2 if case.alpha == 1.5 else 1)
     jacobian = cases.jacobians(case, x)[0]
     y = cases.run(case, x).y[0]
     np.testing.assert_allclose(y, np.eye(D)[0], rtol=0, atol=SOLVED)
     one = np.zeros((D, D))
     candidates = [one]
-    if id in ("sparsemax-gamma1.0", "entmax2.0", "pnormmax2.0"):
+    if case.id in ("sparsemax-gamma1.0", "entmax2.0", "pnormmax2.0"):
         for support in ([0, 1], [0, 2], [0, 1, 2]):
             s = np.isin(np.arange(D), support).astype(float)
             candidates.append(np.diag(s) - np.outer(s, s) / s.sum())
     assert min(np.abs(jacobian - c).max() for c in candidates) < PULLED, jacobian
 
 
-@pytest.mark.parametrize("id", ["entmax2.5", "entmax4.0", "entmax2.0", "entmax1.5"])
-def test_entmax_hessian_takes_y_to_a_negative_power_at_zero(id):
+@jax.jit
+def entmax_hessians(x, alpha):
+    """Of the value in forward mode; and of the weights in reverse mode."""
+    value = sm.forward_mode(sm.conjugate(sm.Tsallis(alpha))).max
+    return jax.hessian(value)(x), jax.jacrev(jax.jacrev(lambda x: sm.entmax(x, alpha=alpha)))(x)
+
+
+@cases.each(cases.BY_ID[id] for id in ("entmax2.5", "entmax4.0", "entmax2.0", "entmax1.5"))
+def test_entmax_hessian_takes_y_to_a_negative_power_at_zero(case):
     """y^(2 - alpha) at y = 0 is infinite beyond alpha = 2."""
-    case = cases.BY_ID[id]
     x = np.array([[3.0, 2.9, 0, -1, -2, -3, -4, -5]])
     assert (cases.run(case, x).y == 0).any()
     jacobian = cases.jacobians(case, x)[0]
     assert np.isfinite(jacobian).all() and np.abs(jacobian).max() > 0.1
-    hessian = jax.jit(jax.hessian(sm.forward_mode(sm.conjugate(sm.Tsallis(case.alpha))).max))(x[0])
+    hessian, second = entmax_hessians(x[0], case.alpha)
     np.testing.assert_allclose(hessian, jacobian, rtol=0, atol=PULLED_TWICE)
-    second = jax.jit(jax.jacrev(jax.jacrev(lambda x: sm.entmax(x, alpha=case.alpha))))(x[0])
     assert np.isfinite(second).all()
 
 
@@ -80,60 +88,52 @@ def test_bfloat16_counts_saturate_at_256():
         (jnp.bfloat16, (sm.sparsemax, sm.entmax, sm.fusedmax, sm.oscarmax)),
         (jnp.float16, (sm.sparsemax,)),
     ):
-        x = jnp.zeros((1, 1000), dtype)
+        x = np.zeros((1, 1000), dtype)
         for function in functions:
             np.testing.assert_allclose(np.asarray(function(x), float), 1e-3, rtol=float(jnp.finfo(dtype).eps))
         _, pull = jax.vjp(sm.sparsemax, x)
-        (x_bar,) = pull(jnp.ones_like(x))
+        (x_bar,) = pull(np.ones_like(x))
         np.testing.assert_array_equal(np.asarray(x_bar, float), 0)
-        (x_bar,) = pull(jnp.zeros_like(x).at[0, 0].set(1))
+        (x_bar,) = pull(np.eye(1, 1000, dtype=dtype))
         np.testing.assert_allclose(np.asarray(x_bar, float)[0, 0], 0.999, rtol=float(jnp.finfo(dtype).eps))
 
 
-def test_absolute_tolerances_when_groups_are_found():
+@cases.each(cases.BY_ID[id] for id in ("l2+tv", "l2+oscar", "pnorm+edges", "shannon+owl"))
+def test_absolute_tolerances_when_groups_are_found(case):
     """Scores of order 1e-6 that differ by 1e-7 are different scores: groups follow from the problem, not
     from a tolerance such as 1e-5, and the Jacobian is the same at each scale."""
-    for id in ("l2+tv", "l2+oscar", "pnorm+edges", "shannon+owl"):
-        case = cases.BY_ID[id]
-        x = cases.scores(6, seed=131)[2:]
-        for scale in (1e-7, 1e6):
-            params = case.params() | {"gamma": case.params()["gamma"] * scale}
-            v = np.random.default_rng(132).normal(size=x.shape)
-            here, there = cases.run(case, x, v=v), cases.run(case, x * scale, v=v, params=params)
-            np.testing.assert_allclose(there.y, here.y, rtol=0, atol=SOLVED)
-            np.testing.assert_allclose(
-                there.x_bar * scale, here.x_bar, rtol=0, atol=PULLED_TWICE * max(1, np.abs(here.x_bar).max())
-            )
+    x = cases.scores(6, seed=131)[2:]
+    v = np.random.default_rng(132).normal(size=x.shape)
+    here = cases.run(case, x, v=v)
+    for scale in (1e-7, 1e6):
+        params = case.params() | {"gamma": case.params()["gamma"] * scale}
+        there = cases.run(case, x * scale, v=v, params=params)
+        np.testing.assert_allclose(there.y, here.y, rtol=0, atol=SOLVED)
+        np.testing.assert_allclose(
+            there.x_bar * scale, here.x_bar, rtol=0, atol=PULLED_TWICE * max(1, np.abs(here.x_bar).max())
+        )
 
 
-def test_marginals_contradict_each_other_on_ties():
+@cases.each(cases.BY_ID[id] for id in ("l2+oscar", "l2+tv"))
+def test_marginals_contradict_each_other_on_ties(case):
     """Isotonic regression on integers, where two-sided marginals came out wrong by 0.25."""
     rng = np.random.default_rng(133)
     x = rng.integers(-2, 3, size=(cases.B, D)).astype(float)
-    for id, params in (
-        ("l2+oscar", {"oscar": 0.25}),
-        ("l2+tv", {"tv": 0.5}),
-        ("l2+tv", {"tv": 1.0}),
-        ("l2+oscar", {"oscar": 1.0}),
-    ):
-        case = cases.BY_ID[id]
+    for params in ({"oscar": 0.25}, {"oscar": 1.0}) if case.id == "l2+oscar" else ({"tv": 0.5}, {"tv": 1.0}):
         params = case.params() | params
         np.testing.assert_allclose(
             cases.run(case, x, params=params).y, case.expected(x, params=params)[0], rtol=0, atol=SOLVED
         )
 
 
-def test_oscar_sorted_by_absolute_value():
+@cases.each([cases.BY_ID["l2+oscar"]])
+def test_oscar_sorted_by_absolute_value(case):
     """Negative scores: |x| in the prox is off by 0.1 to 0.2 and breaks shift invariance."""
-    case = cases.BY_ID["l2+oscar"]
     params = {"gamma": 1.0, "oscar": 0.2}
     x = np.random.default_rng(134).normal(size=(cases.B, D)) - 1.0
-    np.testing.assert_allclose(
-        cases.run(case, x, params=params).y, case.expected(x, params=params)[0], rtol=0, atol=SOLVED
-    )
-    np.testing.assert_allclose(
-        cases.run(case, x + 5, params=params).y, case.expected(x, params=params)[0], rtol=0, atol=SOLVED
-    )
+    expected = case.expected(x, params=params)[0]
+    for shift in (0, 5):
+        np.testing.assert_allclose(cases.run(case, x + shift, params=params).y, expected, rtol=0, atol=SOLVED)
 
 
 def test_two_penalties_in_the_other_order():
@@ -154,8 +154,8 @@ def test_gradient_reaches_ties_that_rounding_splits():
         np.float32
     ) * np.float32(0.01)
     v = rng.normal(size=x.shape).astype(np.float32)
-    _, pull = jax.vjp(lambda x: sm.fusedmax(x, lam=0.05), jnp.asarray(x))
-    (x_bar,) = pull(jnp.asarray(v))
+    _, pull = jax.vjp(lambda x: sm.fusedmax(x, lam=0.05), x)
+    (x_bar,) = pull(v)
     expected = np.stack([oracles.argmax(r, base="l2", tv=0.05) for r in x]).astype(float)
     groups = 0
     for row, bar in zip(expected, np.asarray(x_bar), strict=True):
@@ -166,9 +166,9 @@ def test_gradient_reaches_ties_that_rounding_splits():
 
 
 def test_the_value_is_minus_infinity_as_logsumexp():
-    x = jnp.full((2, 3), -jnp.inf)
-    np.testing.assert_array_equal(sm.softmax_value(x), jax.nn.logsumexp(x, -1))
-    np.testing.assert_array_equal(jax.grad(lambda x: sm.softmax_value(x)[0])(x), 0.0)
+    value, pull = jax.vjp(sm.softmax_value, np.full((2, 3), -np.inf))
+    np.testing.assert_array_equal(value, -np.inf)
+    np.testing.assert_array_equal(pull(np.array([1.0, 0.0]))[0], 0.0)
 
 
 def test_standard_session(no_x64):
