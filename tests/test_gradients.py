@@ -28,62 +28,60 @@ def away_from_kinks():
     return np.random.default_rng(60).normal(size=(N, D)) * np.geomspace(0.3, 3, N)[:, None]
 
 
+def solution(row, **problem):
+    """The weights of one slice, and its value after them: one solution of the oracle for both."""
+    return np.append(*oracles.solution(row, **problem))
+
+
 @functools.cache
 def point(case):
-    """Slices and their oracle Jacobians."""
+    """Slices and the oracle's derivatives of their solutions by their scores, (N, D + 1, D)."""
     x, problem = away_from_kinks(), case.problem()
 
     def column(row, j):
-        return oracles.derivative(
-            lambda t: case.oracle(np.where(np.arange(D) == j, t, row.astype(oracles.LD)), **problem), row[j]
-        )
+        at = lambda t: np.where(np.arange(D) == j, t, row.astype(oracles.LD))
+        return oracles.derivative(lambda t: solution(at(t), **problem), row[j])
 
     return x, np.stack([np.stack([column(row, j) for j in range(D)], 1) for row in x]).astype(float)
 
 
-def differences(case, name, function):
-    return oracles.differences(function, case.problem(), name)
+@functools.cache
+def by_hyper_parameter(case, name):
+    """The oracle's derivatives of the solutions of the same slices by a hyper-parameter: (N, D + 1), and its length."""
+    by = lambda row: oracles.differences(lambda **problem: solution(row, **problem), case.problem(), name)
+    return np.stack([by(row) for row in away_from_kinks()]).astype(float)
 
 
 @cases.each()
 def test_scores(case):
     x, expected = point(case)
-    np.testing.assert_allclose(cases.jacobians(case, x), expected, **tolerances(case))
+    np.testing.assert_allclose(cases.jacobians(case, x), expected[:, :D], **tolerances(case))
 
 
 @cases.each()
 def test_scores_of_the_value(case):
     """grad max = argmax (Danskin), here by differences of the value."""
-    x, _ = point(case)
-    problem = case.problem()
-    result = cases.run(case, x, c=np.arange(1.0, N + 1))
-    for i, row in enumerate(x):
-        for j in range(D):
-            at = lambda t: np.where(np.arange(D) == j, t, row.astype(oracles.LD))
-            expected = oracles.derivative(lambda t: case.oracle_value(at(t), **problem), row[j])
-            np.testing.assert_allclose(result.x_bar[i, j], (i + 1) * float(expected), **tolerances(case))
+    x, expected = point(case)
+    c = np.arange(1.0, N + 1)
+    np.testing.assert_allclose(cases.run(case, x, c=c).x_bar, c[:, None] * expected[:, D], **tolerances(case))
 
 
 @cases.each()
 def test_hyper_parameters(case):
-    x, _ = point(case)
+    x = away_from_kinks()
     v = np.random.default_rng(61).normal(size=x.shape)
     bars = cases.run(case, x, v=v).bars
     assert set(bars) == set(case.values)
     for name, bar in bars.items():
-        for i in range(N):
-            expected = differences(case, name, lambda **problem: (v[i] * case.oracle(x[i], **problem)).sum())
-            np.testing.assert_allclose(bar[i], expected.astype(float), err_msg=f"{name}, slice {i}", **tolerances(case))
+        expected = np.einsum("nd,nd...->n...", v, by_hyper_parameter(case, name)[:, :D])
+        np.testing.assert_allclose(bar, expected, err_msg=name, **tolerances(case))
 
 
 @cases.each()
 def test_hyper_parameters_of_the_value(case):
-    x, _ = point(case)
-    bars = cases.run(case, x, c=np.ones(N)).bars
+    bars = cases.run(case, away_from_kinks(), c=np.ones(N)).bars
     for name, bar in bars.items():
-        for i in range(N):
-            expected = differences(case, name, lambda **problem: case.oracle_value(x[i], **problem))
-            np.testing.assert_allclose(bar[i], expected.astype(float), err_msg=f"{name}, slice {i}", **tolerances(case))
+        np.testing.assert_allclose(bar, by_hyper_parameter(case, name)[:, D], err_msg=name, **tolerances(case))
 
 
 @cases.each(cases.REPRESENTATIVES)
