@@ -84,7 +84,7 @@ def along(case, axis):
     return jax.jit(lambda x, where: (family.weights(x, params, axis, where), family.value(x, params, axis, where)))
 
 
-@pytest.mark.parametrize("id", ["entmax1.5", "l2+tv"])
+@pytest.mark.parametrize("id", ["sparsemax-gamma1.0", "l2+tv"])
 @hypothesis.settings(max_examples=2 * hypothesis.settings.default.max_examples)  # one slice or a few each
 @hypothesis.given(
     shape_axis=st.sampled_from(SHAPES),

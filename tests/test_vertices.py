@@ -93,7 +93,7 @@ def test_at_the_ends_all_that_are_equal_move_alike(total):
 @pytest.mark.parametrize("base", BASES)
 def test_bounds_that_differ(base):
     """The first to leave its bound is where weight gains least, not where the score is least."""
-    x, upper = np.array([3.0, 2.94, 0.1, 0.0]), np.array([0.5, 1.0, 0.7, 1.0])
+    x, upper = np.array([3.0, 3.02, 0.1, 0.0]), np.array([0.5, 1.0, 0.7, 1.0])
     steps = STEP * np.concatenate([np.zeros((1, 5)), np.eye(5), -np.eye(5)])
     weights, (by_total, by_upper) = at_each(
         lambda k, u: operator(*BASES[base], "none", k, u)(x), 1.5 + steps[:, 0], upper + steps[:, 1:]
