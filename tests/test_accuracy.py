@@ -1,11 +1,16 @@
 """Weights and values against the oracles: every operator, float64 to float16, every width and scale."""
 
+import re
+
 import cases
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, FAMILIES, REPRESENTATIVES, B, D
 from cases.tolerances import FUNCTION32, OBJECTIVE, PROMISE32, PROMISE64, PULLED, SUMS
+
+HALVES = (jnp.float16, jnp.bfloat16)
 
 
 def float32_tolerance(case, y=1.0):
@@ -49,17 +54,25 @@ def test_float32(case):
 
 
 @cases.each(REPRESENTATIVES)
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_half_precision_is_computed_in_float32(case, dtype):
-    x = jnp.asarray(cases.scores(seed=2) / 2, dtype)
-    y, value = case.expected(np.asarray(x, float))
-    got, got_value = cases.forward(case.family)(case.params(), x, None)
-    assert got.dtype == got_value.dtype == dtype
-    eps = float(jnp.finfo(dtype).eps)
+def test_half_precision_is_computed_in_float32(case):
+    x = (cases.scores(seed=2) / 2).astype(jnp.bfloat16)
+    y, value = case.expected(x.astype(float))
+    got, got_value = map(np.asarray, cases.forward(case.family)(case.params(), x, None))
+    assert got.dtype == got_value.dtype == jnp.bfloat16
+    eps = float(jnp.finfo(jnp.bfloat16).eps)
     tol = float32_tolerance(case, y)
     # rounding the float32 result once: half an ulp, eps / 2, of the result
-    np.testing.assert_array_less(np.abs(np.asarray(got, float) - y), 0.51 * eps * np.abs(y) + tol)
-    np.testing.assert_array_less(np.abs(np.asarray(got_value, float) - value), 0.51 * eps * np.abs(value) + 3 * tol)
+    np.testing.assert_array_less(np.abs(got.astype(float) - y), 0.51 * eps * np.abs(y) + tol)
+    np.testing.assert_array_less(np.abs(got_value.astype(float) - value), 0.51 * eps * np.abs(value) + 3 * tol)
+
+
+@cases.each(REPRESENTATIVES)
+def test_the_two_half_precisions_differ_in_name_alone(case):
+    """Their numbers are computed by one program, so those of bfloat16 above stand for those of float16 too."""
+    x = cases.scores(seed=2)
+    texts = [str(jax.make_jaxpr(cases.forward(case.family))(case.params(), x.astype(dtype), None)) for dtype in HALVES]
+    one, other = ("".join(re.sub(r"\bb?f(loat)?16\b", "half", text).split()) for text in texts)
+    assert one == other and "half" in one
 
 
 def wide(case, d):
@@ -92,7 +105,7 @@ def test_many_small_weights_beside_large_ones(case, d=2000):
     """Next to the border of the support, where what rounding a threshold or a sum leaves over counts d times."""
     params = {k: np.float32(p) for k, p in case.params(d).items()}
     exact = {k: p.astype(float) for k, p in params.items()}
-    x = cases.next_to_the_border(case, exact, d)
+    x = cases.next_to_the_border(case, exact, d, 12)
     y, value = case.expected(x.astype(float), params=exact)
     got, got_value = (np.asarray(v, float) for v in cases.forward(case.family)(params, x, None))
     np.testing.assert_allclose(got.sum(-1), y.sum(-1), rtol=0, atol=PROMISE32 * y.sum(-1).max())

@@ -50,10 +50,15 @@ MINUS_INFINITY = X.copy()
 MINUS_INFINITY[1, 0, :4] = MINUS_INFINITY[1, 1, 1:] = -np.inf  # n = 3 and n = 1
 
 
+@jax.jit
+def applied(scaled, x, where):
+    return scaled(x, where=where)
+
+
 @pytest.mark.parametrize(("mapping", "expected"), MAPPINGS, ids=["softmax", "sparsemax"])
 @pytest.mark.parametrize(("x", "where"), [(X, None), (X, WHERE), (MINUS_INFINITY, None), (MINUS_INFINITY, WHERE)])
 def test_scores_are_scaled_by_the_number_of_allowed_positions(mapping, expected, x, where):
-    result = sm.length_scaled(mapping, **NUMBERS)(x, where=where)
+    result = applied(sm.length_scaled(mapping, **NUMBERS), x, where)
     np.testing.assert_allclose(result, by_hand(expected, x, where, **NUMBERS), rtol=0, atol=SUMS)
 
 
@@ -114,14 +119,15 @@ def test_gradients_by_finite_differences(name):
     factor = np.sin(np.arange(X.size, dtype=float)).reshape(X.shape)
 
     @jax.jit
-    def loss(theta):
+    @jax.value_and_grad
+    def with_gradient(theta):
         numbers = {name: theta[name] for name in NUMBERS}
         return jnp.sum(factor * sm.length_scaled(mapping, **numbers)(theta["x"], where=WHERE))
 
-    grads = jax.jit(jax.grad(loss))(theta)
+    grads = jax.tree.map(np.asarray, with_gradient(theta)[1])
     for name, value in theta.items():
         direction = normal(7, *value.shape, dtype=f64)
-        ahead, behind = (loss(theta | {name: value + sign * STEP * direction}) for sign in (1, -1))
+        ahead, behind = (with_gradient(theta | {name: value + s * STEP * direction})[0] for s in (1, -1))
         assert np.abs(grads[name]).max() > 1e-3
         np.testing.assert_allclose(np.vdot(grads[name], direction), (ahead - behind) / (2 * STEP), atol=DIFFERENCE)
 
@@ -164,18 +170,16 @@ def test_it_is_a_pytree_whose_numbers_are_its_leaves():
 
 def test_transforms_and_dtypes():
     scaled = sm.length_scaled(sm.sparsemax, **NUMBERS)
-    expected = scaled(X, where=WHERE)
+    expected = applied(scaled, X, WHERE)
     mapped = jax.jit(jax.vmap(lambda x, w: scaled(x, where=w)))
     chex.assert_trees_all_close(mapped(X, WHERE), expected, rtol=0, atol=SUMS)
-    chex.assert_trees_all_close(jax.jit(lambda x: scaled(x, where=WHERE))(X), expected, rtol=0, atol=SUMS)
+    chex.assert_trees_all_close(scaled(X, where=WHERE), expected, rtol=0, atol=SUMS)  # eagerly
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         low = (X / 4).astype(dtype)  # not all one-hot, which no rounding shows in
-        result = jax.jit(scaled)(low)
+        result, expected = (np.asarray(applied(scaled, x, None)) for x in (low, low.astype(f64)))
         assert result.dtype == dtype
-        np.testing.assert_allclose(
-            np.asarray(result, float), jax.jit(scaled)(low.astype(f64)), rtol=0, atol=float(jnp.finfo(dtype).eps)
-        )
-        assert (np.asarray(result) > 0).sum() > 6
+        np.testing.assert_allclose(result.astype(float), expected, rtol=0, atol=float(jnp.finfo(dtype).eps))
+        assert (result > 0).sum() > 6
     # 300 cannot be counted in bfloat16
     long = np.eye(1, 301, dtype=jnp.bfloat16)[0]
     box = lambda x, axis=-1, *, where=None: x

@@ -187,9 +187,6 @@ class Case:
     def oracle_omega(self, y, **problem):
         return oracles.omega(y, **problem)
 
-    def oracle_value(self, x, **problem):
-        return oracles.value(x, **problem)
-
     def expected(self, x, where=None, params=None):
         """Oracle weights and values of the rows of `x`, masked positions (and scores of -inf) deleted."""
         x = np.asarray(x)
