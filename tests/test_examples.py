@@ -1,6 +1,7 @@
 """The examples: loaders and their errors, built-in corpora, figures by hand, exact resumption, a few steps."""
 
 import gzip
+import itertools
 import json
 import os
 import pathlib
@@ -365,24 +366,30 @@ def test_outputs_and_checkpoint(tmp_path, small_corpora):
 
 
 def test_resumed_run_equals_uninterrupted_run(tmp_path, small_corpora, monkeypatch):
-    """With dropout, two buckets, a stop at the end of a smaller budget and an interruption in the second epoch."""
+    """With dropout, two buckets, a stop at the end of a smaller budget, and interruptions before the first step and in
+    the second epoch."""
     task, common = ENTAILMENT, ["--mapping", "sparsemax", "--dropout", "0.2", "--buckets", "2", "--rate", "0.02"]
     whole = run(task, tmp_path / "whole", *common, "--steps", "13")
 
     parts = tmp_path / "parts"
-    assert run(task, parts, *common, "--steps", "3") is not None  # ends inside the first epoch
-    take, taken = data.Batches.take, []
 
-    def interrupting(self, piece):
-        taken.append(piece)
-        if len(taken) == 5:
-            signal.raise_signal(signal.SIGINT)
-        return take(self, piece)
+    def stopped_at(step, place, name, call, *arguments):
+        """A run during which Ctrl-C is pressed when a function is called for that time."""
+        function, calls = getattr(place, name), itertools.count(1)
 
-    monkeypatch.setattr(data.Batches, "take", interrupting)
-    assert run(task, parts, *common, "--steps", "13", "--resume") is None
-    monkeypatch.setattr(data.Batches, "take", take)
-    assert json.loads(_progress(parts))["step"] == 8
+        def pressing(*args, **options):
+            if next(calls) == call:
+                signal.raise_signal(signal.SIGINT)
+            return function(*args, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(place, name, pressing)
+            assert run(task, parts, *common, *arguments) is None
+        assert json.loads(_progress(parts))["step"] == step
+
+    stopped_at(0, cli, "prepare", 1, "--steps", "3")
+    assert run(task, parts, *common, "--steps", "3", "--resume") is not None  # ends inside the first epoch
+    stopped_at(8, data.Batches, "take", 5, "--steps", "13", "--resume")
     resumed = run(task, parts, *common, "--steps", "13", "--resume")
 
     assert lasting(resumed) == lasting(whole)
