@@ -8,19 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 from cases import FAMILIES, PIECES, REPRESENTATIVES, D
 from cases.tolerances import DIFFERENCE, FUNCTION64, PROMISE64, PULLED, PULLED_TWICE, SOLVED, SUMS
 
 import smoothmax as sm
 
 
-@cases.each([case for case in FAMILIES if case.family.named and case.family.implementation == "xla"])
-def test_named_functions(case):
-    """Called eagerly, of NumPy arrays and of arrays on a device: the oracle's answer each time."""
-    x, params = cases.scores(6, seed=89), case.params()
-    expected, _ = case.expected(x)
-    for kind in (np.asarray, jnp.asarray):
-        np.testing.assert_allclose(case.family.weights(kind(x), params), expected, rtol=0, atol=case.tol)
+class Variants(chex.TestCase):
+    """Eagerly and under jit, NumPy arrays and arrays on a device: the oracle's answer each time."""
+
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
+    @parameterized.named_parameters((named.name, key) for key, named in cases.NAMED.items())
+    def test_named_functions(self, key):
+        case = next(case for case in cases.CASES if case.family.named is cases.NAMED[key])
+        x, params = cases.scores(6, seed=89), case.params()
+        got = self.variant(lambda x: case.family.weights(x, params))(x)
+        np.testing.assert_allclose(got, case.expected(x)[0], rtol=0, atol=case.tol)
 
 
 def program(function, *args):
