@@ -77,6 +77,8 @@ def unbounded(value: jax.typing.ArrayLike, lower: float, upper: float | None = N
       Correia, Niculae and Martins, "Adaptively Sparse Transformers", 2019.
     """
     value = floating("value", value)
+    # A Python number has a weak type, which an optimizer's first step takes away: the next would be compiled anew.
+    value = value.astype(value.dtype)
     _inside(value.dtype, lower, upper)
     if not isinstance(value, Tracer):
         top = math.inf if upper is None else upper

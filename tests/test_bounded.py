@@ -1,8 +1,10 @@
 """`bounded` and its inverse: nothing leaves the interval, and what comes in comes back."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from cases import normal
 from cases.tolerances import SOLVED, ULPS
@@ -47,6 +49,14 @@ def test_bad_input():
         unbounded(jnp.array([1.5, 2.0]), 1, 2)
     with pytest.raises(TypeError, match=r"raw must be floating, got dtype int64"):
         bounded(jnp.array([1, 2]), 1, 2)
+
+
+def test_a_step_of_training_compiles_once():
+    """Python numbers have a weak type, and what optax updates has none."""
+    chex.clear_trace_counter()
+    loss = lambda raw: jnp.sum(sm.entmax(np.arange(3.0), alpha=bounded(raw, 1, 2)) ** 2)
+    step = jax.jit(chex.assert_max_traces(lambda raw: optax.apply_updates(raw, jax.grad(loss)(raw)), n=1))
+    assert np.isfinite(step(step(unbounded(1.5, 1, 2))))
 
 
 def test_huge_steps_do_not_leave_the_domain_of_alpha():

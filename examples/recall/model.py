@@ -27,11 +27,10 @@ class Attention(nnx.Module):
         heads, self.options = options.heads, options
         self.layer = nnx.MultiHeadAttention(heads, options.hidden, decode=False, use_bias=False, rngs=rngs)
         if options.learn_alpha:
-            raw = float(sm.unbounded(jnp.float32(options.alpha), 1.0, 2.0))
-            self.alpha = nnx.Param(jnp.full((heads, 1, 1), raw))
+            self.alpha = nnx.Param(sm.unbounded(jnp.full((heads, 1, 1), options.alpha, jnp.float32), 1.0, 2.0))
         if options.length_scaled:  # the factor is 1 at the greatest length of training
-            self.base = nnx.Param(jnp.full((heads, 1, 1), 0.5))
-            self.slope = nnx.Param(jnp.full((heads, 1, 1), 0.5 / math.log(options.length)))
+            self.base = nnx.Param(jnp.full((heads, 1, 1), 0.5, jnp.float32))
+            self.slope = nnx.Param(jnp.full((heads, 1, 1), 0.5 / math.log(options.length), jnp.float32))
 
     def mapping(self) -> Callable[..., jax.Array]:
         options = self.options
