@@ -164,6 +164,17 @@ def test_an_implementation(by_sorting):
         sm.fusedmax(X, implementation="by_sorting")
 
 
+def test_a_kernel_for_each_platform(by_sorting):
+    """Beside those for other platforms, in place of the one for its own."""
+    table = _kernels.TABLE["by_sorting"]
+    [sorting] = table["threshold"]
+    others = [extend.Kernel(lambda *_: X, (platform,)) for platform in ("tpu", "cuda", "cpu")]
+    for other in others:
+        extend.register("by_sorting", "threshold", other)
+        assert _kernels.here(table["threshold"]) is (other if other is others[-1] else sorting)
+    assert table["threshold"] == tuple(others)
+
+
 def test_it_is_gone():
     with pytest.raises(ValueError, match="implementation must be None or one of 'xla'"):
         sm.sparsemax(X, implementation="by_sorting")

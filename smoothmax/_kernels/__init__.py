@@ -40,7 +40,7 @@ TABLE: dict[str, dict[str, tuple[Kernel, ...]]] = {}
 
 
 def register(implementation: str, problem: str, kernel: Kernel) -> None:
-    """Enters a kernel into the table, in place of what ran on its platforms."""
+    """Enters a kernel, in place of what ran on its platforms. Programs traced before keep what they have."""
     problems = TABLE.setdefault(implementation, {})
     others = (k for k in problems.get(problem, ()) if not set(k.platforms) & set(kernel.platforms))
     problems[problem] = (*others, kernel)
