@@ -74,8 +74,9 @@ def test_each_mapping_in_blocks(name):
 @pytest.mark.parametrize("window", [0, (2, 0), (0, 3), (-1, 2), (1, -2), (20, 20)])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_windows_that_leave_the_keys(window, is_causal):
-    """Slices of the keys are moved inwards at both ends; the mask has to follow them."""
-    attend = partial(dot_product_attention, local_window_size=window, is_causal=is_causal)
+    """Slices of the keys are moved inwards at both ends; the mask and a bias for each key have to follow them."""
+    bias = normal(9, 1, 1, 1, S)
+    attend = partial(dot_product_attention, bias=bias, local_window_size=window, is_causal=is_causal)
     np.testing.assert_allclose(*jax.jit(lambda *qkv: (attend(*qkv, block_size=2), attend(*qkv)))(*QKV), atol=1e-6)
 
 

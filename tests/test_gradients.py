@@ -166,3 +166,20 @@ def test_descent_in_every_hyper_parameter_reaches_the_teacher(case):
             params[name] = params[name] - truth[name] * (slope @ residual) / (slope @ slope)
         # eight steps square a distance of 5% away: the rounding of values over their slopes is left
         np.testing.assert_allclose(params[name], truth[name], rtol=1e-4 if case.plain else 1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("implementation", ["xla", None])
+@pytest.mark.parametrize("shape", [(), (1, 1)])
+def test_tiny_weights_move_steeply_and_sums_stay(shape, implementation):
+    """Above alpha = 2, next to the border, in float32: x + c has the same weights, so gradients add up to zero."""
+    x = np.float32([[0, 0, -(0.125 - 1e-6) / 3]])
+    v = np.float32([[1, 2, -3]])
+
+    @jax.jit
+    def pulled(x, v):
+        alpha = jnp.full(shape, 4, x.dtype)
+        return jax.vjp(lambda x: sm.entmax(x, alpha=alpha, implementation=implementation), x)[1](v)[0]
+
+    bar, exact = np.asarray(pulled(x, v)), np.asarray(pulled(x.astype(float), v.astype(float)))
+    np.testing.assert_allclose(bar, exact, rtol=2e-2)  # a weight of 5e-3, the cube root of what float32 leaves of it
+    np.testing.assert_allclose(bar.sum(), 0, rtol=0, atol=1e-6 * np.abs(bar).max())

@@ -136,6 +136,18 @@ def test_every_chunk_size_gives_the_same(chunk_size):
     np.testing.assert_allclose(loss, expected.reshape(labels.shape), rtol=0, atol=PULLED)
 
 
+def test_tokens_that_do_not_fill_the_last_chunk():
+    """What fills it up has no part in any gradient."""
+    (hidden, kernel, bias), labels, _ = draw()
+    labels = labels.ravel()[: N - 1]
+
+    def gradients(loss, *arrays):
+        of_all = lambda hidden, kernel, bias: jnp.sum(loss(hidden, kernel, labels, sm.SquaredL2(), bias=bias))
+        return jax.grad(of_all, (0, 1, 2))(*arrays)
+
+    same(*in_chunks_and_whole(gradients, 7, hidden.reshape(N, H)[: N - 1], kernel, bias), PULLED)
+
+
 @pytest.mark.parametrize("shape", [(V,), (N // 4, 1), (4, N // 4, V)])
 def test_masks_of_words_of_tokens_and_of_both(shape):
     (hidden, kernel, _), labels, _ = draw()

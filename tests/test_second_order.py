@@ -46,9 +46,13 @@ def reverse_over_reverse(family):
     return jax.jit(gradient if family.rowwise else jax.vmap(gradient))
 
 
+def own_params(case, n):
+    """One of each hyper-parameter for each of n slices."""
+    return {k: rows[:n] for k, rows in cases.spread_params(case, case.params()).items()}
+
+
 def twice_reversed(case, x, u, w):
-    params = {k: rows[: len(x)] for k, rows in cases.spread_params(case, case.params()).items()}
-    return jax.tree.map(np.asarray, reverse_over_reverse(case.family)(params, x, u, w))
+    return jax.tree.map(np.asarray, reverse_over_reverse(case.family)(own_params(case, len(x)), x, u, w))
 
 
 @cases.each(REPRESENTATIVES)
@@ -72,6 +76,37 @@ def test_grad_of_grad(case):
             np.testing.assert_allclose(
                 np.sum(bars[name][i].reshape(change.shape) * change), float(expected), err_msg=name, **tol
             )
+
+
+@cases.each(cases.BY_ID[id] for id in ("softmax-gamma1.0", "entmax1.5", "fermi+tv+oscar/capped"))
+def test_grad_of_grad_in_what_slices_share(case):
+    """The sum over the slices of what each has in a hyper-parameter of its own."""
+    x = slices()
+    u, w = np.random.default_rng(76).normal(size=(2, *x.shape))
+    shared, _ = reverse_over_reverse(case.family)(as_arrays(case), x, u, w)
+    bars, _ = twice_reversed(case, x, u, w)
+    for name, bar in shared.items():
+        expected = bars[name].sum(0).reshape(np.shape(bar))
+        np.testing.assert_allclose(bar, expected, rtol=PULLED_TWICE, atol=PULLED_TWICE, err_msg=name)
+
+
+@cases.each(PIECES)
+def test_gradients_of_the_value_move_as_the_weights_do(case):
+    """The max has one second derivative by a hyper-parameter and a score, whichever of them comes first."""
+    x = slices()
+    params = own_params(case, len(x))
+    rng = np.random.default_rng(77)
+    v, t = rng.normal(size=x.shape), {k: rng.normal(size=rows.shape) for k, rows in params.items()}
+
+    def mixed(params, x, t):
+        bars = lambda x: jax.grad(lambda params: jnp.sum(case.family.value(x, params)))(params)
+        return jax.grad(lambda x: sum(jax.tree.leaves(jax.tree.map(jnp.vdot, t, bars(x)))))(x)
+
+    x_bar = jax.jit(mixed if case.family.rowwise else jax.vmap(mixed))(params, x, t)
+    moved = cases.run(case, x, v=v).bars
+    expected = sum((t[k].reshape(len(x), -1) * moved[k].reshape(len(x), -1)).sum(-1) for k in params)
+    tol = {"rtol": 1e-3, "atol": 1e-3} if case.plain else {"rtol": PULLED_TWICE, "atol": PULLED_TWICE}
+    np.testing.assert_allclose((v * np.asarray(x_bar)).sum(-1), expected, **tol)
 
 
 @cases.each(cases.BY_ID[id] for id in ("entmax1.5", "pnormmax1.5", "fermi/capped", "l2+tv", "l2+tv-native"))

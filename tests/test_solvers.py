@@ -16,7 +16,7 @@ from jax import export
 import smoothmax as sm
 from smoothmax import _arrays, _kernels
 from smoothmax import _solvers as solvers
-from smoothmax._solvers import _capped, _chain, _concave, _convex
+from smoothmax._solvers import _capped, _chain, _concave, _convex, _interior_point, _separable
 
 LD = np.longdouble
 
@@ -162,6 +162,24 @@ def test_nothing_is_returned_on_trust(name, monkeypatch):
     assert np.isfinite(jax.jit(SOLVERS[name])(x)).all()
     monkeypatch.setattr(module, limit, value)
     got = np.asarray(jax.jit(lambda x: SOLVERS[name](x))(x))  # another function: the first one's program is kept
+    assert np.isnan(got).all(axis=-1).any(), "a loop that was cut short"
+    assert (np.isnan(got).all(axis=-1) | np.isfinite(got).all(axis=-1)).all()
+
+
+UNSOLVED = {
+    "function": (_interior_point, 4, lambda rate: lambda y: rate * jnp.sum(y**2) / 2),
+    "separable": (_separable, 1, lambda rate: sm.separable(lambda t: rate * (jnp.exp(t) + t**2 / 2))),
+}
+
+
+@pytest.mark.parametrize("name", UNSOLVED)
+def test_a_function_that_was_not_solved_is_nan(name, monkeypatch):
+    module, steps, make = UNSOLVED[name]
+    x = np.random.default_rng(2).normal(size=(8, 6))
+    solve = lambda rate: np.asarray(sm.conjugate(make(rate))(x))  # of each rate a program is kept
+    assert np.isfinite(solve(1.0)).all()
+    monkeypatch.setattr(module, "_STEPS", steps)
+    got = solve(1.5)
     assert np.isnan(got).all(axis=-1).any(), "a loop that was cut short"
     assert (np.isnan(got).all(axis=-1) | np.isfinite(got).all(axis=-1)).all()
 

@@ -193,6 +193,14 @@ def test_functions_are_the_same_if_their_code_and_constants_are():
     assert make(2.0) != make(3.0) and make(0.0) != make(-0.0) and make(1) != make(True)
     assert make(X[0, 0]) != make(X[0, 0])  # what NumPy holds may change
     assert make([1.0]) != make([1.0])
+
+    def by_keyword(rate):
+        def function(y, *, rate=rate):
+            return jnp.sum(y**2) * rate
+
+        return SameFunction(function)
+
+    assert by_keyword(2.0) == by_keyword(2.0) != by_keyword(3.0)
     array = jnp.ones(3)
     assert make(array) == make(array) and make(array) != make(jnp.ones(3))
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import B, D
-from cases.tolerances import FUNCTION64, PULLED, ULPS
+from cases.tolerances import FUNCTION64, PULLED, SOLVED, ULPS
 
 import smoothmax as sm
 
@@ -78,6 +78,14 @@ def test_fused_and_grouped_positions_have_exactly_equal_weights(case):
     assert gap[tied].max() == 0
 
 
+def equal_in_part():
+    """Three slices, and factors of what comes of them."""
+    rng = np.random.default_rng(44)
+    x = np.repeat(np.linspace(0.05, 0.2, 3), [2, 4, D - 6])[None] + np.zeros((3, 1))
+    x[1], x[2] = 0.1, rng.permutation(x[2])
+    return x, rng.normal(size=x.shape)
+
+
 @pytest.mark.parametrize("implementation", ["xla", None])
 @pytest.mark.parametrize(
     ("penalty", "over"),
@@ -92,10 +100,7 @@ def test_fused_and_grouped_positions_have_exactly_equal_weights(case):
 )
 def test_strengths_that_grow_from_zero_part_no_ties(penalty, over, implementation):
     """At 0, equal scores move apart with the scores, not with the strength: its derivative is that from above."""
-    rng = np.random.default_rng(44)
-    x = np.repeat(np.linspace(0.05, 0.2, 3), [2, 4, D - 6])[None] + np.zeros((3, 1))
-    x[1], x[2] = 0.1, rng.permutation(x[2])
-    c = rng.normal(size=x.shape)
+    x, c = equal_in_part()
 
     def f(lam):
         return jnp.sum(c * sm.conjugate(sm.SquaredL2() + penalty(lam), over, implementation=implementation)(x), axis=-1)
@@ -113,3 +118,29 @@ def test_strengths_that_grow_from_zero_part_no_ties(penalty, over, implementatio
     assert np.any(np.abs(expected) > 0.01)
     np.testing.assert_allclose(pulled[:, 0], expected, rtol=0, atol=1e-9)
     np.testing.assert_allclose(pushed, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("implementation", ["xla", None])
+def test_a_strength_that_slices_share_parts_no_ties(implementation):
+    """As above, of one number for all slices."""
+    x, c = equal_in_part()
+
+    @jax.jit
+    def with_slope(lam):
+        omega = lambda lam: sm.SquaredL2() + lam * sm.TotalVariation()
+        f = lambda lam: jnp.sum(c * sm.conjugate(omega(lam), implementation=implementation)(x), axis=-1)
+        return f(lam), jax.jacrev(f)(lam)
+
+    step = 1e-5
+    (here, slope), (ahead, _) = with_slope(0.0), with_slope(step)
+    np.testing.assert_allclose(slope, (np.asarray(ahead) - here) / step, rtol=0, atol=1e-9)
+    assert np.any(np.abs(slope) > 0.01)
+
+
+def test_equal_strengths_inside_of_a_pool_keep_ties():
+    """Scores that are equal where the strengths of their ranks are: a group with the next one all the same."""
+    mapping = sm.conjugate(sm.SquaredL2() + sm.OWL(np.array([0.5, 0.5, 0.0])))
+    x, run = np.array([0.5, 0.5, 0.45]), jax.jit(lambda x: (mapping(x), jax.jacrev(mapping)(x)))
+    y, jacobian = run(x)
+    np.testing.assert_allclose(y, 1 / 3, rtol=0, atol=SOLVED)
+    np.testing.assert_allclose(jacobian, 0, rtol=0, atol=SOLVED)

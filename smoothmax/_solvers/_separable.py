@@ -111,14 +111,17 @@ def separable_weights(
 
     Returns:
       y `(*batch, d)`: zeros for a slice without an allowed position or with k = 0; NaN where the slice holds NaN or
-      +inf, where no weights within the bounds add up to k, and where phi is not convex.
+      +inf, where no weights within the bounds add up to k, where phi is not convex, and where the solution was not
+      reached.
     """
     problem, start = _begin(slopes, x, gamma, jnp.asarray(size, x.dtype), jnp.asarray(upper, x.dtype))
     end = lax.while_loop(lambda s: (s.steps < _STEPS) & jnp.any(s.moving), lambda s: _step(problem, s), start)
     y, solved = _finish(problem, end)
+    # Scores as far apart as 1e300 leave tau no float in its bracket: weights are then as near as it lets them.
+    reached = ~end.moving | (end.high - end.low <= _ROUNDING * eps(x) * (jnp.abs(end.low) + jnp.abs(end.high)))
     nothing = ~jnp.any(x != -jnp.inf, -1, keepdims=True)
     zero = nothing | ((problem.size == 0) & ~jnp.any(jnp.isnan(x) | (x == jnp.inf), -1, keepdims=True))
-    return jnp.where(zero, 0, jnp.where(start.moving & solved, y, jnp.nan))
+    return jnp.where(zero, 0, jnp.where(start.moving & reached & solved, y, jnp.nan))
 
 
 def _begin(
