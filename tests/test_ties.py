@@ -137,9 +137,10 @@ def test_a_strength_that_slices_share_parts_no_ties(implementation):
     assert np.any(np.abs(slope) > 0.01)
 
 
-def test_equal_strengths_inside_of_a_pool_keep_ties():
+@pytest.mark.parametrize("implementation", ["xla", None])
+def test_equal_strengths_inside_of_a_pool_keep_ties(implementation):
     """Scores that are equal where the strengths of their ranks are: a group with the next one all the same."""
-    mapping = sm.conjugate(sm.SquaredL2() + sm.OWL(np.array([0.5, 0.5, 0.0])))
+    mapping = sm.conjugate(sm.SquaredL2() + sm.OWL(np.array([0.5, 0.5, 0.0])), implementation=implementation)
     x, run = np.array([0.5, 0.5, 0.45]), jax.jit(lambda x: (mapping(x), jax.jacrev(mapping)(x)))
     y, jacobian = run(x)
     np.testing.assert_allclose(y, 1 / 3, rtol=0, atol=SOLVED)
