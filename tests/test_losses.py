@@ -95,11 +95,9 @@ def test_gradient_is_weights_minus_targets(case):
 
 
 def test_gradients_of_hyper_parameters_and_targets_by_finite_differences():
-    def omega(theta):
-        return theta[0] * (sm.Tsallis(theta[1]) + theta[2] * sm.TotalVariation())
-
     def total(theta, t):
-        return sm.fenchel_young_loss(X, t, omega(theta)).sum()
+        omega = theta[0] * (sm.Tsallis(theta[1]) + theta[2] * sm.TotalVariation())
+        return sm.fenchel_young_loss(X, t, omega).sum()
 
     theta, t = np.array([0.7, 1.4, 0.1]), T
     run = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
@@ -108,12 +106,24 @@ def test_gradients_of_hyper_parameters_and_targets_by_finite_differences():
     for i, step in enumerate(STEP * np.eye(3)):
         difference = (total(theta + step, t) - total(theta - step, t)) / (2 * STEP)
         assert float(by_theta[i]) == pytest.approx(difference, rel=0, abs=DIFFERENCE)
-    by_label = lambda theta: sm.fenchel_young_loss_with_integer_labels(X, LABELS, omega(theta)).sum()
-    np.testing.assert_allclose(jax.jit(jax.grad(by_label))(theta), run(theta, np.eye(D)[LABELS])[1][0], rtol=SOLVED)
     direction = np.zeros_like(T)
     direction[0, :2] = 1, -1  # along the simplex
     difference = (total(theta, t + STEP * direction) - total(theta, t - STEP * direction)) / (2 * STEP)
     assert (np.asarray(by_t) * direction).sum() == pytest.approx(difference, rel=0, abs=DIFFERENCE)
+
+
+@pytest.mark.parametrize("penalty", [None, sm.TotalVariation()])
+def test_gradients_of_hyper_parameters_are_those_of_one_hot_targets(penalty):
+    def total(theta, loss, targets):
+        omega = sm.Tsallis(theta[1]) if penalty is None else sm.Tsallis(theta[1]) + theta[2] * penalty
+        return loss(X, targets, theta[0] * omega).sum()
+
+    @jax.jit
+    def gradients(theta):
+        by_label = jax.grad(total)(theta, sm.fenchel_young_loss_with_integer_labels, LABELS)
+        return by_label, jax.grad(total)(theta, sm.fenchel_young_loss, np.eye(D)[LABELS])
+
+    np.testing.assert_allclose(*gradients(np.array([0.7, 1.4, 0.1])), rtol=SOLVED)
 
 
 def test_hessian_is_the_jacobian_of_the_weights():
