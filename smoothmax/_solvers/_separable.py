@@ -117,11 +117,9 @@ def separable_weights(
     problem, start = _begin(slopes, x, gamma, jnp.asarray(size, x.dtype), jnp.asarray(upper, x.dtype))
     end = lax.while_loop(lambda s: (s.steps < _STEPS) & jnp.any(s.moving), lambda s: _step(problem, s), start)
     y, solved = _finish(problem, end)
-    # Scores as far apart as 1e300 leave tau no float in its bracket: weights are then as near as it lets them.
-    reached = ~end.moving | (end.high - end.low <= _ROUNDING * eps(x) * (jnp.abs(end.low) + jnp.abs(end.high)))
     nothing = ~jnp.any(x != -jnp.inf, -1, keepdims=True)
     zero = nothing | ((problem.size == 0) & ~jnp.any(jnp.isnan(x) | (x == jnp.inf), -1, keepdims=True))
-    return jnp.where(zero, 0, jnp.where(start.moving & reached & solved, y, jnp.nan))
+    return jnp.where(zero, 0, jnp.where(start.moving & solved, y, jnp.nan))
 
 
 def _begin(
@@ -299,7 +297,9 @@ def _finish(p: _Problem, end: _State) -> tuple[jax.Array, jax.Array]:
         rate = jnp.where((y > 0) & (y < p.upper), 1 / curvature, 0)
         y = jnp.clip(y - rate * ((total(y) - p.size) / _or_one(total(rate))), 0, p.upper)
     convex = jnp.all(~free | (curvature > 0), -1, keepdims=True)
-    return y, convex & (jnp.abs(total(y) - p.size) <= eps(y) ** _SLACK * p.size)
+    # Scores as far apart as 1e300 leave tau no float in its bracket: weights are then as near as it lets them.
+    reached = ~end.moving | (end.high - end.low <= _ROUNDING * eps(y) * (jnp.abs(end.low) + jnp.abs(end.high)))
+    return y, reached & convex & (jnp.abs(total(y) - p.size) <= eps(y) ** _SLACK * p.size)
 
 
 def separable_inverse(
