@@ -42,8 +42,8 @@ def run(options: Options) -> dict[str, Any]:
         return json.loads((folder / METRICS).read_text())
     started = time.perf_counter()
     with stoppable() as asked:
-        graph, params = nnx.split(nnx.jit(lambda: Transformer(options))())
-        fresh = State(params, jax.jit(optimizer(options).init)(params), 0, float("nan"))
+        graph, params = nnx.split(Transformer(options))
+        fresh = State(params, optimizer(options).init(params), 0, float("nan"))
         state = train(options, graph, restored(options, fresh), asked)
     model = nnx.merge(graph, state.params)
     result = {
