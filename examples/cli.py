@@ -147,13 +147,14 @@ def load(task: Task, settings: Settings) -> Corpus:
 def prepare(network: Network, settings, mapping, one: Run, out: pathlib.Path, batches, valid) -> train.Training:
     """The training from its start, or from the checkpoint in `out`."""
     decisive = settings.decisive() | {"mapping": str(mapping), "seed": one.seed}
+    before = (out / CHECKPOINT).exists()
+    if before and not one.resume:
+        raise ValueError(f"{out} holds a run: add --resume to go on with it, or choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
     arrays = train.start(network.model, settings.rate, next(batches.in_order()).arrays, one.seed)
     progress = train.Progress()
-    if (out / CHECKPOINT).exists():
-        if not one.resume:
-            raise ValueError(f"{out} holds a run: add --resume to go on with it, or choose another --out")
+    if before:
         arrays, progress = train.load_checkpoint(out, arrays, decisive)
-    out.mkdir(parents=True, exist_ok=True)
 
     def save():
         train.save_checkpoint(out, arrays, progress, decisive)

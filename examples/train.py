@@ -45,8 +45,7 @@ def optimizer(rate: float):
 
 def start(model, rate: float, batch: dict, seed: int) -> dict:
     """Fresh arrays: parameters, optimizer state, and the best parameters so far."""
-    params = compile_start(model)(key_of(seed), batch)
-    return {"params": params, "optimizer": optimizer(rate).init(params), "best": jax.tree.map(jnp.copy, params)}
+    return compile_start(model, rate)(key_of(seed), batch)
 
 
 def key_of(seed: int):
@@ -55,8 +54,12 @@ def key_of(seed: int):
 
 
 @functools.cache
-def compile_start(model):
-    return jax.jit(lambda key, batch: model.init(key, batch)["params"])
+def compile_start(model, rate: float):
+    def fresh(key, batch):
+        params = model.init(key, batch)["params"]
+        return {"params": params, "optimizer": optimizer(rate).init(params), "best": jax.tree.map(jnp.copy, params)}
+
+    return jax.jit(fresh)
 
 
 @functools.cache

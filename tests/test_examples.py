@@ -26,7 +26,11 @@ with warnings.catch_warnings():
     from examples.summarization import TASK as SUMMARIZATION
     from examples.translation import TASK as TRANSLATION
 
-pytestmark = [pytest.mark.usefixtures("no_x64"), pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.usefixtures("no_x64"),
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.xdist_group("examples"),  # libraries that score and draw take seconds to import: in one worker
+]
 TASKS = {task.name: task for task in (ENTAILMENT, TRANSLATION, SUMMARIZATION)}
 TINY = ["--hidden", "8", "--batch", "8", "--valid-size", "8", "--test-size", "8"]
 

@@ -263,7 +263,7 @@ def solve_all(x):
 @DTYPES
 @pytest.mark.parametrize("what", [np.nan, np.inf])
 def test_nan_stays_in_its_slice(dtype, what):
-    clean, dirty = scores(0, 11, dtype), scores(0, 11, dtype)
+    clean, dirty = scores(0, 50, dtype), scores(0, 50, dtype)
     dirty[1, 7] = what
     for (name, expected), (_, y) in zip(solve_all(clean), solve_all(dirty), strict=True):
         assert np.all(np.isnan(y[1])), name
@@ -273,8 +273,8 @@ def test_nan_stays_in_its_slice(dtype, what):
 
 @DTYPES
 def test_deleted_and_empty(dtype):
-    x, masked = scores(0, 40, dtype), scores(0, 40, dtype)
-    gone = np.random.default_rng(0).uniform(size=40) < 0.3
+    x, masked = scores(0, 50, dtype), scores(0, 50, dtype)
+    gone = np.random.default_rng(0).uniform(size=50) < 0.3
     masked[:, gone] = masked[2] = -np.inf
     for (name, y), (_, kept) in zip(solve_all(masked), solve_all(x[:, ~gone]), strict=True):
         floor = -np.inf if name in ("chain", "ranks") else 0
@@ -314,7 +314,7 @@ def test_bad_hyper_parameters(dtype):
 def test_strengths_at_the_ends_of_their_range(dtype, name):
     """Scores and gamma times the same number: 1 / gamma or alpha / gamma is no float of full precision."""
     limits = np.finfo(dtype)
-    for d in (9, 130, 300):
+    for d in (5, 131, 257):
         x = np.round(16 * scores(d, d, dtype, 0.5)) / 16  # no difference becomes subnormal
         for alpha in (1.0, 1.2, 1.5, 2.0, 3.0, 100.0):
             if not 1 < alpha <= 2 and name == "p_norm":
@@ -415,19 +415,23 @@ def shared_by_all(x, gamma, alpha, weights):
 
 
 @pytest.mark.parametrize("rows", [(), (1,), (2,)], ids=str)
-@pytest.mark.parametrize("mapped", [(), (0,), (0, 1), (0, 3), (1, 2, 3), (3,)], ids=str)
-def test_on_one_device_all_rows_share_one_row_of_hyper_parameters(monkeypatch, rows, mapped):
+def test_on_one_device_all_rows_share_one_row_of_hyper_parameters(monkeypatch, rows):
     x = scores(0, 11, np.float32, rows=6).reshape(3, 2, 11)[:, : rows[0] if rows else 1]
     x = x if rows else x[:, 0]
     weights = -np.sort(scores(1, 11, np.float32))
     weights = weights.reshape(3, *(1,) * len(rows), 11)
     operands = [x, np.float32([0.5, 1, 2]), np.float32([1.2, 1.5, 2]), weights]
-    operands = [v if i in mapped else v[1] for i, v in enumerate(operands)]
-    axes = tuple(0 if i in mapped else None for i in range(4))
-    f = jax.vmap(shared_by_all, in_axes=axes) if mapped else shared_by_all
-    expected = jax.jit(f)(*operands)
+
+    def solved(*operands):
+        """With some of them mapped over."""
+        for mapped in ((), (0,), (0, 1), (0, 3), (1, 2, 3), (3,)):
+            f = jax.vmap(shared_by_all, [0 if i in mapped else None for i in range(4)]) if mapped else shared_by_all
+            yield f(*(v if i in mapped else v[1] for i, v in enumerate(operands)))
+
+    expected = jax.jit(lambda *operands: list(solved(*operands)))(*operands)
     monkeypatch.setattr(_calls, "_one_device", lambda: True)
-    jax.tree.map(np.testing.assert_array_equal, jax.jit(lambda *operands: f(*operands))(*operands), expected)
+    shared = jax.jit(lambda *operands: list(solved(*operands)))(*operands)
+    jax.tree.map(np.testing.assert_array_equal, shared, expected)
 
 
 @pytest.mark.parametrize("one_device", [True, False])

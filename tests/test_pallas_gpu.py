@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from machines import BASES, MISSING, capped_weights_of_the_oracle, kernels, on_cpu, solved_by, weights_of_the_oracle
+from machines import MISSING, capped_weights_of_the_oracle, kernels, on_cpu, solved_by, weights_of_the_oracle
 
 import smoothmax as sm
 from smoothmax import _kernels
@@ -22,6 +22,7 @@ from smoothmax._kernels.pallas.shared import _equations
 if MISSING is not None:
     pytest.skip(MISSING, allow_module_level=True)
 
+pytestmark = pytest.mark.xdist_group("pallas_gpu")  # a kernel is compiled once for all tests with one shape
 f32 = jnp.float32
 KERNELS, solve = kernels("gpu"), solved_by("gpu")
 
@@ -29,13 +30,13 @@ KERNELS, solve = kernels("gpu"), solved_by("gpu")
 # --- Thresholds --------------------------------------------------------------------------------------------
 
 
+VALUES = {"threshold": (1.0, 1.0001, 1.2, 1.5, 2.0, 3.0), "p_norm": (1 + 2**-20, 1.05, 1.2, 1.5, 2.0)}
+
+
 # Less than a warp holds at a time, by one number a thread and by two; a single number more than that; several pieces of
 # each kind; more than registers hold.
 @pytest.mark.parametrize("d", [5, 50, 65, 180, 1025])
-@pytest.mark.parametrize(
-    ("problem", "values"),
-    [("threshold", (1.0, 1.0001, 1.2, 1.5, 2.0, 3.0)), ("p_norm", (1 + 2**-20, 1.05, 1.2, 1.5, 2.0))],
-)
+@pytest.mark.parametrize(("problem", "values"), VALUES.items())
 def test_weights_are_those_of_the_oracle(problem, values, d):
     rows = 5 if d == 5 else 3
     x = np.tile(cases.scores(rows, d, 0, np.float32), (len(values), 1))
@@ -44,7 +45,7 @@ def test_weights_are_those_of_the_oracle(problem, values, d):
     if d == 5:  # all but two, all but one
         x[3::rows, 2:] = x[4::rows, 1:] = -np.inf
     powers = np.repeat(np.asarray(values, np.float32), rows)[:, None]
-    y = solve(problem, x, 0.5, powers)
+    y = solve(problem, x, np.full_like(powers, 0.5), powers)
     np.testing.assert_allclose(y, weights_of_the_oracle(problem, x, 0.5, powers), rtol=0, atol=3e-6)
     np.testing.assert_allclose(y.sum(-1), 1, rtol=0, atol=1e-6)
     assert np.all(y[x == -np.inf] == 0)
@@ -70,10 +71,11 @@ def test_capped_weights_are_those_of_the_oracle(d):
     assert np.isnan(solve("capped", x, 0.5, alpha, total, bounds)[[0, 4, 5]]).all()
 
 
-@pytest.mark.parametrize("problem", BASES)
+@pytest.mark.parametrize("problem", VALUES)
 def test_slices_are_kept_apart(problem):
     """NaN, inf, nothing left, and bad hyper-parameters are for their slice alone."""
-    x, gamma, power = cases.scores(8, 5, 1, np.float32), np.ones((8, 1), np.float32), np.full((8, 1), 1.5, np.float32)
+    n = 5 * len(VALUES[problem])
+    x, gamma, power = cases.scores(n, 5, 1, np.float32), np.ones((n, 1), np.float32), np.full((n, 1), 1.5, np.float32)
     clean = solve(problem, x, gamma, power)
     x[0, 3], x[1, 1], x[2], gamma[3], power[4], power[5] = np.nan, np.inf, -np.inf, 0, np.nan, 0.9
     y = solve(problem, x, gamma, power)

@@ -13,6 +13,7 @@ import smoothmax as sm
 from smoothmax import _kernels
 from smoothmax._kernels import pallas
 
+pytestmark = pytest.mark.xdist_group("pallas_tpu")  # a kernel is compiled once for all tests with one shape
 f32 = jnp.float32
 KERNELS, solve = kernels("tpu"), solved_by("tpu")
 D = 8
@@ -57,7 +58,7 @@ def test_many_small_weights_beside_a_large_one(problem, id, values, d=500):
 
 def test_thresholds_far_above_two():
     """There a weight near 0 cannot be stored better than its power, but the value is as good as the best one."""
-    alphas = (8.0, 25.0, 60.0)
+    alphas = (8.0, 12.0, 16.0, 20.0, 25.0, 40.0, 50.0, 60.0)
     x, powers = rows_of(alphas)
     y = solve("threshold", x, 1.0, powers).astype(float)
     np.testing.assert_allclose(y.sum(-1), 1, rtol=0, atol=1e-6)
@@ -70,9 +71,9 @@ def test_thresholds_far_above_two():
     assert np.all(slope >= level - 2e-6)
 
 
-@pytest.mark.parametrize("problem", ["threshold", "p_norm"])
-def test_thresholds_keep_slices_apart(problem):
-    x, powers = rows_of((1.5, 2.0))
+@pytest.mark.parametrize(("problem", "values"), [("threshold", ALPHAS), ("p_norm", PS)])
+def test_thresholds_keep_slices_apart(problem, values):
+    x, powers = rows_of(sorted(values, key=lambda value: abs(value - 1.5)))
     clean, y = solve(problem, x, 1.0, powers), solve(problem, spoil(x), 1.0, powers)
     assert np.isnan(y[:2]).all()
     np.testing.assert_array_equal(y[3], 0)
@@ -86,11 +87,12 @@ def test_thresholds_keep_slices_apart(problem):
 
 
 def test_thresholds_ignore_an_offset_and_share_ties():
-    x = np.round(4 * scores(ROWS)) / 4  # whole quarters: an offset of 1e4 rounds nothing away
-    x[0] = x[0, 0]
-    y = solve("threshold", x, 1.0, 1.5)
-    np.testing.assert_array_equal(solve("threshold", x + np.float32(1e4), 1.0, 1.5), y)
-    np.testing.assert_array_equal(y[0], y[0, 0])
+    x, powers = rows_of(ALPHAS)
+    x = np.round(4 * x) / 4  # whole quarters: an offset of 1e4 rounds nothing away
+    x[::ROWS] = x[0, 0]
+    y = solve("threshold", x, 1.0, powers)
+    np.testing.assert_array_equal(solve("threshold", x + np.float32(1e4), 1.0, powers), y)
+    np.testing.assert_array_equal(y[::ROWS], y[::ROWS, :1] * np.ones(D))
 
 
 # --- Chains ------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from machines import capped_weights_of_the_oracle, kernels, scores, solved_by, s
 
 from smoothmax._kernels.pallas.shared import _capped_equations
 
+pytestmark = pytest.mark.xdist_group("pallas_tpu_capped")  # a kernel is compiled once for all tests with one shape
 f32 = jnp.float32
 CAPPED = kernels("tpu")["capped"]
 solve = functools.partial(solved_by("tpu"), "capped")
@@ -63,7 +64,7 @@ def test_capped_far_above_two(alpha):
     lengths = np.repeat([1, 2, 5, 50], 4)
     x = shortened(lengths[::4], 50)
     for totals in (np.ones(len(x)), 0.4 * lengths):
-        y = solve(x, 1.0, alpha, totals[:, None], 1.0).astype(float)
+        y = solve(x, 1.0, alpha, totals[:, None], np.ones((len(x), 1))).astype(float)
         np.testing.assert_allclose(y.sum(-1), totals, rtol=3e-6, atol=0)
         for row, length, total, ours in zip(x.astype(float), lengths, totals, y, strict=True):
             assert (ours[length:] == 0).all()
@@ -89,11 +90,12 @@ def test_capped_at_the_bounds():
     x, bounds = scores(ROWS), np.random.default_rng(0).uniform(0.1, 1, (ROWS, D)).astype(np.float32)
 
     def weights(x, gamma, alpha, total, upper):
-        return solve(x, gamma, alpha, np.broadcast_to(total, (ROWS, 1)), np.broadcast_to(upper, (ROWS, D)))
+        return solve(x, *(np.full((ROWS, 1), one) for one in (gamma, alpha)), np.broadcast_to(total, (ROWS, 1)),
+                     np.broadcast_to(upper, (ROWS, D)))  # fmt: skip
 
     for alpha in ALPHAS:
         np.testing.assert_array_equal(weights(x, 1.0, alpha, 0.0, bounds), 0)
-        np.testing.assert_array_equal(weights(x, 1.0, alpha, D, 1.0), 1)
+        np.testing.assert_array_equal(weights(x, 1.0, alpha, float(D), 1.0), 1)
         eighths = np.ceil(8 * bounds) / 8
         np.testing.assert_array_equal(weights(x, 1.0, alpha, eighths.sum(-1, keepdims=True), eighths), eighths)
     x = np.random.default_rng(1).permuted(np.tile(np.arange(D, dtype=np.float32), (ROWS, 1)), axis=-1)
@@ -127,7 +129,11 @@ def test_capped_gives_no_answer_rather_than_a_wrong_one(monkeypatch):
 
 
 def test_vmap_is_more_slices():
-    x, total = scores(6).reshape(3, 2, D), np.array([1, 2, 3], np.float32)
+    x, total = scores(ROWS).reshape(3, -1, D), np.array([1, 2, 3], np.float32)
     upper = np.random.default_rng(0).uniform(0.5, 1, (3, 1, D)).astype(np.float32)
     mapped = jax.jit(jax.vmap(CAPPED.call, (0, None, None, 0, 0)))(x, f32(1), f32(1.5), total, upper)
-    np.testing.assert_array_equal(mapped, solve(x, 1.0, 1.5, total[:, None, None], upper))
+    gamma, alpha, *bounds = (
+        np.broadcast_to(a, (*x.shape[:-1], np.shape(a)[-1])).reshape(ROWS, -1)
+        for a in ([1.0], [1.5], total[:, None, None], upper)
+    )
+    np.testing.assert_array_equal(mapped.reshape(ROWS, D), solve(x.reshape(ROWS, D), gamma, alpha, *bounds))

@@ -17,8 +17,9 @@ DEADLINE = 600  # seconds, of which an idle machine needs 15: a process that wai
 
 
 def launch(*arguments):
-    # The suite's own flags are not for them: a process of their own has its own devices.
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    # Compiled as the suite compiles; but each has devices of its own.
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    environment = os.environ | {"XLA_FLAGS": " ".join(flags)}
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(SCRIPT.parent.parent)}
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -9,7 +9,8 @@ from cases import refuse
 
 from examples.recall import compare, options, tasks, train
 
-pytestmark = pytest.mark.usefixtures("no_x64")  # Flax's own code promotes dtypes
+# Flax's own code promotes dtypes. The library that draws is imported by one worker.
+pytestmark = [pytest.mark.usefixtures("no_x64"), pytest.mark.xdist_group("examples")]
 TINY = {"steps": 4, "length": 16, "multiples": (1, 2), "examples": 2, "batch": 2, "hidden": 8, "heads": 2, "layers": 1}
 
 

@@ -41,14 +41,16 @@ def check(case, mesh, spec, gathers_allowed):
             assert word not in text, next(line for line in text.splitlines() if word in line)
 
 
-@cases.each(case for case in cases.PIECES if case.family.rowwise)
+@cases.each(case for case in cases.PIECES if case in SORTED)
 def test_batch_axis_over_devices(case, mesh):
     check(case, mesh, PartitionSpec("devices", None), gathers_allowed=False)
 
 
 @cases.each(THRESHOLD)
-def test_key_axis_over_devices_needs_only_all_reduces(case, mesh):
-    check(case, mesh, PartitionSpec(None, "devices"), gathers_allowed=False)
+def test_both_axes_over_devices_need_only_all_reduces(case):
+    """Of batch and keys in one program: a gather of either would be in it."""
+    mesh = jax.make_mesh((4, 2), ("batch", "keys"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    check(case, mesh, PartitionSpec("batch", "keys"), gathers_allowed=False)
 
 
 @cases.each(case for case in SORTED if len(case.family.penalties) > 1 and case.family.domain == "simplex")

@@ -168,11 +168,13 @@ def learned(model: Transformer) -> dict[str, list[list[float]]]:
 def example_weights(options: Options, model: Transformer) -> tuple[np.ndarray, np.ndarray]:
     """Attention weights (layers, heads, L, L) of one sequence of the training length, and its asked positions."""
     batch = tasks.draw(options.task, np.random.default_rng(TEST_SEED), 1, options.length, vary=False)
-    inputs = jnp.asarray(batch.inputs)
-    if hasattr(nnx, "capture"):
-        _, intermediates = nnx.capture(model, nnx.Intermediate)(inputs, sow_weights=True)
-    else:  # before Flax 0.12
-        model(inputs, sow_weights=True)
-        intermediates = nnx.pop(model, nnx.Intermediate)
-    sown = jax.tree.leaves(intermediates)
+
+    @nnx.jit
+    def intermediates(model: Transformer, inputs: jax.Array) -> Any:
+        if hasattr(nnx, "capture"):
+            return nnx.capture(model, nnx.Intermediate)(inputs, sow_weights=True)[1]
+        model(inputs, sow_weights=True)  # before Flax 0.12
+        return nnx.pop(model, nnx.Intermediate)
+
+    sown = jax.tree.leaves(intermediates(model, batch.inputs))
     return np.stack([np.asarray(weights)[0] for weights in sown]), batch.asked[0]
