@@ -170,6 +170,7 @@ def nnx_layer(attention=None, **options):
             pytest.param({"num_kv_heads": 2} | layer, call, marks=needs_grouped_heads)
             for layer, call in (
                 ({}, {"mask": MASK.astype(f32), "is_causal": False}),
+                ({}, {"mask": MASK, "is_causal": True}),
                 ({}, {"sow_weights": True, "is_causal": True}),
                 ({"dropout_rate": 0.4, "deterministic": False}, {"sow_weights": True}),
             )

@@ -103,6 +103,7 @@ STRENGTHS = {
     "isotonic": (np.inf, 0.0),
     "one a slice": (np.linspace(0, 1, 14)[:, None], 0.1),
     "one a border": (0.2 + 0.1 * np.cos(np.arange(WIDTH - 1.0))[None], 0.25),
+    "of the last border alone": (4.0 * (np.arange(WIDTH - 1) == WIDTH - 2)[None], 0.0),
     "one a slice and border": tuple(
         0.4 + 0.3 * np.sin(np.arange(14 * (WIDTH - 1.0)).reshape(2, 7, -1) + i) for i in (0, 1)
     ),
@@ -122,7 +123,7 @@ def test_chains_are_those_of_the_solver(kind):
     up, down = (np.asarray(s, np.float32) for s in STRENGTHS[kind])
     if kind == "one a slice":
         up = up.reshape(2, 7, 1)
-    elif kind == "one a border":
+    elif up.shape == (1, WIDTH - 1):
         up = up[None]
     x = chains(1)
     t, jumps = solve("chain", x, up, down)

@@ -98,6 +98,10 @@ def test_capped_at_the_bounds():
         np.testing.assert_array_equal(weights(x, 1.0, alpha, float(D), 1.0), 1)
         eighths = np.ceil(8 * bounds) / 8
         np.testing.assert_array_equal(weights(x, 1.0, alpha, eighths.sum(-1, keepdims=True), eighths), eighths)
+    fermi = ALPHAS[0]  # whose weights stay below 1 whatever the bounds are, so that no more than D can be shared
+    np.testing.assert_array_equal(weights(x, 1.0, fermi, 2.5, 1.5), weights(x, 1.0, fermi, 2.5, 1.0))
+    np.testing.assert_array_equal(weights(x, 1.0, fermi, float(D), 1.5), 1)
+    assert np.isnan(weights(x, 1.0, fermi, D + 0.5, 1.5)).all()
     x = np.random.default_rng(1).permuted(np.tile(np.arange(D, dtype=np.float32), (ROWS, 1)), axis=-1)
     np.testing.assert_array_equal(weights(4 * x, 1.0, 2.0, 3.0, 1.0), x >= D - 3)
     masked = np.where(x < 2, -1e30, x)  # a mask of one's own
