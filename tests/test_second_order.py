@@ -188,9 +188,9 @@ def test_forward_mode_agrees_with_reverse_mode(case):
 
 @cases.each(PIECES)
 def test_orders_and_modes_agree_and_mix(case):
-    """The law above, and second derivatives along (w, t) of <u, Pi>: reverse over reverse is checked there; the other
-    three agree. The first ones that come with them are products with the Jacobian, and so are second ones of the max.
-    """
+    """The law above. And second derivatives along (w, t) of <u, Pi>: of four ways, reverse over reverse was checked,
+    and the others agree. The first ones that come with them are products with the Jacobian, as are second ones of the
+    max."""
     x = slices()
     u, w, t = np.random.default_rng(73).normal(size=(3, *x.shape))
 
@@ -221,6 +221,14 @@ def test_orders_and_modes_agree_and_mix(case):
     np.testing.assert_allclose(first["jacobian"], np.einsum("nij,nm->nimj", jacobian, np.eye(len(x))), **tol)
     np.testing.assert_allclose(first["gradients"], np.einsum("nij,ni->nj", jacobian, u) + result.y, **tol)
     np.testing.assert_allclose(first["along"], jacobian_t, **tol)
+
+
+@cases.each(cases.BY_ID[id] for id in ("entmax1.5", "function-coupled", "fermi+tv+oscar/capped"))
+def test_forward_mode_of_vmapped_slices(case):
+    x, params = slices(), as_arrays(case)
+    jacobian = jax.jit(lambda params, x: jax.vmap(jax.jacfwd(sm.forward_mode(case.family.op(params, D)).argmax))(x))
+    tol = 100 * FUNCTION64 if case.plain else PULLED_TWICE
+    np.testing.assert_allclose(jacobian(params, x), cases.jacobians(case, x), rtol=tol, atol=tol)
 
 
 @cases.each(other for case in PIECES for other in cases.CASES if other.id == f"{case.id}-native")
