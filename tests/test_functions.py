@@ -3,6 +3,8 @@
 Each compilation of the general solver takes seconds, so a test asks several questions of one compiled function.
 """
 
+import functools
+
 import cvxpy as cp
 import jax
 import jax.numpy as jnp
@@ -66,7 +68,7 @@ def differences(function, at, h=1e-5):
 
 # --- Values against other ways to compute them --------------------------------------------------------------
 
-CLOSED = {
+CLOSED = {  # what is not separable comes last
     "l2": (half_square, lambda t: t**2 / 2, lambda r: oracles.squared_l2(r, 1)),
     "shannon": (lambda y: jnp.sum(y * jnp.log(y)), lambda t: xlogy(t, t), lambda r: oracles.shannon(r, 1)),
     "tsallis": (lambda y: jnp.sum(y**1.5) / 0.75, lambda t: t**1.5 / 0.75, lambda r: oracles.tsallis(r, 1.5, 1)),
@@ -74,17 +76,25 @@ CLOSED = {
 }
 
 
-@pytest.mark.parametrize("name", CLOSED)
-def test_closed_forms(name):
-    fun, phi, oracle = CLOSED[name]
+def test_closed_forms():
     x = np.concatenate([scale * RNG.normal(size=(4, 20)) for scale in (1e-3, 1.0, 10.0, 1e4)])
-    expected = rows(oracle, x)
-    for omega in (fun, sm.separable(phi)) if phi else (fun,):
-        y = np.asarray(sm.conjugate(omega).argmax(x))
-        np.testing.assert_allclose(y, expected, rtol=0, atol=SOLVED)
-        np.testing.assert_allclose(y.sum(-1), 1, rtol=0, atol=SUMS)
-        if name == "l2":
-            assert ((y > 0) == (expected > 0)).all()
+    functions, phis = (tuple(filter(None, column)) for column in list(zip(*CLOSED.values(), strict=True))[:2])
+
+    @jax.jit
+    def solve(x, which):
+        """Under one of the functions: each solver is compiled once for all of them."""
+        coordinatewise = sm.separable(lambda t, which: jax.lax.switch(which, phis, t), which)
+        function = sm.conjugate(lambda y, which: jax.lax.switch(which, functions, y), params=which)
+        return function(x), sm.conjugate(coordinatewise)(x)
+
+    for which, (name, (_, phi, oracle)) in enumerate(CLOSED.items()):
+        expected = rows(oracle, x)
+        for y in solve(x, which)[: 2 if phi else 1]:
+            y = np.asarray(y)
+            np.testing.assert_allclose(y, expected, rtol=0, atol=SOLVED, err_msg=name)
+            np.testing.assert_allclose(y.sum(-1), 1, rtol=0, atol=SUMS, err_msg=name)
+            if name == "l2":
+                assert ((y > 0) == (expected > 0)).all()
 
 
 @pytest.mark.parametrize("omega", [half_square, sm.separable(lambda t: t * jnp.log(t))], ids=["fun", "separable"])
@@ -137,37 +147,60 @@ def test_strength_and_value():
 # --- Derivatives --------------------------------------------------------------------------------------------
 
 
-def weighted(make):
-    return lambda x, p: jnp.sum(COTANGENT * make(p).argmax(x))
+def either(y, params):
+    """`quadratic` or `entropy_and_quartic`, of all their numbers in a row: the solver is compiled once for both."""
+    numbers, which = params
+    rate, a = numbers[0], numbers[1:].reshape(3, 7)
+    functions = (lambda: quadratic(y, a), lambda: entropy_and_quartic(y, {"rate": rate, "a": a}))
+    return jax.lax.switch(which, functions)
+
+
+def of_either(p, which):
+    return sm.conjugate(either, params=(p, which))
+
+
+def separable(p, _=0):
+    return sm.conjugate(1.5 * sm.separable(cosh, p))
+
+
+def with_penalty(p, _=0):
+    return sm.conjugate(sm.separable(cosh, p[0]) + p[1] * sm.TotalVariation())
 
 
 CASES = {
-    "sparse": (lambda p: sm.conjugate(quadratic, params=p), A),
-    "entropy": (lambda p: sm.conjugate(entropy_and_quartic, params={"rate": p, "a": A}), 0.7),
-    "separable": (lambda p: sm.conjugate(1.5 * sm.separable(cosh, p)), 2.0),
-    "penalty": (lambda p: sm.conjugate(sm.separable(cosh, p[0]) + p[1] * sm.TotalVariation()), np.array([2.0, 0.1])),
+    "sparse": (of_either, np.array([0.7, *A.ravel()]), 0),
+    "entropy": (of_either, np.array([0.7, *A.ravel()]), 1),
+    "separable": (separable, 2.0, 0),
+    "penalty": (with_penalty, np.array([2.0, 0.1]), 0),
 }
+
+
+@functools.cache
+def twice_reversed(make):
+    """Compiled: a loss of the weights and its gradients, and the parameters' gradient of the sum of sines of one."""
+
+    def sine(x, p, which):
+        loss = lambda x, p: jnp.sum(COTANGENT * make(p, which).argmax(x))
+        loss, gradients = jax.value_and_grad(loss, (0, 1))(x, p)
+        return jnp.sum(jnp.sin(gradients[0])), (loss, gradients)
+
+    return jax.jit(jax.value_and_grad(sine, 1, has_aux=True))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_gradients(name):
-    make, p = CASES[name]
-
-    def sine(x, p):
-        loss, gradients = jax.value_and_grad(weighted(make), (0, 1))(x, p)
-        return jnp.sum(jnp.sin(gradients[0])), (loss, gradients)
-
-    # the last one is grad of grad, in reverse over reverse
-    run = jax.jit(jax.value_and_grad(sine, 1, has_aux=True))
+    make, p, which = CASES[name]
+    run = functools.partial(twice_reversed(make), which=which)
     (_, (_, (gx, gp))), second = run(X, p)
     np.testing.assert_allclose(gx, differences(lambda x: run(x, p)[0][1][0], X), atol=QUOTIENT)
     np.testing.assert_allclose(gp, differences(lambda p: run(X, p)[0][1][0], p), atol=QUOTIENT)
     np.testing.assert_allclose(second, differences(lambda p: run(X, p)[0][0], p), atol=QUOTIENT)
 
 
-@pytest.mark.parametrize("name", ["sparse", "separable"])
-def test_forward_mode(name):
-    make, p = CASES[name]
+@pytest.mark.parametrize(
+    ("make", "p"), [(lambda a: sm.conjugate(quadratic, params=a), A), (separable, 2.0)], ids=["sparse", "separable"]
+)
+def test_forward_mode(make, p):
     of_reverse = jax.jacrev(lambda x, p: make(p).argmax(x), (0, 1))
     of_forward = jax.jacfwd(lambda x, p: sm.forward_mode(make(p)).argmax(x), (0, 1))
     reverse, forward = jax.jit(lambda *args: (of_reverse(*args), of_forward(*args)))(X[0], p)

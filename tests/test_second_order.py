@@ -34,13 +34,17 @@ def as_arrays(case):
 
 @functools.cache
 def reverse_over_reverse(family):
-    """Gradient of <w, x-gradient of <u, Pi>> for hyper-parameters, one a slice, and scores."""
+    """Gradient of <w, x-gradient of <u, Pi>> for hyper-parameters, one a slice, and scores. At PIECES that of
+    <t, gradients of the max for hyper-parameters> is added: with w = 0 or t = 0 one program gives either."""
+    with_max = any(family == case.family for case in PIECES)
 
-    def inner(params, x, u):
-        return jnp.sum(u * family.weights(x, params))
-
-    def outer(params, x, u, w):
-        return jnp.sum(w * jax.grad(inner, 1)(params, x, u))
+    def outer(params, x, u, w, t):
+        x_bar = jax.grad(lambda x: jnp.sum(u * family.weights(x, params)))(x)
+        total = jnp.sum(w * x_bar)
+        if with_max:
+            bars = jax.grad(lambda params: jnp.sum(family.value(x, params)))(params)
+            total += sum(jax.tree.leaves(jax.tree.map(jnp.vdot, t, bars)))
+        return total
 
     gradient = jax.grad(outer, (0, 1))
     return jax.jit(gradient if family.rowwise else jax.vmap(gradient))
@@ -51,8 +55,10 @@ def own_params(case, n):
     return {k: rows[:n] for k, rows in cases.spread_params(case, case.params()).items()}
 
 
-def twice_reversed(case, x, u, w):
-    return jax.tree.map(np.asarray, reverse_over_reverse(case.family)(own_params(case, len(x)), x, u, w))
+def twice_reversed(case, x, u, w, t=None, params=None):
+    params = own_params(case, len(x)) if params is None else params
+    t = jax.tree.map(np.zeros_like, params) if t is None else t
+    return jax.tree.map(np.asarray, reverse_over_reverse(case.family)(params, x, u, w, t))
 
 
 @cases.each(REPRESENTATIVES)
@@ -83,7 +89,7 @@ def test_grad_of_grad_in_what_slices_share(case):
     """The sum over the slices of what each has in a hyper-parameter of its own."""
     x = slices()
     u, w = np.random.default_rng(76).normal(size=(2, *x.shape))
-    shared, _ = reverse_over_reverse(case.family)(as_arrays(case), x, u, w)
+    shared, _ = twice_reversed(case, x, u, w, params=as_arrays(case))
     bars, _ = twice_reversed(case, x, u, w)
     for name, bar in shared.items():
         expected = bars[name].sum(0).reshape(np.shape(bar))
@@ -97,116 +103,132 @@ def test_gradients_of_the_value_move_as_the_weights_do(case):
     params = own_params(case, len(x))
     rng = np.random.default_rng(77)
     v, t = rng.normal(size=x.shape), {k: rng.normal(size=rows.shape) for k, rows in params.items()}
-
-    def mixed(params, x, t):
-        bars = lambda x: jax.grad(lambda params: jnp.sum(case.family.value(x, params)))(params)
-        return jax.grad(lambda x: sum(jax.tree.leaves(jax.tree.map(jnp.vdot, t, bars(x)))))(x)
-
-    x_bar = jax.jit(mixed if case.family.rowwise else jax.vmap(mixed))(params, x, t)
+    _, x_bar = twice_reversed(case, x, 0 * x, 0 * x, t)
     moved = cases.run(case, x, v=v).bars
     expected = sum((t[k].reshape(len(x), -1) * moved[k].reshape(len(x), -1)).sum(-1) for k in params)
     tol = {"rtol": 1e-3, "atol": 1e-3} if case.plain else {"rtol": PULLED_TWICE, "atol": PULLED_TWICE}
-    np.testing.assert_allclose((v * np.asarray(x_bar)).sum(-1), expected, **tol)
+    np.testing.assert_allclose((v * x_bar).sum(-1), expected, **tol)
 
 
 @cases.each(cases.BY_ID[id] for id in ("entmax1.5", "pnormmax1.5", "fermi/capped", "l2+tv", "l2+tv-native"))
 def test_grad_of_grad_through_scan(case):
     """By the chain rule from the derivatives of one step: of a loop JAX splits the rules in its own way."""
-    params, start = as_arrays(case), np.linspace(0, 0.7, D)
-
-    def step(x):
-        return case.family.weights(x, params) + 0.1 * x * case.family.value(x, params) + start
+    x, params, start = slices(), own_params(case, 3), np.linspace(0, 0.7, D)[None]
 
     @jax.jit
-    def in_scan(x):
-        slope = jax.grad(lambda x: jax.lax.scan(lambda x, _: (step(x), None), x, length=2)[0][0])
+    def in_scan(params, x):
+        def step(x, _):
+            value = case.family.value(x, params)[:, None]
+            return case.family.weights(x, params) + 0.1 * x * value + start, None
+
+        slope = jax.grad(lambda x: jnp.sum(jax.lax.scan(step, x, length=2)[0][:, 0]))
         return jax.grad(lambda x: jnp.sum(jnp.sin(slope(x))))(x)
 
-    @jax.jit
+    def dot(a, b):
+        return (a * b).sum(-1, keepdims=True)
+
     def derivatives(x, v, w):
-        """Of one step with the Jacobian J: the step, J'v, J w, and the gradient of <w, J'v> for x."""
+        """Of one step with the Jacobian S: the step, S'v, S w, and the gradient of <w, S'v> for x."""
+        result, jacobian_w = cases.run(case, x, v=v), cases.run(case, x, v=w).x_bar
+        y, value = result.y, result.value[:, None]
+        pulled = result.x_bar + 0.1 * (value * v + y * dot(x, v))
+        pushed = jacobian_w + 0.1 * (value * w + x * dot(y, w))
+        bent = twice_reversed(case, x, v, w)[1] + 0.1 * (y * dot(v, w) + jacobian_w * dot(x, v) + v * dot(y, w))
+        return y + 0.1 * x * value + start, pulled, pushed, bent
 
-        def product(x, v):
-            y, pull = jax.vjp(step, x)
-            return w @ pull(v)[0], (y, pull(v)[0])
-
-        (bent, pushed), (y, pulled) = jax.grad(product, (0, 1), has_aux=True)(x, v)
-        return y, pulled, pushed, bent
-
-    first, unit, zero = slices()[1], np.eye(D)[0], np.zeros(D)
-    second = np.asarray(derivatives(first, zero, zero)[0])
-    bar = np.asarray(derivatives(second, unit, zero)[1])  # of the first number after both steps, for x between them
-    slope = np.asarray(derivatives(first, bar, zero)[1])
-    _, _, pushed, bent = map(np.asarray, derivatives(first, bar, np.cos(slope)))
-    bent_later = np.asarray(derivatives(second, unit, pushed)[3])
-    expected = bent + np.asarray(derivatives(first, bent_later, zero)[1])
-    got = in_scan(first)
+    unit, zero = np.tile(np.eye(D)[0], (3, 1)), np.zeros((3, D))
+    second = derivatives(x, zero, zero)[0]
+    bar = derivatives(second, unit, zero)[1]  # of the first number after both steps, for x between them
+    slope = derivatives(x, bar, zero)[1]
+    _, _, pushed, bent = derivatives(x, bar, np.cos(slope))
+    bent_later = derivatives(second, unit, pushed)[3]
+    expected = bent + derivatives(x, bent_later, zero)[1]
+    got = in_scan(params, x)
     np.testing.assert_allclose(got, expected, rtol=0, atol=PULLED_TWICE)
     assert np.abs(got).max() > 1e-3
 
 
-@cases.each(REPRESENTATIVES)
-def test_forward_mode_agrees_with_reverse_mode(case):
+def pushed(params, x, moves, t, family):
+    """The products of forward mode, of weights and of values, along moves of hyper-parameters and t of scores."""
+
+    def both(params, x):
+        op = sm.forward_mode(family.op(params, D))
+        return op.argmax(x), op.max(x)
+
+    return jax.jvp(both, (params, x), (moves, t))[1]
+
+
+def check_pushed(case, push):
+    """Forward mode against reverse mode, whose products are checked elsewhere."""
     x = slices()
-    jacobian = cases.jacobians(case, x)
     rng = np.random.default_rng(72)
-    t = rng.normal(size=x.shape)
-    params = as_arrays(case)
+    t, params = rng.normal(size=x.shape), as_arrays(case)
     moves = {k: rng.normal(size=p.shape) for k, p in params.items()}
-
-    @jax.jit
-    def forward(params, x, t, moves):
-        def both(params, x):
-            op = sm.forward_mode(case.family.op(params, D))
-            return {"jvp": op.argmax(x), "jvp of max": op.max(x)}
-
-        return jax.jvp(both, (params, x), (moves, t))[1]
-
-    got = forward(params, x, t, jax.tree.map(np.zeros_like, moves))
-    got |= {f"{name} in both": value for name, value in forward(params, x, t, moves).items()}
+    y_dot, value_dot = push(params, x, jax.tree.map(np.zeros_like, moves), t)
     result = cases.run(case, x)
     tol = {"rtol": 0, "atol": 100 * FUNCTION64} if case.plain else {"rtol": PULLED_TWICE, "atol": PULLED_TWICE}
-    np.testing.assert_allclose(got["jvp"], np.einsum("nij,nj->ni", jacobian, t), **tol)
-    np.testing.assert_allclose(got["jvp of max"], (result.y * t).sum(-1), **tol)
+    np.testing.assert_allclose(y_dot, np.einsum("nij,nj->ni", cases.jacobians(case, x), t), **tol)
+    np.testing.assert_allclose(value_dot, (result.y * t).sum(-1), **tol)
     # <v, directional derivative> = <pull-back of v, direction>, slice by slice
+    y_dot, value_dot = push(params, x, moves, t)
     v = rng.normal(size=x.shape)
     pulled = cases.run(case, x, v=v)
     along = sum((pulled.bars[k] * np.asarray(m)).reshape(len(x), -1).sum(1) for k, m in moves.items())
-    np.testing.assert_allclose((v * got["jvp in both"]).sum(-1), along + (pulled.x_bar * t).sum(-1), **tol)
+    np.testing.assert_allclose((v * y_dot).sum(-1), along + (pulled.x_bar * t).sum(-1), **tol)
     pulled = cases.run(case, x, c=np.ones(len(x)))
     along = sum((pulled.bars[k] * np.asarray(m)).reshape(len(x), -1).sum(1) for k, m in moves.items())
-    np.testing.assert_allclose(got["jvp of max in both"], along + (pulled.x_bar * t).sum(-1), **tol)
+    np.testing.assert_allclose(value_dot, along + (pulled.x_bar * t).sum(-1), **tol)
+
+
+@cases.each(case for case in REPRESENTATIVES if case not in PIECES)
+def test_forward_mode_agrees_with_reverse_mode(case):
+    """At PIECES, too, in the program of the next law."""
+    check_pushed(case, jax.jit(functools.partial(pushed, family=case.family)))
 
 
 @cases.each(PIECES)
-def test_orders_and_modes_mix(case):
-    """Second derivatives along (w, t) of <u, Pi>: reverse over reverse is checked above; the other three agree. The
-    first ones that come with them are products with the Jacobian, and so are second ones of the max."""
+def test_orders_and_modes_agree_and_mix(case):
+    """The law above. And second derivatives along (w, t) of <u, Pi>: of four ways, reverse over reverse was checked,
+    and the others agree. The first ones that come with them are products with the Jacobian, as are second ones of the
+    max."""
     x = slices()
     u, w, t = np.random.default_rng(73).normal(size=(3, *x.shape))
 
     @jax.jit
-    def mixed(params, x, u, w, t):
+    def mixed(params, x, moves, u, w, t):
         op = sm.forward_mode(case.family.op(params, D))
-        pulled, forward_reverse = jax.jvp(jax.grad(lambda x: jnp.sum(u * op.argmax(x))), (x,), (t,))
-        pushed, pull = jax.vjp(lambda x: jax.linearize(op, x)[1](t), x)
-        jacobian, moved = jax.jvp(jax.vmap(jax.jacfwd(op.argmax)), (x,), (w,))
-        _, of_max = jax.jvp(jax.grad(lambda x: jnp.sum(op.max(x))), (x,), (t,))
-        second = w * forward_reverse, w * pull(u)[0], u * jnp.einsum("nij,nj->ni", moved, t)
-        return (pulled, pushed, jacobian, of_max), [jnp.sum(products, -1) for products in second]
+        of_both = jax.grad(lambda x: jnp.sum(u * op.argmax(x)) + jnp.sum(op.max(x)))
+        gradients, forward_reverse = jax.jvp(of_both, (x,), (t,))
+        along, pull = jax.vjp(lambda x: jax.linearize(op, x)[1](t), x)
+        jacobian, moved = jax.jvp(jax.jacfwd(op.argmax), (x,), (w,))
+        first = {"pushed": pushed(params, x, moves, t, case.family), "gradients": gradients, "along": along}
+        return first | {"jacobian": jacobian}, (forward_reverse, pull(u)[0], moved)
 
-    (pulled, pushed, jacobian, of_max), second = mixed(as_arrays(case), x, u, w, t)
+    check_pushed(case, lambda params, x, moves, t: mixed(params, x, moves, u, w, t)[0]["pushed"])
+    params = as_arrays(case)
+    first, second = jax.tree.map(np.asarray, mixed(params, x, jax.tree.map(np.zeros_like, params), u, w, t))
+    forward_reverse, reverse_forward, forward_forward = second
+    result, jacobian = cases.run(case, x), cases.jacobians(case, x)
+    jacobian_t = np.einsum("nij,nj->ni", jacobian, t)
     expected = np.sum(twice_reversed(case, x, u, w)[1] * t, -1)
     # no differences here: rounding, times slopes of slopes
     tol = {"rtol": 1e-3, "atol": 1e-3} if case.plain else {"rtol": 1e-9, "atol": 1e-10}
-    for got in second:
-        np.testing.assert_allclose(got, expected, **tol)
+    np.testing.assert_allclose((w * (forward_reverse - jacobian_t)).sum(-1), expected, **tol)  # less what the max has
+    np.testing.assert_allclose((w * reverse_forward).sum(-1), expected, **tol)
+    np.testing.assert_allclose(np.einsum("ni,nimj,mj->n", u, forward_forward, t), expected, **tol)
     tol = {"rtol": 0, "atol": 100 * FUNCTION64} if case.plain else {"rtol": PULLED_TWICE, "atol": PULLED_TWICE}
-    expected = cases.jacobians(case, x)
-    np.testing.assert_allclose(jacobian, expected, **tol)
-    np.testing.assert_allclose(pulled, np.einsum("nij,ni->nj", expected, u), **tol)
-    for got in (pushed, of_max):
-        np.testing.assert_allclose(got, np.einsum("nij,nj->ni", expected, t), **tol)
+    # each slice by its own scores alone
+    np.testing.assert_allclose(first["jacobian"], np.einsum("nij,nm->nimj", jacobian, np.eye(len(x))), **tol)
+    np.testing.assert_allclose(first["gradients"], np.einsum("nij,ni->nj", jacobian, u) + result.y, **tol)
+    np.testing.assert_allclose(first["along"], jacobian_t, **tol)
+
+
+@cases.each(cases.BY_ID[id] for id in ("entmax1.5", "function-coupled", "fermi+tv+oscar/capped"))
+def test_forward_mode_of_vmapped_slices(case):
+    x, params = slices(), as_arrays(case)
+    jacobian = jax.jit(lambda params, x: jax.vmap(jax.jacfwd(sm.forward_mode(case.family.op(params, D)).argmax))(x))
+    tol = 100 * FUNCTION64 if case.plain else PULLED_TWICE
+    np.testing.assert_allclose(jacobian(params, x), cases.jacobians(case, x), rtol=tol, atol=tol)
 
 
 @cases.each(other for case in PIECES for other in cases.CASES if other.id == f"{case.id}-native")
