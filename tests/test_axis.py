@@ -3,7 +3,6 @@
 import functools
 
 import cases
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 from cases.tolerances import DIFFERENCE, PROMISE64, STEP, SUMS, ULPS
 
 import smoothmax as sm
-from smoothmax._conjugate import _posed
 from smoothmax._slices import to_slices
 
 SHAPE = (3, 4, 5)
@@ -33,38 +31,18 @@ def flatten(x, axis):
     return rows.reshape(-1, d), lambda y: np.transpose(y.reshape(shape), back), lambda value: value.reshape(kept)
 
 
-@cases.each(cases.PIECES)
-def test_two_axes_and_the_last_one_first(case, axis=(-1, 1)):
-    """What is posed is the problem of the rows, of which everything else follows, and its answers find their way back:
-    numbers are left to the law below."""
-    rng = np.random.default_rng(80)
-    x, where = rng.normal(size=SHAPE), rng.uniform(size=SHAPE) < 0.8
-    rows, _, keep = flatten(x, axis)
-    params = case.params(rows.shape[1])
-
-    @jax.jit
-    def posed(params, x, where, rows, mask):
-        op = case.family.op(params, rows.shape[1])
-        problem, slices, layout = _posed(op, x, axis, where)
-        answers = layout.weights(slices), layout.values(slices[:, :1])
-        return (problem, slices), _posed(op, rows, -1, mask)[:2], answers
-
-    got, expected, (weights, values) = posed(params, x, where, rows, flatten(where, axis)[0])
-    chex.assert_trees_all_equal(got, expected)
-    np.testing.assert_array_equal(weights, np.where(where, x, -np.inf))
-    np.testing.assert_array_equal(values, keep(np.asarray(got[1])[:, 0]))
-    op = lambda params: case.family.op(params, rows.shape[1])
-    for function, built in (
-        (case.family.weights, lambda x, params, axis, where: op(params).argmax(x, axis, where=where)),
-        (case.family.value, lambda x, params, axis, where: op(params).max(x, axis, where=where)),
-    ):
-        program = lambda f: str(jax.make_jaxpr(lambda x, params, where: f(x, params, axis, where))(x, params, where))
-        assert program(function) == program(built)
-
-
-@pytest.mark.parametrize("axis", [0, 1, (0, 2), (-1, 1), None], ids=str)
-def test_axis(axis, case=cases.BY_ID["l2+edges/box"]):
+@pytest.mark.parametrize("axis", [0, 1, (0, 2), None], ids=str)
+def test_axis(axis):
     """Of weights that depend on positions, with a hyper-parameter that lies along them."""
+    check_axis(cases.BY_ID["l2+edges/box"], axis)
+
+
+@cases.each(cases.PIECES)
+def test_two_axes_and_the_last_one_first(case):
+    check_axis(case, (-1, 1))
+
+
+def check_axis(case, axis):
     rng = np.random.default_rng(80)
     x, where = rng.normal(size=SHAPE), rng.uniform(size=SHAPE) < 0.8
     v = rng.normal(size=SHAPE)
@@ -85,18 +63,16 @@ def test_axis(axis, case=cases.BY_ID["l2+edges/box"]):
     t, h = rng.normal(size=SHAPE), STEP
     plus, minus = (case.expected(flatten(x + s * t, axis)[0], mask, params)[0] for s in (h, -h))
     along = (back(plus - minus) * v).sum() / (2 * h)
-    # sums of sixty terms
+    # Sums of sixty terms. A plain function has its Jacobian at weights that are off by FUNCTION64.
     np.testing.assert_allclose((x_bar * t).sum(), along, rtol=1e-6, atol=1e-4 if case.plain else DIFFERENCE)
 
 
 def test_negative_axes_count_from_the_end():
-    """They run the same program."""
     x = np.random.default_rng(81).normal(size=SHAPE)
     for function in (sm.sparsemax, sm.sparsemax_value):
-        program = lambda *axis, function=function: str(jax.make_jaxpr(lambda x: function(x, *axis))(x))
-        assert program(-2) == program(1) != program(2)
-        assert program((0, -1)) == program((2, 0)) != program((0, 1))
-        assert program() == program(2)
+        np.testing.assert_array_equal(function(x, -2), function(x, 1))
+        np.testing.assert_array_equal(function(x, (0, -1)), function(x, (2, 0)))
+        np.testing.assert_array_equal(function(x), function(x, axis=2))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
