@@ -49,7 +49,7 @@ def main() -> int:
     passed = failed = 0
     for name in arguments.targets:
         target = targets.TARGETS[name]
-        for program in programs.everything(target.platform):
+        for program in programs.everything(target):
             if arguments.only not in program.name:
                 continue
             start = time.process_time()
