@@ -60,7 +60,8 @@ class NativeBuildHook(BuildHookInterface):
     PLUGIN_NAME = "custom"
 
     def dependencies(self) -> list[str]:
-        return HEADERS if _unwanted() is None and importlib.util.find_spec("jaxlib") is None else []
+        wanted = self.target_name == "wheel" and _unwanted() is None  # nothing is compiled for a source archive
+        return HEADERS if wanted and importlib.util.find_spec("jaxlib") is None else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":

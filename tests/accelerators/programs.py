@@ -19,6 +19,7 @@ import numpy as np
 from facts import Facts
 from jax.sharding import Mesh, PartitionSpec
 from laws import Program, alone, array, bytes_of, no_spills, only_kernels, sorts_only_where, within
+from targets import Target
 
 import smoothmax as sm
 from smoothmax import _kernels
@@ -35,8 +36,9 @@ MOST_ARRAYS = 40
 FIXED = 8 * 2**20
 
 
-def everything(platform: str) -> Iterator[Program]:
+def everything(target: Target) -> Iterator[Program]:
     """All programs for a kind of machine."""
+    platform = target.platform
     for case in cases.REPRESENTATIVES:
         # The list is that of the reference; here each platform takes what serves it best.
         case = dataclasses.replace(case, family=dataclasses.replace(case.family, implementation=None))
@@ -45,7 +47,7 @@ def everything(platform: str) -> Iterator[Program]:
         if case.family.domain == "simplex" and len(case.family.penalties) != 1:
             yield _loss(case, platform)
     yield from attention.everything(platform)
-    yield from _kernels_alone() if platform == "tpu" else _gpu_kernels_alone()
+    yield from _kernels_alone(target) if platform == "tpu" else _gpu_kernels_alone()
     yield from _controls()
 
 
@@ -140,7 +142,7 @@ def _sorts(case: cases.Case) -> bool:
 # --- Kernels by themselves, at their largest ---------------------------------------------------------------
 
 
-def _kernels_alone() -> Iterator[Program]:
+def _kernels_alone(target: Target) -> Iterator[Program]:
     def law(kernels, most, what, facts):
         yield from alone(facts)
         yield from only_kernels(facts, kernels)
@@ -150,17 +152,19 @@ def _kernels_alone() -> Iterator[Program]:
     # Refused beyond: the width that the kernel says it holds.
     wide = re.search(r"of 2 to (\d+) positions", table["chain"].refuses(*_spec((1, 1)), *_spec((), ())) or "")
     assert wide is not None
-    width, slices = int(wide[1]), 2 * SLICES
-    chain = lambda mesh: (array(mesh, slices, width), array(mesh), array(mesh))
+    widest, slices = int(wide[1]), 2 * SLICES
+    chain = lambda mesh: (array(mesh, slices, widest), array(mesh), array(mesh))
     # Slices are filled up to 1,024 and laid out for the kernel, and its two results back again.
-    arrays = partial(law, 1, 4 * bytes_of(1024, width), "4 arrays of 1,024 slices")
-    yield Program(f"kernel: chain, width {width}", table["chain"].call, chain, arrays)
-    threshold = lambda mesh: (array(mesh, SLICES, 2**15), array(mesh), array(mesh, SLICES, 1))
-    arrays = partial(law, 1, 4 * bytes_of(SLICES, 2**15), "4 arrays of scores")
-    yield Program("kernel: threshold, width 32768", table["threshold"].call, threshold, arrays)
-    capped = lambda mesh: (*threshold(mesh), array(mesh), array(mesh, SLICES, 2**15))
-    arrays = partial(law, 1, 5 * bytes_of(SLICES, 2**15), "5 arrays of scores")
-    yield Program("kernel: capped, width 32768", table["capped"].call, capped, arrays)
+    arrays = partial(law, 1, 4 * bytes_of(1024, widest), "4 arrays of 1,024 slices")
+    yield Program(f"kernel: chain, width {widest}", table["chain"].call, chain, arrays)
+    # From 8,192 on eight slices are a block, and the code is as long as they are: the longest is compiled for one chip.
+    width = 2**15 if target.name == "v5e" else 2**14
+    threshold = lambda mesh: (array(mesh, SLICES, width), array(mesh), array(mesh, SLICES, 1))
+    arrays = partial(law, 1, 4 * bytes_of(SLICES, width), "4 arrays of scores")
+    yield Program(f"kernel: threshold, width {width}", table["threshold"].call, threshold, arrays)
+    capped = lambda mesh: (*threshold(mesh), array(mesh), array(mesh, SLICES, width))
+    arrays = partial(law, 1, 5 * bytes_of(SLICES, width), "5 arrays of scores")
+    yield Program(f"kernel: capped, width {width}", table["capped"].call, capped, arrays)
 
 
 def _gpu_kernels_alone() -> Iterator[Program]:
@@ -233,7 +237,8 @@ def _controls() -> Iterator[Program]:
     def gather(x):
         return x - jnp.sum(x @ x.T)
 
-    yield Program("control: a sort", jnp.sort, rows, partial(_broken, lambda f: sorts_only_where(f, False)))
+    few = lambda mesh: (array(mesh, SLICES, NARROW),)
+    yield Program("control: a sort", jnp.sort, few, partial(_broken, lambda f: sorts_only_where(f, False)))
     yield Program("control: a collective", gather, rows, partial(_broken, alone), chips=4)
     whole = lambda mesh: (array(mesh, 2**18, 64),)
     large = lambda x: jnp.linalg.norm(jnp.cumsum(x @ x.T, axis=0), axis=1)
