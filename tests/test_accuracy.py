@@ -1,7 +1,5 @@
 """Weights and values against the oracles: every operator, float64 to float16, every width and scale."""
 
-import re
-
 import cases
 import jax
 import jax.numpy as jnp
