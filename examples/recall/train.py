@@ -176,5 +176,5 @@ def example_weights(options: Options, model: Transformer) -> tuple[np.ndarray, n
         model(inputs, sow_weights=True)  # before Flax 0.12
         return nnx.pop(model, nnx.Intermediate)
 
-    sown = jax.tree.leaves(intermediates(model, batch.inputs))
+    sown = jax.tree.leaves(intermediates(model, jnp.asarray(batch.inputs)))
     return np.stack([np.asarray(weights)[0] for weights in sown]), batch.asked[0]
