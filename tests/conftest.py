@@ -42,7 +42,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # at its end a worker has told all, and
     atexit.register(os._exit, 0)
 
 # Traces are many small objects, few of them in cycles: searched at each 700 of them, they cost a twentieth of the time.
-gc.set_threshold(20_000, 20, 50)
+gc.set_threshold(200_000, 20, 50)
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
