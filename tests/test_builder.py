@@ -22,17 +22,6 @@ WEIGHTS = np.linspace(0.5, 2, D)
 GAP = 1e-9  # where the certificate lets values of a plain function lie
 
 
-def one_of(functions):
-    """Of y and an index: the solver is compiled once for all of the functions."""
-    functions = tuple(functions)  # of which a program is kept: a list might change
-    return lambda y, which: jax.lax.switch(which, functions, y)
-
-
-def weights_and_values(op):
-    """Compiled."""
-    return jax.jit(lambda x: (op.argmax(x), op.max(x)))
-
-
 def quadratic(y, params):
     matrix, linear = params
     return y @ (matrix @ y) / 2 + linear @ y
@@ -49,8 +38,8 @@ CLOSED_FORMS = {  # plain function of y and a number, the number, the problem th
 
 @jax.jit
 def closed_forms(x, which, number):
-    functions = tuple(function for function, _, _ in CLOSED_FORMS.values())
-    op = sm.conjugate(lambda y, params: jax.lax.switch(params[0], functions, y, params[1]), params=(which, number))
+    function = cases.one_of(function for function, _, _ in CLOSED_FORMS.values())
+    op = sm.conjugate(lambda y, params: function(y, *params), params=(which, number))
     return op.argmax(x), op.max(x)
 
 
@@ -124,7 +113,7 @@ CONIC_CASES = {
 @jax.jit
 def conic_answers(x, which):
     """Weights, values and Jacobians: each slice D times, for one row of its Jacobian each."""
-    op = sm.conjugate(one_of(CONIC_CASES.values()), params=which)
+    op = sm.conjugate(cases.one_of(CONIC_CASES.values()), params=which)
     y, pull = jax.vjp(op.argmax, jnp.repeat(x, D, axis=0))
     [rows] = pull(np.tile(np.eye(D), (len(x), 1)))
     return y[::D], op.max(x), rows.reshape(len(x), D, D)
@@ -171,7 +160,7 @@ SEPARABLE = {
 def separable_answers(x, where, v, which):
     """Weights, values and the pull-back of v."""
     phis = [phi for phi, _ in SEPARABLE.values()]
-    op = sm.conjugate(sm.separable(one_of(phis), which))
+    op = sm.conjugate(sm.separable(cases.one_of(phis), which))
     y, pull = jax.vjp(lambda x: op.argmax(x, where=where), x)
     return y, op.max(x, where=where), *pull(v)
 
@@ -205,7 +194,7 @@ def test_separable_joins_the_algebra():
     import cvxpy as cp
 
     op = sm.conjugate(0.7 * (sm.separable(cases.cubic) + 0.3 * sm.TotalVariation() + 0.1 * sm.Oscar()))
-    y, value = weights_and_values(op)(X[:4])
+    y, value = jax.jit(lambda x: (op.argmax(x), op.max(x)))(X[:4])
     for i, row in enumerate(X[:4]):
         v = cp.Variable(D)
         pairs = cp.sum([cp.maximum(v[a], v[b]) for a in range(D) for b in range(a)])
@@ -229,11 +218,11 @@ WRONG = {
 
 @jax.jit
 def wrong_answers(x, which):
-    op = sm.conjugate(one_of(WRONG.values()), params=which)
+    op = sm.conjugate(cases.one_of(WRONG.values()), params=which)
     return op.argmax(x), op.max(x)
 
 
-wrong_worth = jax.jit(jax.vmap(one_of(WRONG.values()), (0, None)))
+wrong_worth = jax.jit(jax.vmap(cases.one_of(WRONG.values()), (0, None)))
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from cases import cubic, cubic_rise
+from cases import cubic, cubic_rise, one_of
 from cases.tolerances import PULLED, SOLVED, SUMS, ULPS
 from jax.scipy.special import xlogy
 
@@ -83,9 +83,8 @@ def test_closed_forms():
     @jax.jit
     def solve(x, which):
         """Under one of the functions: each solver is compiled once for all of them."""
-        coordinatewise = sm.separable(lambda t, which: jax.lax.switch(which, phis, t), which)
-        function = sm.conjugate(lambda y, which: jax.lax.switch(which, functions, y), params=which)
-        return function(x), sm.conjugate(coordinatewise)(x)
+        coordinatewise = sm.conjugate(sm.separable(one_of(phis), which))
+        return sm.conjugate(one_of(functions), params=which)(x), coordinatewise(x)
 
     for which, (name, (_, phi, oracle)) in enumerate(CLOSED.items()):
         expected = rows(oracle, x)

@@ -18,7 +18,7 @@ def test_residuals_are_the_weights_and_integers(case, method):
     """Differentiating in scores and in all hyper-parameters keeps one float array of full size, the weights,
     which attention stores anyway, and of integers what the solver found (segments, sort order, what a mask deleted).
     The value over a domain with hyper-parameters keeps the scores for them too."""
-    params = {k: np.asarray(p, float) for k, p in case.params(WIDTH).items()}
+    params = case.arrays(WIDTH)
     keep = functools.partial(jax.vjp, getattr(case.family, method))
     out, *kept = jax.make_jaxpr(keep)(cases.scores(N, WIDTH), params).jaxpr.outvars
     large = [variable for variable in kept if variable.aval.size >= N * WIDTH]

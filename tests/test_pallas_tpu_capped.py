@@ -90,17 +90,17 @@ def test_capped_at_the_bounds():
     x, bounds = scores(ROWS), np.random.default_rng(0).uniform(0.1, 1, (ROWS, D)).astype(np.float32)
 
     def weights(x, gamma, alpha, total, upper):
-        return solve(x, *(np.full((ROWS, 1), one) for one in (gamma, alpha)), np.broadcast_to(total, (ROWS, 1)),
-                     np.broadcast_to(upper, (ROWS, D)))  # fmt: skip
+        columns = (np.broadcast_to(np.asarray(of_slices, float), (ROWS, 1)) for of_slices in (gamma, alpha, total))
+        return solve(x, *columns, np.broadcast_to(upper, (ROWS, D)))
 
     for alpha in ALPHAS:
         np.testing.assert_array_equal(weights(x, 1.0, alpha, 0.0, bounds), 0)
-        np.testing.assert_array_equal(weights(x, 1.0, alpha, float(D), 1.0), 1)
+        np.testing.assert_array_equal(weights(x, 1.0, alpha, D, 1.0), 1)
         eighths = np.ceil(8 * bounds) / 8
         np.testing.assert_array_equal(weights(x, 1.0, alpha, eighths.sum(-1, keepdims=True), eighths), eighths)
     fermi = ALPHAS[0]  # whose weights stay below 1 whatever the bounds are, so that no more than D can be shared
     np.testing.assert_array_equal(weights(x, 1.0, fermi, 2.5, 1.5), weights(x, 1.0, fermi, 2.5, 1.0))
-    np.testing.assert_array_equal(weights(x, 1.0, fermi, float(D), 1.5), 1)
+    np.testing.assert_array_equal(weights(x, 1.0, fermi, D, 1.5), 1)
     assert np.isnan(weights(x, 1.0, fermi, D + 0.5, 1.5)).all()
     x = np.random.default_rng(1).permuted(np.tile(np.arange(D, dtype=np.float32), (ROWS, 1)), axis=-1)
     np.testing.assert_array_equal(weights(4 * x, 1.0, 2.0, 3.0, 1.0), x >= D - 3)

@@ -28,10 +28,6 @@ def second_difference(function, h=2e-4):
     return total / oracles.LD(h) ** 2
 
 
-def as_arrays(case):
-    return {k: np.asarray(v, float) for k, v in case.params().items()}
-
-
 @functools.cache
 def reverse_over_reverse(family):
     """Gradient of <w, x-gradient of <u, Pi>> for hyper-parameters, one a slice, and scores. At PIECES that of
@@ -89,7 +85,7 @@ def test_grad_of_grad_in_what_slices_share(case):
     """The sum over the slices of what each has in a hyper-parameter of its own."""
     x = slices()
     u, w = np.random.default_rng(76).normal(size=(2, *x.shape))
-    shared, _ = twice_reversed(case, x, u, w, params=as_arrays(case))
+    shared, _ = twice_reversed(case, x, u, w, params=case.arrays())
     bars, _ = twice_reversed(case, x, u, w)
     for name, bar in shared.items():
         expected = bars[name].sum(0).reshape(np.shape(bar))
@@ -148,7 +144,7 @@ def test_grad_of_grad_through_scan(case):
     assert np.abs(got).max() > 1e-3
 
 
-def pushed(params, x, moves, t, family):
+def forward_products(params, x, moves, t, family):
     """The products of forward mode, of weights and of values, along moves of hyper-parameters and t of scores."""
 
     def both(params, x):
@@ -162,7 +158,7 @@ def check_pushed(case, push):
     """Forward mode against reverse mode, whose products are checked elsewhere."""
     x = slices()
     rng = np.random.default_rng(72)
-    t, params = rng.normal(size=x.shape), as_arrays(case)
+    t, params = rng.normal(size=x.shape), case.arrays()
     moves = {k: rng.normal(size=p.shape) for k, p in params.items()}
     y_dot, value_dot = push(params, x, jax.tree.map(np.zeros_like, moves), t)
     result = cases.run(case, x)
@@ -183,7 +179,7 @@ def check_pushed(case, push):
 @cases.each(case for case in REPRESENTATIVES if case not in PIECES)
 def test_forward_mode_agrees_with_reverse_mode(case):
     """At PIECES, too, in the program of the next law."""
-    check_pushed(case, jax.jit(functools.partial(pushed, family=case.family)))
+    check_pushed(case, jax.jit(functools.partial(forward_products, family=case.family)))
 
 
 @cases.each(PIECES)
@@ -201,11 +197,12 @@ def test_orders_and_modes_agree_and_mix(case):
         gradients, forward_reverse = jax.jvp(of_both, (x,), (t,))
         along, pull = jax.vjp(lambda x: jax.linearize(op, x)[1](t), x)
         jacobian, moved = jax.jvp(jax.jacfwd(op.argmax), (x,), (w,))
-        first = {"pushed": pushed(params, x, moves, t, case.family), "gradients": gradients, "along": along}
-        return first | {"jacobian": jacobian}, (forward_reverse, pull(u)[0], moved)
+        first = {"gradients": gradients, "along": along, "jacobian": jacobian}
+        first["pushed"] = forward_products(params, x, moves, t, case.family)
+        return first, (forward_reverse, pull(u)[0], moved)
 
     check_pushed(case, lambda params, x, moves, t: mixed(params, x, moves, u, w, t)[0]["pushed"])
-    params = as_arrays(case)
+    params = case.arrays()
     first, second = jax.tree.map(np.asarray, mixed(params, x, jax.tree.map(np.zeros_like, params), u, w, t))
     forward_reverse, reverse_forward, forward_forward = second
     result, jacobian = cases.run(case, x), cases.jacobians(case, x)
@@ -225,7 +222,7 @@ def test_orders_and_modes_agree_and_mix(case):
 
 @cases.each(cases.BY_ID[id] for id in ("entmax1.5", "function-coupled", "fermi+tv+oscar/capped"))
 def test_forward_mode_of_vmapped_slices(case):
-    x, params = slices(), as_arrays(case)
+    x, params = slices(), case.arrays()
     jacobian = jax.jit(lambda params, x: jax.vmap(jax.jacfwd(sm.forward_mode(case.family.op(params, D)).argmax))(x))
     tol = 100 * FUNCTION64 if case.plain else PULLED_TWICE
     np.testing.assert_allclose(jacobian(params, x), cases.jacobians(case, x), rtol=tol, atol=tol)
@@ -246,7 +243,7 @@ def test_kernels_are_transposed_in_forward_mode(case):
 
         return jax.jvp(gradients, (x,), (t,))
 
-    params = as_arrays(case)
+    params = case.arrays()
     (bars, x_bar), second = pulled(params, x, v, t)
     expected = cases.run(case, x, v=v)
     np.testing.assert_allclose(x_bar, expected.x_bar, rtol=0, atol=PULLED_TWICE)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from cases import one_of
 from cases.tolerances import PROMISE64, SOLVED, STEP, ULPS
 
 import smoothmax as sm
@@ -77,8 +78,7 @@ def worth(x, y, name, p):
 @functools.partial(jax.jit, static_argnums=0)
 def solve(names, which, x):
     """The weights under one of the functions: the solver is compiled once for all of them."""
-    functions = tuple(CASES[name][0] for name in names)
-    return sm.conjugate(lambda y, which: jax.lax.switch(which, functions, y), params=which).argmax(x)
+    return sm.conjugate(one_of(CASES[name][0] for name in names), params=which).argmax(x)
 
 
 def check(names, name, x, dtype, atol, may_be_nan=False):

@@ -55,7 +55,7 @@ def test_scan_of_remat_of_vmap_differentiated(case):
     hyper-parameters that are traced arrays (array-valued nondiff_argnums would break here)."""
     x = cases.scores(12, seed=90)
     v = np.random.default_rng(91).normal(size=x.shape)
-    params = {k: np.asarray(p, float) for k, p in case.params().items()}
+    params = case.arrays()
 
     @jax.jit
     def loss_and_gradients(params, x, v):
@@ -151,7 +151,7 @@ def test_an_operator_built_inside_a_traced_function_from_a_traced_alpha():
 def test_shard_map(case, mesh):
     x = cases.scores(16, seed=96)
     v = np.random.default_rng(97).normal(size=x.shape)
-    params = {k: np.asarray(p, float) for k, p in case.params().items()}
+    params = case.arrays()
     spec = jax.sharding.PartitionSpec("devices")
 
     @functools.partial(

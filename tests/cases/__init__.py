@@ -31,7 +31,7 @@ from ._list import (
     each,
     each_named,
 )
-from ._parts import BASES, DOMAINS, HYPER, PENALTIES, coupled, cubic, cubic_rise, edges, owl
+from ._parts import BASES, DOMAINS, HYPER, PENALTIES, coupled, cubic, cubic_rise, edges, one_of, owl
 from ._run import (
     OPTIMISED,
     ROWS,
@@ -90,6 +90,7 @@ __all__ = [
     "jacobians",
     "next_to_the_border",
     "normal",
+    "one_of",
     "owl",
     "per_head",
     "program_for",

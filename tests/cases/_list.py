@@ -119,6 +119,10 @@ class Case:
     def params(self, d: int = 8) -> Params:
         return {k: v(d) if callable(v) else v for k, v in self.values.items()}
 
+    def arrays(self, d: int = 8) -> dict[str, np.ndarray]:
+        """Hyper-parameters as operands, one of each for all slices."""
+        return {k: np.asarray(v, float) for k, v in self.params(d).items()}
+
     def problem(self, d: int = 8) -> dict[str, Any]:
         """Keywords of the oracle."""
         return self.static(d) | self.params(d)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
@@ -107,6 +108,12 @@ def coupled(y, params):
     """gamma/2 |y|^2 + beta |y|^4: not separable."""
     square = jnp.sum(y**2)
     return params["gamma"] * square / 2 + params["beta"] * square**2
+
+
+def one_of(functions):
+    """Of what they take and an index after the first of it: a solver is compiled once for all of the functions."""
+    functions = tuple(functions)  # of which a program is kept: a list might change
+    return lambda y, which, *more: jax.lax.switch(which, functions, y, *more)
 
 
 BASES = {
