@@ -1,42 +1,22 @@
-"""A strict session: 8 virtual CPU devices, 64-bit, no silent promotion of dtypes or ranks.
+"""A strict session: 64-bit, no silent promotion of dtypes or ranks. Its tests come in two halves:
 
-Warnings are errors through `filterwarnings` in pyproject.toml. XLA_FLAGS must be set before JAX starts. Compilation is
-nearly all of the suite's cost, so XLA's back end does not optimise here, and takes its quicker code generator where it
-still has two, unless XLA_FLAGS says otherwise. CI runs tests marked `as_users` once more as users compile, and on one
-device, as most of them have: `XLA_FLAGS="--xla_backend_optimization_level=3 --xla_force_host_platform_device_count=1"
-pytest -m as_users`.
+    pytest -m "not as_users"    8 virtual CPU devices; XLA does not optimise, for compilation is nearly all of the cost
+    pytest -m as_users          laws that compilers could break, compiled as users compile, on one device as most have
+
+`pytest` alone compiles all of them in the first way. What XLA_FLAGS says already is left as it is; warnings are errors
+through `filterwarnings` in pyproject.toml.
 """
 
 import atexit
 import gc
 import os
 
-import jaxlib
-
-# Passes that make programs faster, or say how, and cost a tenth of the compilation. None of them changes a number.
-_PASSES = (
-    "while-loop-invariant-code-motion",
-    "simplify-while-loops",
-    "simplify-conditional",
-    "cpu-parallel-task-assigner",
-    "while-loop-trip-count-annotator",
-)
-
-_flags = os.environ.get("XLA_FLAGS", "")
-if "xla_backend_optimization_level" not in _flags:
-    # In one part: the workers keep all cores busy already, and parts cost a tenth more.
-    _flags += " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-    _flags += f" --xla_disable_hlo_passes={','.join(_PASSES)}"
-    if tuple(map(int, jaxlib.__version__.split(".")[:2])) <= (0, 10):  # an unknown flag ends the process
-        _flags += " --xla_cpu_use_fusion_emitters=false"
-if "xla_force_host_platform_device_count" not in _flags:
-    _flags += " --xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = _flags.strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
 import jax
 import pytest
+import quick
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # at its end a worker has told all, and programs are slow to take apart
     atexit.register(os._exit, 0)
@@ -55,17 +35,37 @@ hypothesis.settings.register_profile("short", _common, derandomize=True, max_exa
 hypothesis.settings.register_profile("long", _common, derandomize=False, max_examples=200, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
-# Laws that compilers could break: what they reorder, contract and vectorise is different as users compile.
+# Laws that compilers could break: what they reorder, contract and vectorise is different as users compile. Not forward
+# mode, which is the same products, and would compile for as long again.
 AS_USERS = {
     "test_accuracy",
     "test_gradients",
     "test_jacobian",
-    "test_losses",
     "test_masking",
     "test_nonfinite",
     "test_second_order",
     "test_ties",
 }
+
+
+def _as_users(config):
+    return config.option.markexpr == "as_users"
+
+
+def pytest_configure(config):
+    """Before JAX starts, which reads XLA_FLAGS then."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if not _as_users(config) and "xla_backend_optimization_level" not in flags:
+        flags += f" {quick.FLAGS}"
+    if "xla_force_host_platform_device_count" not in flags:
+        flags += f" --xla_force_host_platform_device_count={1 if _as_users(config) else 8}"
+    os.environ["XLA_FLAGS"] = flags.strip()
+
+
+def pytest_ignore_collect(collection_path, config):
+    """The second half is in a few files, and to import the others takes a while."""
+    if _as_users(config) and collection_path.name.startswith("test_") and collection_path.stem not in AS_USERS:
+        return True
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
@@ -79,7 +79,8 @@ def pytest_collection_modifyitems(items):
         family = getattr(case, "family", None)
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(str(family or item.nodeid.partition("[")[0])))
-        if family and case in REPRESENTATIVES and item.module.__name__ in AS_USERS:
+        is_law = item.module.__name__ in AS_USERS and "mode" not in item.name
+        if is_law and family and case in REPRESENTATIVES:
             item.add_marker("as_users")
 
 

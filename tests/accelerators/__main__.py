@@ -42,15 +42,17 @@ def check(program: programs.Program, target: targets.Target) -> tuple[Facts | No
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="+", choices=targets.TARGETS, help="the machines to compile for")
+    parser.add_argument("--kernels", nargs="+", choices=targets.TARGETS, default=[], help="for these kernels alone")
     parser.add_argument("--only", default="", help="programs with this in their name")
     arguments = parser.parse_args()
 
     gc.disable()  # traces are small objects without end, and few of them are in cycles
     passed = failed = 0
-    for name in arguments.targets:
+    asked = [(name, "") for name in arguments.targets] + [(name, "kernel: ") for name in arguments.kernels]
+    for name, kind in asked:
         target = targets.TARGETS[name]
         for program in programs.everything(target):
-            if arguments.only not in program.name:
+            if not program.name.startswith(kind) or arguments.only not in program.name:
                 continue
             start = time.process_time()
             facts, problems = check(program, target)

@@ -236,7 +236,7 @@ class Narrow {
   // The scores less the largest of their row, and scaled.
   void take() {
     Vec<T> top = all<T>(-kInf<T>);
-    Scaling<Vec<T>> scale;
+    Scaling<Vec<T>> scale = {};
     Mask<T> usable = ~Mask<T>{};
     const auto from = [this](int64_t lane, int64_t i) {
       return load_within(problem_.x + row_[lane] * block_.d, i, block_.d, -kInf<T>);
