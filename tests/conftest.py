@@ -35,15 +35,16 @@ hypothesis.settings.register_profile("short", _common, derandomize=True, max_exa
 hypothesis.settings.register_profile("long", _common, derandomize=False, max_examples=200, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
-# Laws that compilers could break: what they reorder, contract and vectorise is different as users compile. Not forward
-# mode, which is the same products, and would compile for as long again.
+# Laws that compilers could break, by file or by name: what is reordered, contracted and vectorised is different as users
+# compile. Losses and forward mode are made of the same products, and would compile for as long again.
 AS_USERS = {
     "test_accuracy",
     "test_gradients",
     "test_jacobian",
     "test_masking",
     "test_nonfinite",
-    "test_second_order",
+    "test_second_order::test_grad_of_grad",
+    "test_second_order::test_gradients_of_the_value_move_as_the_weights_do",
     "test_ties",
 }
 
@@ -64,7 +65,8 @@ def pytest_configure(config):
 
 def pytest_ignore_collect(collection_path, config):
     """The second half is in a few files, and to import the others takes a while."""
-    if _as_users(config) and collection_path.name.startswith("test_") and collection_path.stem not in AS_USERS:
+    files = {law.partition("::")[0] for law in AS_USERS}
+    if _as_users(config) and collection_path.name.startswith("test_") and collection_path.stem not in files:
         return True
 
 
@@ -79,8 +81,8 @@ def pytest_collection_modifyitems(items):
         family = getattr(case, "family", None)
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(str(family or item.nodeid.partition("[")[0])))
-        is_law = item.module.__name__ in AS_USERS and "mode" not in item.name
-        if is_law and family and case in REPRESENTATIVES:
+        names = {item.module.__name__, f"{item.module.__name__}::{item.originalname}"}
+        if names & AS_USERS and family and case in REPRESENTATIVES:
             item.add_marker("as_users")
 
 
