@@ -35,7 +35,7 @@ hypothesis.settings.register_profile("short", _common, derandomize=True, max_exa
 hypothesis.settings.register_profile("long", _common, derandomize=False, max_examples=200, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
-# Laws that compilers could break, by file or by name: what is reordered, contracted and vectorised is different as users
+# Laws that compilers could break, by file or by name: what they reorder, contract and vectorise is different as users
 # compile. Losses and forward mode are made of the same products, and would compile for as long again.
 AS_USERS = {
     "test_accuracy",
