@@ -74,11 +74,16 @@ class Way(NamedTuple):
     def run(self, problem: str, reference: _kernels.Solver, alpha: jax.Array, *args: Any) -> Any:
         """Solves by a kernel, or by the reference on other platforms and at an alpha that no kernel serves."""
         kernels = self.serving(problem, *args)
-        if self.guarded:
-            fallback = partial(reference, self._replace(block_size=self.block_size or _BLOCK))
-            within = jnp.all(alpha <= 2)
-            kernels = {platform: partial(lax.cond, within, kernel, fallback) for platform, kernel in kernels.items()}
-        return _kernels.choose(kernels, self.implementation, partial(reference, self), args)
+        if not self.guarded:
+            return _kernels.choose(kernels, self.implementation, partial(reference, self), args)
+        fallback = partial(reference, self._replace(block_size=self.block_size or _BLOCK))
+
+        def guarded(kernel: _kernels.Solver) -> _kernels.Solver:
+            return lambda within, *args: lax.cond(within, kernel, fallback, *args)
+
+        kernels = {platform: guarded(kernel) for platform, kernel in kernels.items()}
+        plain = lambda _, *args: reference(self, *args)  # noqa: E731
+        return _kernels.choose(kernels, self.implementation, plain, (jnp.all(alpha <= 2), *args))
 
 
 class _Entmax(NamedTuple):

@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax import lax
+
+from ._choice import by_platform
 
 Solver = Callable[..., Any]
 
@@ -79,8 +80,12 @@ def _offers(kernel: Kernel, *args: Any, **static: Any) -> bool:
 
 def here(kernels: tuple[Kernel, ...]) -> Kernel | None:
     """The one of them that runs where the program will."""
-    platforms = {"gpu": ("cuda", "rocm", "gpu")}.get(target(), (target(),))
-    return next((k for k in kernels if set(platforms) & set(k.platforms)), None)
+    return next((k for k in kernels if set(_aliases()) & set(k.platforms)), None)
+
+
+def _aliases() -> tuple[str, ...]:
+    """What kernels call the platform of those devices."""
+    return {"gpu": ("cuda", "rocm")}.get(target(), (target(),))
 
 
 def refuse(implementation: str, reason: str) -> NotImplementedError:
@@ -140,7 +145,7 @@ def choose(kernels: dict[str, Solver], implementation: str | None, reference: So
     if not kernels:
         return reference(*args)
     others = {"default": reference} if implementation is None else {}
-    return lax.platform_dependent(*args, **kernels, **others)
+    return by_platform(kernels | others, _aliases(), *args)
 
 
 # The implementations; each enters its kernels.

@@ -23,6 +23,7 @@ scores of 1e4. So slices whose threshold is far are solved again, centred at the
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -92,14 +93,15 @@ def capped_weights(
       arrive.
     """
 
-    def reference(x: jax.Array, gamma: jax.Array, size: jax.Array, upper: jax.Array) -> jax.Array:
-        return _capped_weights(entropy, x, gamma, size, upper)
-
     if entropy.kernel_alpha is None:
+        reference = partial(_capped_weights, entropy)
         return _kernels.run("capped, any entropy", implementation, reference, x, gamma, size, upper)
 
+    # An entropy that kernels know has no hyper-parameter but alpha, which it gets from the arguments.
+    leaves, form = jax.tree.flatten(entropy)
+
     def known(x: jax.Array, gamma: jax.Array, alpha: jax.Array, size: jax.Array, upper: jax.Array) -> jax.Array:
-        return reference(x, gamma, size, upper)
+        return _capped_weights(form.unflatten([alpha] * len(leaves)), x, gamma, size, upper)
 
     alpha = jnp.asarray(entropy.kernel_alpha, x.dtype)
     return _kernels.run("capped", implementation, known, x, gamma, alpha, size, upper)

@@ -1,0 +1,125 @@
+"""One of several functions, by the platform for which a program is compiled in the end.
+
+`lax.platform_dependent` traces all of them, and that takes most of the time where a kernel serves. Here the one for the
+devices in use is traced at once, and another only when a program is lowered for its platform, as by `jax.export`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import batching, mlir
+
+# Those that kernels are made for; "default" stands for all others.
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu", "default")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Choice:
+    """Functions of flat arguments with flat results.
+
+    Attributes:
+      traced: the one that was traced.
+      traced_for: the platforms whose function it is.
+      functions: what to call on each platform, or None where there is nothing to call.
+      mesh: the one in use when the choice was made; by it functions know their devices.
+    """
+
+    traced: ClosedJaxpr
+    traced_for: tuple[str, ...]
+    functions: dict[str, Callable[..., Any] | None]
+    mesh: Any
+
+    def function(self, platform: str) -> Callable[..., Any]:
+        if platform in self.traced_for:
+            return jaxpr_as_fun(self.traced)
+        function = self.functions[platform]
+        if function is None:
+            raise NotImplementedError(
+                f"the named implementation cannot serve on the platform {platform!r}, for which the program is "
+                "compiled. Use implementation='xla', which serves everything, or None, which takes the best that serves"
+            )
+
+        def in_place(*args: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(self.mesh):
+                return function(*args)
+
+        return in_place
+
+    def batched(self, axes: tuple[Any, ...], *args: Any) -> _Choice:
+        """The choice among functions of arguments with another axis."""
+        traced = jax.make_jaxpr(jax.vmap(jaxpr_as_fun(self.traced), axes))(*args)
+        functions = {platform: function and jax.vmap(function, axes) for platform, function in self.functions.items()}
+        return dataclasses.replace(self, traced=traced, functions=functions)
+
+
+def by_platform(functions: dict[str, Callable[..., Any]], here: tuple[str, ...], *args: Any) -> Any:
+    """Calls the function of the platform for which the program is compiled.
+
+    Args:
+      functions: by the names of platforms; "default" is for those that are not named. All return the same structure,
+        shapes and dtypes. They refer to no value of a trace but their arguments.
+      here: the names of the platform of the devices in use. The function of the first that has one is traced.
+      *args: pytrees of arrays.
+    """
+    flat, tree = jax.tree.flatten(args)
+    forms = []  # of the results
+
+    def flattened(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*flat: Any) -> Any:
+            leaves, structure = jax.tree.flatten(function(*tree.unflatten(flat)))
+            forms.append((structure, [f"{leaf.dtype}{leaf.shape}" for leaf in map(jnp.asarray, leaves)]))
+            if forms[-1] != forms[0]:
+                raise TypeError(f"functions of several platforms must return the same, got {forms[0]} and {forms[-1]}")
+            return leaves
+
+        return call
+
+    own = {platform: functions.get(platform, functions.get("default")) for platform in PLATFORMS}
+    local: Any = next((functions[platform] for platform in here if platform in functions), own["default"])
+    choice = _Choice(
+        traced=jax.make_jaxpr(flattened(local))(*flat),
+        traced_for=tuple(platform for platform, function in own.items() if function is local),
+        functions={platform: function and flattened(function) for platform, function in own.items()},
+        mesh=jax.sharding.get_abstract_mesh(),
+    )
+    return forms[0][0].unflatten(_choice_p.bind(*flat, choice=choice))
+
+
+_choice_p = Primitive("by_platform")
+_choice_p.multiple_results = True
+
+
+@_choice_p.def_effectful_abstract_eval
+def _(*_: Any, choice: _Choice) -> Any:
+    return choice.traced.out_avals, choice.traced.effects
+
+
+@_choice_p.def_impl
+def _(*args: Any, choice: _Choice) -> Any:
+    with jax.disable_jit(False):  # a program is what has a platform
+        return _at_once(*args, choice=choice)
+
+
+_at_once = jax.jit(_choice_p.bind, static_argnames="choice")
+
+
+def _batched(args: Any, axes: Any, *, choice: _Choice) -> Any:
+    batched = choice.batched(tuple(axes), *args)
+    return _choice_p.bind(*args, choice=batched), [0] * len(batched.traced.out_avals)
+
+
+batching.primitive_batchers[_choice_p] = _batched
+
+
+def _lowered_for(platform: str) -> Callable[..., Any]:
+    return lambda context, *args, choice: mlir.lower_fun(choice.function(platform))(context, *args)
+
+
+for _platform in PLATFORMS:
+    mlir.register_lowering(_choice_p, _lowered_for(_platform), platform=None if _platform == "default" else _platform)
