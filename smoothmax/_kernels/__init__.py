@@ -24,7 +24,7 @@ class Kernel:
     """One implementation of one problem.
 
     Attributes:
-      call: takes what the reference takes and returns what it returns.
+      call: takes what the reference takes and returns what it returns, and refers to no value of a trace beside.
       platforms: where it runs: "cpu", "cuda", "rocm", "tpu".
       refuses: from the arguments to the reason why it cannot serve them, or None. Only shapes and dtypes are looked at.
       default: whether it is taken where the caller names no implementation; or a function of the arguments that tells.

@@ -24,20 +24,19 @@ class _Choice:
     """Functions of flat arguments with flat results.
 
     Attributes:
-      traced: the one that was traced.
-      traced_for: the platforms whose function it is.
       functions: what to call on each platform, or None where there is nothing to call.
+      traced_for: the platforms whose function was traced.
       mesh: the one in use when the choice was made; by it functions know their devices.
     """
 
-    traced: ClosedJaxpr
-    traced_for: tuple[str, ...]
     functions: dict[str, Callable[..., Any] | None]
+    traced_for: tuple[str, ...]
     mesh: Any
 
-    def function(self, platform: str) -> Callable[..., Any]:
+    def function(self, platform: str, traced: ClosedJaxpr) -> Callable[..., Any]:
+        """The one of the platform."""
         if platform in self.traced_for:
-            return jaxpr_as_fun(self.traced)
+            return jaxpr_as_fun(traced)
         function = self.functions[platform]
         if function is None:
             raise NotImplementedError(
@@ -51,11 +50,13 @@ class _Choice:
 
         return in_place
 
-    def batched(self, axes: tuple[Any, ...], *args: Any) -> _Choice:
-        """The choice among functions of arguments with another axis."""
-        traced = jax.make_jaxpr(jax.vmap(jaxpr_as_fun(self.traced), axes))(*args)
+    def batched(self, axes: tuple[Any, ...]) -> _Choice:
+        """The same among functions of arguments with another axis."""
         functions = {platform: function and jax.vmap(function, axes) for platform, function in self.functions.items()}
-        return dataclasses.replace(self, traced=traced, functions=functions)
+        return dataclasses.replace(self, functions=functions)
+
+    def __repr__(self) -> str:  # in a printed program
+        return f"traced for {', '.join(self.traced_for)}"
 
 
 def by_platform(functions: dict[str, Callable[..., Any]], here: tuple[str, ...], *args: Any) -> Any:
@@ -82,13 +83,13 @@ def by_platform(functions: dict[str, Callable[..., Any]], here: tuple[str, ...],
 
     own = {platform: functions.get(platform, functions.get("default")) for platform in PLATFORMS}
     local: Any = next((functions[platform] for platform in here if platform in functions), own["default"])
+    traced = jax.make_jaxpr(flattened(local))(*flat)
     choice = _Choice(
-        traced=jax.make_jaxpr(flattened(local))(*flat),
-        traced_for=tuple(platform for platform, function in own.items() if function is local),
         functions={platform: function and flattened(function) for platform, function in own.items()},
+        traced_for=tuple(platform for platform, function in own.items() if function is local),
         mesh=jax.sharding.get_abstract_mesh(),
     )
-    return forms[0][0].unflatten(_choice_p.bind(*flat, choice=choice))
+    return forms[0][0].unflatten(_choice_p.bind(*flat, traced=traced, choice=choice))
 
 
 _choice_p = Primitive("by_platform")
@@ -96,29 +97,33 @@ _choice_p.multiple_results = True
 
 
 @_choice_p.def_effectful_abstract_eval
-def _(*_: Any, choice: _Choice) -> Any:
-    return choice.traced.out_avals, choice.traced.effects
+def _(*_: Any, traced: ClosedJaxpr, choice: _Choice) -> Any:
+    return traced.out_avals, traced.effects
 
 
 @_choice_p.def_impl
-def _(*args: Any, choice: _Choice) -> Any:
+def _(*args: Any, **params: Any) -> Any:
     with jax.disable_jit(False):  # a program is what has a platform
-        return _at_once(*args, choice=choice)
+        return _at_once(*args, **params)
 
 
-_at_once = jax.jit(_choice_p.bind, static_argnames="choice")
+_at_once = jax.jit(_choice_p.bind, static_argnames=("traced", "choice"))
 
 
-def _batched(args: Any, axes: Any, *, choice: _Choice) -> Any:
-    batched = choice.batched(tuple(axes), *args)
-    return _choice_p.bind(*args, choice=batched), [0] * len(batched.traced.out_avals)
+def _batched(args: Any, axes: Any, *, traced: ClosedJaxpr, choice: _Choice) -> Any:
+    traced = jax.make_jaxpr(jax.vmap(jaxpr_as_fun(traced), axes))(*args)
+    results = _choice_p.bind(*args, traced=traced, choice=choice.batched(tuple(axes)))
+    return results, [0] * len(results)
 
 
 batching.primitive_batchers[_choice_p] = _batched
 
 
 def _lowered_for(platform: str) -> Callable[..., Any]:
-    return lambda context, *args, choice: mlir.lower_fun(choice.function(platform))(context, *args)
+    def lower(context: Any, *args: Any, traced: ClosedJaxpr, choice: _Choice) -> Any:
+        return mlir.lower_fun(choice.function(platform, traced))(context, *args)
+
+    return lower
 
 
 for _platform in PLATFORMS:

@@ -40,30 +40,30 @@ def bisect(decreasing, low, high):
 def settle(weights, low, high, total):
     """The `weights(e)` that add up to `total`; all of them increase with e, which `low` and `high` enclose.
 
-    As they move one way together, what the sum misses bounds what they all miss. The bracket shrinks by halves and by
-    secants until the sum is right to the last bits or no number lies between the ends: a threshold next to a score
-    cannot be stored, but the two that enclose it can, and the answer lies between theirs.
+    As they move one way together, what the sum misses bounds what they all miss. The bracket shrinks as in `bisect`
+    until the sum is right to the last bits or no number lies between the ends: a threshold next to a score cannot be
+    stored, but the two that enclose it can, and the answer lies between theirs.
     """
     low, high = LD(low), LD(high)
     y_low, y_high = weights(low), weights(high)
     below, above = total - y_low.sum(), y_high.sum() - total
     assert below >= 0 and above >= 0, "the bracket does not enclose the root"
-    secant = False
-    while True:
+    of_low, of_high, last = below, above, 0  # what each end counts in the next secant
+    for step in itertools.count():
         if min(below, above) <= 4 * EPS * total:
             return y_low if below < above else y_high
-        middle = low + (high - low) * (below / (below + above)) if secant else _halfway(low, high)
+        middle = low + (high - low) * (of_low / (of_low + of_high)) if step % 4 else _halfway(low, high)
         if not low < middle < high:
-            if not secant:
-                return y_low + below / (below + above) * (y_high - y_low)
             middle = _halfway(low, high)
+            if not low < middle < high:
+                return y_low + below / (below + above) * (y_high - y_low)
         y = weights(middle)
         missing = total - y.sum()
         if missing > 0:
-            low, y_low, below = middle, y, missing
+            low, y_low, below, of_low, of_high = middle, y, missing, missing, of_high / 2 if last > 0 else of_high
         else:
-            high, y_high, above = middle, y, -missing
-        secant = not secant
+            high, y_high, above, of_high, of_low = middle, y, -missing, -missing, of_low / 2 if last < 0 else of_low
+        last = missing
 
 
 def _halfway(low, high):
