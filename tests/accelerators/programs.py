@@ -26,8 +26,9 @@ from smoothmax import _kernels
 from smoothmax._kernels import pallas
 from smoothmax._kernels.pallas.gpu import _mosaic
 
-# Slices of an operator's program, and their width. Where several penalties come together, or something is sorted, a
-# smaller one, which compiles several times sooner. A program quadratic in either breaks the bound below.
+# Slices of an operator's program, and their width. Where several penalties come together, something is sorted, or a
+# function is differentiated, a smaller one, which compiles several times sooner. A program quadratic in it breaks the
+# bound below.
 SLICES, NARROW, WIDE = 64, 256, 1024
 # Temporary arrays of the size of the scores that a program may take. The plain function (interior point) and the
 # compositions of chain and sort take the most.
@@ -61,7 +62,8 @@ def _like(array: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
 def _operator(case: cases.Case, platform: str) -> Iterator[Program]:
     """Weights, and their gradient in scores and hyper-parameters."""
     asked = set()
-    width = NARROW if _sorts(case) or len(case.family.penalties) > 1 else WIDE
+    several = len(case.family.penalties) > 1
+    width = NARROW if several or _sorts(case) or case.family.base == "coupled" else WIDE
 
     def function(params, x, where, bar):
         y, pull = jax.vjp(lambda params, x: case.family.weights(x, params, -1, where), params, x)
