@@ -1,5 +1,7 @@
 """A function by the platform of the program: only the one that is needed is traced, and each platform gets its own."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +86,14 @@ def test_one_exported_program_for_several_platforms(traced):
     equal(exported.call(X, X), (X + X, 1))
 
 
+def test_a_program_keeps_its_precision():
+    """Where numbers of 64 bits are there for a while, another function may be traced when they no longer are."""
+    with jax.enable_x64(False):
+        with jax.enable_x64(True):
+            program = jax.jit(sm.sparsemax).trace(X.astype(np.float64))
+        assert "tensor<3x4xf64>" in program.lower(lowering_platforms=("tpu",)).as_text()
+
+
 @pytest.mark.parametrize("other", [lambda x: [x, x], lambda x: (x, x[0]), lambda x: (x, x.astype(np.int32))])
 def test_functions_that_return_another_form_are_refused(other):
     functions = {"cpu": lambda x: (x, x), "default": other}
@@ -101,10 +111,21 @@ def test_a_named_implementation_is_refused_when_the_program_is_for_another_platf
         program.lower(lowering_platforms=("tpu",))
 
 
-@pytest.mark.parametrize("mapping", [sm.sparsemax, sm.entmax, sm.fusedmax, sm.oscarmax, sm.soft_topk, sm.soft_rank])
-def test_programs_for_other_platforms_hold_no_kernel_for_cpus(mapping):
-    k = (2,) if mapping is sm.soft_topk else ()
-    loss = lambda x: jnp.sum(mapping(x, *k) ** 2)
-    program = jax.jit(jax.value_and_grad(loss)).trace(X)
+def capped(x):
+    return sm.conjugate(sm.Tsallis(1.5 + 0 * x[0, 0]), sm.CappedSimplex(2.0)).argmax(x)
+
+
+def attended(x):
+    query = x.reshape(1, 3, 2, 2)
+    heads = partial(sm.entmax, alpha=1.5 + 0 * x[0, :2, None, None])
+    return sm.dot_product_attention(query, query, query, mapping=heads)
+
+
+@pytest.mark.parametrize("mapping", [sm.sparsemax, sm.entmax, sm.pnormmax, sm.oscarmax, sm.soft_rank, capped, attended])
+def test_programs_for_other_platforms(mapping):
+    """They hold no kernel for CPUs; and nothing of a trace is kept for them but the program: the functions of other
+    platforms refer to no value of it, and are traced when it is over."""
+    with jax.checking_leaks():
+        program = jax.jit(jax.value_and_grad(lambda x: jnp.sum(mapping(x) ** 2))).trace(X)
     text = program.lower(lowering_platforms=("rocm",)).as_text()
     assert "smoothmax" not in text and "custom_call" not in text.replace("custom_call @Sharding", "")

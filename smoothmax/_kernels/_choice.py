@@ -27,11 +27,13 @@ class _Choice:
       functions: what to call on each platform, or None where there is nothing to call.
       traced_for: the platforms whose function was traced.
       mesh: the one in use when the choice was made; by it functions know their devices.
+      x64: whether there were numbers of 64 bits.
     """
 
     functions: dict[str, Callable[..., Any] | None]
     traced_for: tuple[str, ...]
     mesh: Any
+    x64: bool
 
     def function(self, platform: str, traced: ClosedJaxpr) -> Callable[..., Any]:
         """The one of the platform."""
@@ -45,7 +47,7 @@ class _Choice:
             )
 
         def in_place(*args: Any) -> Any:
-            with jax.sharding.use_abstract_mesh(self.mesh):
+            with jax.sharding.use_abstract_mesh(self.mesh), jax.enable_x64(self.x64):
                 return function(*args)
 
         return in_place
@@ -88,6 +90,7 @@ def by_platform(functions: dict[str, Callable[..., Any]], here: tuple[str, ...],
         functions={platform: function and flattened(function) for platform, function in own.items()},
         traced_for=tuple(platform for platform, function in own.items() if function is local),
         mesh=jax.sharding.get_abstract_mesh(),
+        x64=jax.dtypes.canonicalize_dtype(float).itemsize == 8,
     )
     return forms[0][0].unflatten(_choice_p.bind(*flat, traced=traced, choice=choice))
 

@@ -97,11 +97,11 @@ def capped_weights(
         reference = partial(_capped_weights, entropy)
         return _kernels.run("capped, any entropy", implementation, reference, x, gamma, size, upper)
 
-    # An entropy that kernels know has no hyper-parameter but alpha, which it gets from the arguments.
-    leaves, form = jax.tree.flatten(entropy)
+    # An entropy that kernels know has no hyper-parameter but alpha, which the reference gets from its arguments.
+    form = jax.tree.structure(entropy)
 
     def known(x: jax.Array, gamma: jax.Array, alpha: jax.Array, size: jax.Array, upper: jax.Array) -> jax.Array:
-        return _capped_weights(form.unflatten([alpha] * len(leaves)), x, gamma, size, upper)
+        return _capped_weights(form.unflatten([alpha] * form.num_leaves), x, gamma, size, upper)
 
     alpha = jnp.asarray(entropy.kernel_alpha, x.dtype)
     return _kernels.run("capped", implementation, known, x, gamma, alpha, size, upper)
