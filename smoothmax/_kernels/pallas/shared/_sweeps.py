@@ -11,6 +11,7 @@ What is known of a border is kept in the place of the jumps, and the mean behind
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -70,6 +71,35 @@ def _row_of(strength: jax.Array) -> Callable[[Any], Any]:
     return (lambda i: 0) if strength.shape[-1] == 1 else (lambda i: i)
 
 
+@dataclass(frozen=True)
+class _Chains:
+    """The problem of some slices and the room for its answer: references to tiles."""
+
+    x: Any
+    up: Any
+    down: Any
+    t: Any
+    jumps: Any
+    d: int
+    at: Callable[[Any], Any]
+    up_at: Callable[[Any], Any]
+    down_at: Callable[[Any], Any]
+    zero: jax.Array
+
+    def score(self, i: Any) -> jax.Array:
+        return self.x[self.at(i)]
+
+    def forces(self, i: Any) -> tuple[jax.Array, jax.Array]:
+        """How far the border between i and i+1 can pull up and down."""
+        return self.up[self.at(self.up_at(i))], self.down[self.at(self.down_at(i))]
+
+    def data(self, slices: _Slices, i: Any) -> jax.Array:
+        """The centred score, +inf where it does not count."""
+        v = self.score(i)
+        centred = (v - slices.top) - slices.centre
+        return jnp.where((jnp.abs(v) < jnp.inf) & (slices.bad == 0), centred, jnp.inf)
+
+
 class _Slices(NamedTuple):
     """What is known of the slices before the first question; tiles, one number a slice."""
 
@@ -91,34 +121,79 @@ class _Rounds(NamedTuple):
 
 def chain_kernel(x_ref, up_ref, down_ref, t_ref, jumps_ref, *, d, up_at, down_at, tiles):
     """The chain problem: references to tiles of scores, strengths and the two results."""
-    tile, zero = tiles.at, tiles.zero(x_ref[tiles.at(0)])
+    zero = tiles.zero(x_ref[tiles.at(0)])
+    chains = _Chains(x_ref, up_ref, down_ref, t_ref, jumps_ref, d, tiles.at, up_at, down_at, zero)
+    slices = _survey(chains)
+    _cut_at_the_start(chains, slices)
 
-    def forces(i):
-        return up_ref[tile(up_at(i))], down_ref[tile(down_at(i))]
+    # The first question is asked at the mean of the slice, which is no mean of a segment where a border was cut
+    # already: it alone cannot be the last.
+    start = _Rounds(jnp.int32(0), zero, zero, jnp.float32(1))
+    end = lax.while_loop(
+        lambda s: (s.asked < 2) | ((s.going > 0) & (s.asked <= d)), partial(_question, chains, slices), start
+    )
+    _write(chains, slices, end)
 
-    slices = _survey(x_ref, forces, zero, d, max(up_at(d - 2), down_at(d - 2)) + 1, tile)
 
-    def data(i):
-        """The centred score, +inf where it does not count."""
-        v = x_ref[tile(i)]
-        centred = (v - slices.top) - slices.centre
-        return jnp.where((jnp.abs(v) < jnp.inf) & (slices.bad == 0), centred, jnp.inf)
+def _survey(chains: _Chains) -> _Slices:
+    """Three passes over the slices: the largest score, the mean, the size; one over the strengths."""
+    d, zero = chains.d, chains.zero
 
-    def known(i, _):
-        """Cut at the start where no force can make up the difference, and where there is no force at all."""
-        up, down = forces(i)
-        step = data(i + 1) - data(i)
+    def tops(i, carry):
+        top, bad = carry
+        v = chains.score(i)
+        return jnp.maximum(top, jnp.where(v < jnp.inf, v, -jnp.inf)), jnp.where(v < jnp.inf, bad, 1.0)
+
+    def strengths(i, carry):
+        most_up, most_down, bad = carry
+        up, down = chains.forces(i)
+        bad = jnp.where((up >= 0) & (down >= 0), bad, 1.0)
+        return jnp.maximum(most_up, up), jnp.maximum(most_down, down), bad
+
+    def sums(i, carry):
+        total, count = carry
+        v = chains.score(i)
+        counts = (jnp.abs(v) < jnp.inf) & (bad == 0)
+        return total + jnp.where(counts, v - top, 0.0), count + flag(counts)
+
+    def sizes(i, size):
+        v = chains.score(i)
+        counts = (jnp.abs(v) < jnp.inf) & (bad == 0)
+        return jnp.maximum(size, jnp.where(counts, jnp.abs((v - top) - centre), 0.0))
+
+    top, bad = loop(d, tops, (zero - jnp.inf, zero))
+    top = jnp.where(top == -jnp.inf, 0.0, top)
+    borders = max(chains.up_at(d - 2), chains.down_at(d - 2)) + 1
+    up, down, bad = loop(borders, strengths, (zero, zero, bad))
+    total, count = loop(d, sums, (zero, zero))
+    centre = total / jnp.maximum(count, 1.0)
+    size = loop(d, sizes, zero)
+    return _Slices(bad, top, centre, 2 * float(jnp.finfo(jnp.float32).eps) * size, 2 * (up + down))
+
+
+def _cut_at_the_start(chains: _Chains, slices: _Slices) -> None:
+    """Cut where no force can make up the difference, and where there is no force at all."""
+
+    def cut(i, _):
+        up, down = chains.forces(i)
+        step = chains.data(slices, i + 1) - chains.data(slices, i)
         far = (jnp.abs(step) < jnp.inf) & (jnp.abs(step) > slices.reach)
         order = jnp.where(step > 0, jnp.int32(_RISE), _FALL)
-        jumps_ref[tile(i)] = jnp.where((up + down == 0) | far, order, _FUSED) + 1
-        t_ref[tile(i)] = zero
+        chains.jumps[chains.at(i)] = jnp.where((up + down == 0) | far, order, _FUSED) + 1
+        chains.t[chains.at(i)] = chains.zero
         return 0
 
-    loop(d - 1, known, 0)
+    loop(chains.d - 1, cut, 0)
+
+
+def _question(chains: _Chains, slices: _Slices, state: _Rounds) -> _Rounds:
+    """Asks at the mean of each segment, and splits those whose answers differ."""
+    d, tile, t_ref, jumps_ref = chains.d, chains.at, chains.t, chains.jumps
+    data = partial(chains.data, slices)
 
     def ask(i, carry):
         message, m = carry
-        up, down = forces(i)
+        up, down = chains.forces(i)
         z, border, next_mean = data(i), (jumps_ref[tile(i)] & _BORDER) - 1, t_ref[tile(i)]
         f = jnp.where(z == jnp.inf, 0.0, m - z) + message
         fused, e = border == _FUSED, jnp.where(border == _RISE, up, -down)
@@ -133,7 +208,7 @@ def chain_kernel(x_ref, up_ref, down_ref, t_ref, jumps_ref, *, d, up_at, down_at
     def decide(k, carry):
         i = d - 2 - k
         above, total, count, moved = carry
-        up, down = forces(i)
+        up, down = chains.forces(i)
         z, byte = data(i), jumps_ref[tile(i)]
         border = (byte & _BORDER) - 1
         b = jnp.where(above != 0, byte & _IF_ABOVE, byte & _IF_BELOW)
@@ -148,66 +223,31 @@ def chain_kernel(x_ref, up_ref, down_ref, t_ref, jumps_ref, *, d, up_at, down_at
         count = jnp.where(cut, 0.0, count) + flag(counts)
         return b, total, count, jnp.where(split, 1.0, moved)
 
-    def question(state):
-        message, m = loop(d - 1, ask, (zero, state.mean))
-        z = data(d - 1)
-        counts = z < jnp.inf
-        above = flag(jnp.where(counts, m - z, 0.0) + message < 0).astype(jnp.int32)
-        last = above, jnp.where(counts, z, 0.0), flag(counts), zero
-        _, total, count, moved = loop(d - 1, decide, last)
-        return _Rounds(state.asked + 1, total / jnp.maximum(count, 1.0), moved, jnp.sum(moved))
+    message, m = loop(d - 1, ask, (chains.zero, state.mean))
+    z = data(d - 1)
+    counts = z < jnp.inf
+    above = flag(jnp.where(counts, m - z, 0.0) + message < 0).astype(jnp.int32)
+    last = above, jnp.where(counts, z, 0.0), flag(counts), chains.zero
+    _, total, count, moved = loop(d - 1, decide, last)
+    return _Rounds(state.asked + 1, total / jnp.maximum(count, 1.0), moved, jnp.sum(moved))
 
-    # The first question is asked at the mean of the slice, which is no mean of a segment where a border was cut
-    # already: it alone cannot be the last.
-    start = _Rounds(jnp.int32(0), zero, zero, jnp.float32(1))
-    end = lax.while_loop(lambda s: (s.asked < 2) | ((s.going > 0) & (s.asked <= d)), question, start)
+
+def _write(chains: _Chains, slices: _Slices, end: _Rounds) -> None:
+    """The means of the segments in the place of those behind the borders, and the jumps in the place of the borders."""
+    d, tile, t_ref, jumps_ref = chains.d, chains.at, chains.t, chains.jumps
     bad = jnp.maximum(slices.bad, end.moved)  # what has not arrived is no answer
 
     def fill(i, mean):
-        v = x_ref[tile(i)]
+        v = chains.score(i)
         t = jnp.where(v == -jnp.inf, v, mean + slices.centre + slices.top)
         border, next_mean = jumps_ref[tile(i)] - 1, t_ref[tile(i)]
         t_ref[tile(i)] = jnp.where(bad > 0, jnp.nan, t)
         jumps_ref[tile(i)] = border
         return jnp.where(border == _FUSED, mean, next_mean)
 
-    jumps_ref[tile(d - 1)] = zero.astype(jnp.int32) + (_FUSED + 1)
-    t_ref[tile(d - 1)] = zero
+    jumps_ref[tile(d - 1)] = chains.zero.astype(jnp.int32) + (_FUSED + 1)
+    t_ref[tile(d - 1)] = chains.zero
     loop(d, fill, end.mean)
-
-
-def _survey(x_ref, forces, zero, d, borders, tile):
-    """Three passes over the slices: the largest score, the mean, the size; one over the strengths."""
-
-    def tops(i, carry):
-        top, bad = carry
-        v = x_ref[tile(i)]
-        return jnp.maximum(top, jnp.where(v < jnp.inf, v, -jnp.inf)), jnp.where(v < jnp.inf, bad, 1.0)
-
-    def strengths(i, carry):
-        most_up, most_down, bad = carry
-        up, down = forces(i)
-        bad = jnp.where((up >= 0) & (down >= 0), bad, 1.0)
-        return jnp.maximum(most_up, up), jnp.maximum(most_down, down), bad
-
-    def sums(i, carry):
-        total, count = carry
-        v = x_ref[tile(i)]
-        counts = (jnp.abs(v) < jnp.inf) & (bad == 0)
-        return total + jnp.where(counts, v - top, 0.0), count + flag(counts)
-
-    def sizes(i, size):
-        v = x_ref[tile(i)]
-        counts = (jnp.abs(v) < jnp.inf) & (bad == 0)
-        return jnp.maximum(size, jnp.where(counts, jnp.abs((v - top) - centre), 0.0))
-
-    top, bad = loop(d, tops, (zero - jnp.inf, zero))
-    top = jnp.where(top == -jnp.inf, 0.0, top)
-    up, down, bad = loop(borders, strengths, (zero, zero, bad))
-    total, count = loop(d, sums, (zero, zero))
-    centre = total / jnp.maximum(count, 1.0)
-    size = loop(d, sizes, zero)
-    return _Slices(bad, top, centre, 2 * float(jnp.finfo(jnp.float32).eps) * size, 2 * (up + down))
 
 
 def mean_kernel(v_ref, jumps_ref, weight_ref, mean_ref, *, d, tiles):
