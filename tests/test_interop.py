@@ -8,12 +8,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from cases import normal
 
 import smoothmax as sm
-from smoothmax._bounded import bounded
 
 flax = pytest.importorskip("flax")
 hk = pytest.importorskip("haiku")
@@ -261,117 +259,6 @@ def test_equinox_needs_a_key_to_drop():
     layer = smoothmax_equinox.MultiheadAttention(N, D, dropout_p=0.4, key=jax.random.key(7))
     with pytest.raises(RuntimeError, match="key"):
         jax.eval_shape(lambda x: layer(x, x, x), X[0])
-
-
-# --- One layer of an existing model, changed in one line; and alpha learned for each head ----------------------
-
-
-class LinenModel(nn.Module):
-    attention: object = nn.dot_product_attention
-
-    @nn.compact
-    def __call__(self, x):
-        x = x + nn.MultiHeadAttention(num_heads=N, attention_fn=self.attention)(x)
-        return nn.Dense(1)(x)[..., 0]
-
-
-class LearnedLinenModel(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        raw = self.param("alpha", nn.initializers.zeros, (N, 1, 1))
-        mapping = partial(sm.entmax, alpha=bounded(raw, 1, 2))
-        return LinenModel(attention_fn(mapping))(x)
-
-
-def haiku_model(x, mapping=None):
-    layer = hk.MultiHeadAttention if mapping is None else partial(smoothmax_haiku.MultiHeadAttention, mapping=mapping)
-    x = x + layer(N, D // N, w_init=hk.initializers.VarianceScaling())(x, x, x)
-    return hk.Linear(1)(x)[..., 0]
-
-
-def learned_haiku_model(x):
-    raw = hk.get_parameter("alpha", (N, 1, 1), init=jnp.zeros)
-    return haiku_model(x, partial(sm.entmax, alpha=bounded(raw, 1, 2)))
-
-
-class EquinoxModel(eqx.Module):
-    attention: eqx.nn.MultiheadAttention
-    out: eqx.nn.Linear
-
-    def __init__(self):
-        self.attention = eqx.nn.MultiheadAttention(N, D, dtype=f32, key=jax.random.key(0))
-        self.out = eqx.nn.Linear(D, 1, dtype=f32, key=jax.random.key(1))
-
-    def __call__(self, x):
-        one = lambda x: jax.vmap(self.out)(x + self.attention(x, x, x))[..., 0]
-        return jax.vmap(one)(x)
-
-
-class LearnedEntmax(eqx.Module):
-    raw: jax.Array
-
-    def __call__(self, scores, axis=-1, *, where=None):
-        return sm.entmax(scores, axis, alpha=bounded(self.raw, 1, 2), where=where)
-
-
-def change_equinox(model, mapping):
-    changed = smoothmax_equinox.MultiheadAttention.from_layer(model.attention, mapping=mapping)
-    return eqx.tree_at(lambda m: m.attention, model, changed)
-
-
-def test_one_layer_of_an_existing_model_becomes_sparse():
-    """Parameters stay as they are, so a checkpoint of the softmax model is one of the sparse model."""
-
-    def compare(before, softmax, sparsemax):
-        close(before, softmax)
-        assert np.abs(np.asarray(sparsemax) - np.asarray(before)).max() > 1e-3
-
-    models = LinenModel(), LinenModel(attention_fn(sm.softmax)), LinenModel(attention_fn(sm.sparsemax))
-    params = jax.jit(LinenModel().init)(jax.random.key(0), X)
-    compare(*jax.jit(lambda params: [model.apply(params, X) for model in models])(params))
-
-    forward = hk.without_apply_rng(hk.transform(haiku_model))
-    params = jax.jit(forward.init)(jax.random.key(0), X)
-    mappings = None, sm.softmax, sm.sparsemax
-    compare(*jax.jit(lambda params: [forward.apply(params, X, mapping) for mapping in mappings])(params))
-
-    model = EquinoxModel()
-    models = model, change_equinox(model, sm.softmax), change_equinox(model, sm.sparsemax)
-    compare(*eqx.filter_jit(lambda models: [model(X) for model in models])(models))
-
-
-def learned(framework):
-    """Parameters, a forward function of them, and where alpha sits, for each framework."""
-    if framework == "linen":
-        model = LearnedLinenModel()
-        return jax.jit(model.init)(jax.random.key(0), X), model.apply, lambda p: p["params"]["alpha"]
-    if framework == "haiku":
-        model = hk.without_apply_rng(hk.transform(learned_haiku_model))
-        return jax.jit(model.init)(jax.random.key(0), X), model.apply, lambda p: p["~"]["alpha"]
-    model = change_equinox(EquinoxModel(), LearnedEntmax(jnp.zeros((N, 1, 1), f32)))
-    params, static = eqx.partition(model, eqx.is_array)
-    return params, lambda p, x: eqx.combine(p, static)(x), lambda p: p.attention.mapping.raw
-
-
-@pytest.mark.parametrize("framework", ["linen", "haiku", "equinox"])
-def test_alpha_is_learned_for_each_head(framework):
-    params, forward, alpha = learned(framework)
-    target = np.sin(3 * X[..., 0])
-    optimizer = optax.adam(0.05)
-
-    @jax.jit
-    def step(params, state):
-        loss, grads = jax.value_and_grad(lambda p: jnp.mean((forward(p, X) - target) ** 2))(params)
-        updates, state = optimizer.update(grads, state)
-        return optax.apply_updates(params, updates), state, loss
-
-    state, losses = jax.jit(optimizer.init)(params), []
-    for _ in range(10):
-        params, state, loss = step(params, state)
-        losses.append(float(loss))
-    assert losses[-1] < 0.7 * losses[0]
-    moved = np.asarray(alpha(params)).ravel()
-    assert (np.abs(moved) > 1e-3).all() and len(set(moved.tolist())) == N
 
 
 # --- Without the frameworks -----------------------------------------------------------------------------------

@@ -1,13 +1,8 @@
-"""The native kernels, one by one: against the oracles and the reference, on hostile input, over devices and threads."""
+"""The native kernels, one by one: against the oracles and the reference, on hostile input, over threads."""
 
 import functools
-import json
-import os
-import subprocess
-import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
@@ -15,10 +10,8 @@ from cases import reference
 from cases.tolerances import OBJECTIVE, PROMISE
 
 import smoothmax as sm
-from smoothmax import __main__ as main
-from smoothmax import _kernels
 from smoothmax._kernels import native
-from smoothmax._kernels.native import _calls, _library
+from smoothmax._kernels.native import _calls
 
 needs_library = pytest.mark.skipif(native.LIBRARY.reason is not None, reason=str(native.LIBRARY.reason))
 pytestmark = [needs_library, pytest.mark.xdist_group("native")]
@@ -337,9 +330,6 @@ def test_p_norm_product_where_its_strength_overflows():
     np.testing.assert_array_equal(gradient(x), 0)
 
 
-# Threads, transforms, devices.
-
-
 def test_threads_change_nothing():
     """Long enough for all threads; a row alone is solved by one."""
     x = scores(0, 300, np.float32, rows=500)
@@ -347,149 +337,3 @@ def test_threads_change_nothing():
         np.testing.assert_array_equal(whole[321:322], one, name)
     for first, second in zip(solve_all(x), solve_all(x), strict=True):
         np.testing.assert_array_equal(first[1], second[1])
-
-
-def test_eight_devices_at_once(mesh):
-    """More handlers than threads: each must come to its end without the others."""
-    x = jnp.asarray(scores(0, 512, np.float32, rows=800))
-    cut = jax.device_put(x, jax.NamedSharding(mesh, P("devices")))
-    for _ in range(5):
-        t, jumps = call["chain"](cut, jnp.float32(0.1), jnp.float32(0.1))
-    np.testing.assert_array_equal(t, call["chain"](x, jnp.float32(0.1), jnp.float32(0.1))[0])
-    assert jumps.sharding.spec == P("devices") == t.sharding.spec
-
-
-@pytest.mark.parametrize("spec", [P("devices"), P(None, "devices"), P(None, None, "devices")])
-@pytest.mark.parametrize("mapped", [False, True])
-def test_sharded_scores_stay_where_they_are(mesh, spec, mapped):
-    x = scores(0, 16, np.float32, rows=64).reshape(8, 8, 16)
-    cut = jax.device_put(x, jax.NamedSharding(mesh, spec))
-
-    def f(x):
-        return _calls.call("threshold", x, 1.0, 1.5), *_calls.call("chain", x, 0.1, 0.2)
-
-    f = jax.jit(jax.vmap(f) if mapped else f)
-    np.testing.assert_array_equal(f(cut)[0], f(x)[0])
-    # Slices that are cut over devices are put together, and nothing else is.
-    assert ("all-gather" in f.lower(cut).compile().as_text()) == (spec == P(None, None, "devices"))
-
-
-def test_shard_map(mesh):
-    x = scores(0, 16, np.float32, rows=8)
-
-    def f(x, alpha):
-        return _calls.call("threshold", x, 1.0, alpha), *_calls.call("chain", x, 0.1, alpha)
-
-    alpha = jnp.float32(1.3)
-    mapped = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(P("devices"), P()), out_specs=P("devices")))
-    jax.tree.map(np.testing.assert_array_equal, mapped(x, alpha), jax.jit(f)(x, alpha))
-
-
-def test_vmap_scan_remat():
-    x = scores(0, 12, np.float32, rows=6).reshape(3, 2, 12)
-    alpha = np.array([1.2, 1.5, 2.0], np.float32)
-    f = jax.jit(lambda x, alpha: _calls.call("threshold", x, 1.0, alpha))
-    expected = np.stack([f(row, a) for row, a in zip(x, alpha, strict=True)])
-    scanned = jax.jit(lambda *operands: jax.lax.map(lambda v: jax.checkpoint(f)(*v), operands))
-    np.testing.assert_array_equal(jax.jit(jax.vmap(f))(x, alpha), expected)
-    np.testing.assert_array_equal(scanned(x, alpha), expected)
-    np.testing.assert_array_equal(jax.jit(jax.vmap(f, in_axes=(1, None), out_axes=1))(x, alpha[0]), f(x, alpha[0]))
-    np.testing.assert_array_equal(
-        jax.jit(jax.vmap(f, in_axes=(None, 0)))(x[0], alpha), np.stack([f(x[0], a) for a in alpha])
-    )
-
-
-def shared_by_all(x, gamma, alpha, weights):
-    """The kernels that take hyper-parameters, with one value each and with one for each position."""
-    y = _calls.call("threshold", x, gamma, alpha)
-    return (
-        y,
-        _calls.call("threshold_product", y, x, alpha, gamma),
-        _calls.call("p_norm", x, gamma, alpha),
-        _calls.call("p_norm_product", y, x, alpha, gamma),
-        _calls.call("capped", x, gamma, alpha, gamma, jnp.abs(weights)),
-        *_calls.call("chain", x, gamma, jnp.abs(weights[..., 1:])),
-        *_calls.call("ranks", x, weights),
-        *_calls.call("permutahedron", x, gamma, weights),
-    )
-
-
-@pytest.mark.parametrize("rows", [(), (1,), (2,)], ids=str)
-def test_on_one_device_all_rows_share_one_row_of_hyper_parameters(monkeypatch, rows):
-    x = scores(0, 11, np.float32, rows=6).reshape(3, 2, 11)[:, : rows[0] if rows else 1]
-    x = x if rows else x[:, 0]
-    weights = -np.sort(scores(1, 11, np.float32))
-    weights = weights.reshape(3, *(1,) * len(rows), 11)
-    operands = [x, np.float32([0.5, 1, 2]), np.float32([1.2, 1.5, 2]), weights]
-
-    def solved(*operands):
-        """With some of them mapped over."""
-        for mapped in ((), (0,), (0, 1), (0, 3), (1, 2, 3), (3,)):
-            f = jax.vmap(shared_by_all, [0 if i in mapped else None for i in range(4)]) if mapped else shared_by_all
-            yield f(*(v if i in mapped else v[1] for i, v in enumerate(operands)))
-
-    expected = jax.jit(lambda *operands: list(solved(*operands)))(*operands)
-    monkeypatch.setattr(_calls, "_one_device", lambda: True)
-    shared = jax.jit(lambda *operands: list(solved(*operands)))(*operands)
-    jax.tree.map(np.testing.assert_array_equal, shared, expected)
-
-
-@pytest.mark.parametrize("one_device", [True, False])
-def test_hyper_parameters_are_repeated_only_where_a_partitioner_cuts(monkeypatch, one_device):
-    monkeypatch.setattr(_calls, "_one_device", lambda: one_device)
-    solve = jax.jit(jax.vmap(lambda x: _calls.call("threshold", x, 1.0, 1.5)))
-    text = solve.lower(jnp.zeros((3, 4, 5), jnp.float32)).as_text()
-    assert ("(tensor<3x4x5xf32>, tensor<1x1x1xf32>, tensor<1x1x1xf32>)" in text) == one_device
-    assert ("(tensor<3x4x5xf32>, tensor<3x4x1xf32>, tensor<3x4x1xf32>)" in text) != one_device
-
-
-def test_no_rows_and_no_scores():
-    for shape in ((0, 5), (3, 0), (2, 0, 4)):
-        assert call["threshold"](jnp.zeros(shape), 1.0, 1.5).shape == shape
-
-
-# The table, the report, and what goes wrong.
-
-
-def test_the_table():
-    assert set(_kernels.TABLE["native"]) >= {"threshold", "p_norm", "capped", "chain", "ranks", "segment_mean"}
-    [kernel] = _kernels.TABLE["native"]["threshold"]
-    assert kernel.refuses(jnp.zeros(3, jnp.float32)) is None
-    assert kernel.refuses(jnp.zeros(3, jnp.bfloat16)) == "it computes in float32 and float64, not in bfloat16"
-
-
-def test_report():
-    line = next(line for line in main.report().splitlines() if line.startswith("native"))
-    assert "available (cpu; XLA FFI 0." in line
-
-
-def test_another_version_is_noticed(monkeypatch):
-    monkeypatch.setattr(_library, "_version_here", lambda: (0, 0))
-    library = _library.load(_calls.HANDLERS)
-    assert library.reason is not None and "this jaxlib has 0.0: reinstall smoothmax" in library.reason
-
-
-def test_a_missing_library_is_explained(monkeypatch, tmp_path):
-    monkeypatch.setattr(_library, "FILE", tmp_path / "none.so")
-    monkeypatch.setattr(_library, "RECORD", tmp_path / "build.json")
-    assert "it was not built when smoothmax was installed" in str(_library.load(_calls.HANDLERS).reason)
-    (tmp_path / "build.json").write_text(json.dumps({"built": False, "because": "no C++ compiler was found"}))
-    assert _library.load(_calls.HANDLERS).reason == "it was not built: no C++ compiler was found"
-    monkeypatch.setattr(_library, "FILE", tmp_path / "bad.so")
-    (tmp_path / "bad.so").write_text("no library")
-    assert "cannot be loaded" in str(_library.load(_calls.HANDLERS).reason)
-
-
-@pytest.mark.parametrize("environment", [{"CXX": "false"}, {"CXX": "no-such-compiler"}, {"SMOOTHMAX_NATIVE": "0"}])
-def test_the_build_succeeds_without_a_compiler(environment, tmp_path):
-    pytest.importorskip("hatchling")
-    root = os.path.dirname(os.path.dirname(__file__))
-    code = (
-        "import sys, pathlib, hatch_build\n"
-        "print(hatch_build.compile_library(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])))"
-    )
-    arguments = [sys.executable, "-c", code, f"{root}/{'smoothmax/_kernels/native/src'}", str(tmp_path)]
-    out = subprocess.run(
-        arguments, cwd=root, env={**os.environ, **environment}, capture_output=True, text=True, check=True
-    )
-    assert "built=False" in out.stdout
