@@ -115,12 +115,13 @@ def test_a_few_steps(tmp_path, small_corpora, name, mapping):
     assert list(result["learned"]) == ([own] if name == "summarization" else [])
 
 
-def test_outputs_and_checkpoint(tmp_path, small_corpora):
+def test_outputs_and_checkpoint(tmp_path, small_corpora, monkeypatch):
     import safetensors
 
+    monkeypatch.setattr(cli, "PICTURES", 2)
     arguments = ["--mapping", "entmax:alpha~1.5,gamma=0.7", "--model", "decomposable", "--steps", "3"]
     result = run(TASKS["entailment"], tmp_path, *arguments)
-    assert {"attention-1.png", "metrics.json", "predictions.txt", "checkpoint.safetensors"} <= {
+    assert {"attention-1.png", "attention-2.png", "metrics.json", "predictions.txt", "checkpoint.safetensors"} <= {
         p.name for p in tmp_path.iterdir()
     }
     for one in json.loads((tmp_path / "attention.json").read_text()):
@@ -177,6 +178,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, small_corpora, monkeypat
     assert lasting(resumed) == lasting(whole)
     assert (parts / "predictions.txt").read_text() == (tmp_path / "whole" / "predictions.txt").read_text()
     assert _tensors(parts) == _tensors(tmp_path / "whole")
+    assert _losses(parts) == _losses(tmp_path / "whole")
 
 
 def _progress(folder):
@@ -184,6 +186,10 @@ def _progress(folder):
 
     with safetensors.safe_open(folder / train.CHECKPOINT, framework="numpy") as file:
         return file.metadata()["progress"]
+
+
+def _losses(folder):
+    return [(epoch["train_loss"], epoch["valid_loss"]) for epoch in json.loads(_progress(folder))["history"]]
 
 
 def _tensors(folder):

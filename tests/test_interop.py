@@ -242,6 +242,7 @@ def rotate(q, k, v):
         ({}, {"mask": MASK[0] & ((np.arange(N)[:, None, None] != 1) | (np.arange(S) < 3))}),
         ({"dropout_p": 0.4}, {"key": jax.random.key(8)}),
         ({"dropout_p": 0.4}, {"inference": True, "mask": MASK[0, 0]}),
+        ({"dropout_p": 0.4}, {"inference": True, "key": jax.random.key(8)}),
         ({}, {"process_heads": rotate}),
     ],
 )
