@@ -152,16 +152,18 @@ def test_padding_may_hold_anything(qkv, block_size):
     q, k, v = qkv
     pad_q = np.arange(T)[None, :, None, None] >= lengths["query_seq_lengths"][:, None, None, None]
     pad_k = np.arange(S)[None, :, None, None] >= lengths["key_value_seq_lengths"][:, None, None, None]
-    dirty = np.where(pad_q, np.nan, q), np.where(pad_k, np.inf, k), np.where(pad_k, np.nan, v)
+    masked_k = pad_k | (np.arange(S) >= 6)[None, :, None, None] & (np.arange(B) == 1)[:, None, None, None]
 
     def loss(q, k, v, **options):
         return jnp.sum(dot_product_attention(q, k, v, mapping=sm.sparsemax, block_size=block_size, **options) ** 2)
 
     grad = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
-    key_mask = {"mask": ~pad_k[:, None, None, :, 0, 0]}
-    for options, dirty_q in ((lengths, dirty[0]), (key_mask, q)):
+    key_mask = {"mask": ~masked_k[:, None, None, :, 0, 0]}
+    both = {"mask": ~(masked_k & ~pad_k)[:, None, None, :, 0, 0], **lengths}
+    for options, bad_q, bad_k in ((lengths, pad_q, pad_k), (key_mask, False, masked_k), (both, pad_q, masked_k)):
+        dirty = np.where(bad_q, f32(np.nan), q), np.where(bad_k, f32(np.inf), k), np.where(bad_k, f32(np.nan), v)
         clean = grad(*qkv, **options)
-        for a, b in zip(*map(jax.tree.leaves, (clean, grad(dirty_q, *dirty[1:], **options))), strict=True):
+        for a, b in zip(*map(jax.tree.leaves, (clean, grad(*dirty, **options))), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
