@@ -180,7 +180,7 @@ class RankPenalty(Penalty):
     @classmethod
     def tied(cls, terms: Terms, found: Groups, y: jax.Array, active: jax.Array) -> Groups:
         weights = jnp.broadcast_to(_rank_weights(terms, found.kept, y), y.shape)
-        values = take(jnp.where(active, y, jnp.nan), found.order)
+        values = take(jnp.where(active, y, -jnp.inf), found.order)
         equal = (values[..., 1:] == values[..., :-1]) & (weights[..., 1:] == weights[..., :-1])
         inner = jnp.where(equal, 0, found.ties[..., :-1])
         return found._replace(ties=jnp.concatenate([inner, found.ties[..., -1:]], axis=-1))
