@@ -110,6 +110,14 @@ def no_x64():
         yield
 
 
+@pytest.fixture
+def of_this_test():
+    """Objects from before, of which there can be millions, are left out when garbage or leaks are looked for."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def mesh():
     """The 8 virtual devices on one axis."""

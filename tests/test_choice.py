@@ -121,6 +121,7 @@ def attended(x):
     return sm.dot_product_attention(query, query, query, mapping=heads)
 
 
+@pytest.mark.usefixtures("of_this_test")
 @pytest.mark.parametrize("mapping", [sm.sparsemax, sm.entmax, sm.pnormmax, sm.oscarmax, sm.soft_rank, capped, attended])
 def test_programs_for_other_platforms(mapping):
     """They hold no kernel for CPUs; and nothing of a trace is kept for them but the program: the functions of other

@@ -314,15 +314,12 @@ def test_four_hundred_fresh_functions_are_one_program():
     assert maps() <= before + 20
 
 
+@pytest.mark.usefixtures("of_this_test")
 def test_programs_are_forgotten():
     run = bounded_jit(lambda tree, x: x * len(tree) + 1, most=2)
     kept = []
-    gc.freeze()  # what is there already need not be looked through twelve times
-    try:
-        for n in range(1, 13):
-            run((1.0,) * n, jnp.ones(3))
-            gc.collect()
-            kept.append(maps())
-    finally:
-        gc.unfreeze()
+    for n in range(1, 13):
+        run((1.0,) * n, jnp.ones(3))
+        gc.collect()
+        kept.append(maps())
     assert max(kept[6:]) <= max(kept[:6]) + 4
