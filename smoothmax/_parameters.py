@@ -7,6 +7,7 @@ declares its range and how it lies along a slice, once. `Parametrized` checks kn
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import operator
 from collections.abc import Callable
@@ -70,18 +71,26 @@ def known(value: Any) -> bool:
     return isinstance(value, NUMERIC) and not isinstance(value, Tracer)
 
 
-def check(name: str, value: Any, range: Range) -> None:
-    """Raises if a hyper-parameter is not a number, or is known to lie outside its range."""
-    if isinstance(value, (bool, np.bool_, str, bytes, complex)) or callable(value):
+def checked(name: str, value: Any, range: Range) -> Any:
+    """The hyper-parameter as it is kept: a number or an array, also of a list or of what a framework wraps around one.
+
+    Raises if it is neither, does not hold real numbers, or is known to lie outside its range.
+    """
+    if hasattr(value, "__jax_array__") and not isinstance(value, NUMERIC):
+        value = value.__jax_array__()
+    if isinstance(value, (list, tuple)):
+        with contextlib.suppress(TypeError, ValueError):
+            value = np.asarray(value, dtype=float)
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) or hasattr(value, "dtype")):
         raise TypeError(
             f"{name} must be a real number or an array, got {value!r}: choose a value that is {range.words}"
         )
-    if not known(value):
-        return
-    if not any(jnp.issubdtype(jnp.result_type(value), kind) for kind in (jnp.floating, jnp.integer)):
-        raise TypeError(f"{name} must hold real numbers, got dtype {jnp.result_type(value)}: convert it")
-    if not np.all(range.contains(np.asarray(value, dtype=np.float64))):
+    dtype = getattr(value, "dtype", np.dtype(float))
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise TypeError(f"{name} must hold real numbers, got dtype {dtype}: convert it")
+    if known(value) and not np.all(range.contains(np.asarray(value, dtype=np.float64))):
         raise ValueError(f"{name} must be {range.words}, got {value}: choose a value in that range")
+    return value
 
 
 def guarded(value: jax.Array, range: Range) -> jax.Array:
@@ -145,16 +154,13 @@ class Parametrized:
         for f in _fields(self):
             spec: Spec | None = f.metadata.get("spec")
             name, value = f"{f.name} of {type(self).__name__}", getattr(self, f.name)
-            if spec is None or value is None:
+            if spec is None or (value is None and f.default is None):
                 continue
-            if isinstance(value, (list, tuple)):
-                value = np.asarray(value, dtype=float)
-                object.__setattr__(self, f.name, value)
             if spec.extent is not None and isinstance(value, NUMERIC) and np.ndim(value) == 0:
                 raise ValueError(
                     f"{name} must be an array that runs along the slice, got {value}: multiply by a scalar"
                 )
-            check(name, value, spec.range)
+            object.__setattr__(self, f.name, checked(name, value, spec.range))
 
     def map_parameters(self, visit: Visit) -> Self:
         """The same object with `visit(name, value, spec)` in place of each hyper-parameter."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ._parameters import Parameter, Range, as_floats, check
+from ._parameters import Parameter, Range, as_floats, checked
 from ._slices import Axis, masked, normal_axes
 
 _FINITE = Range(lambda v: abs(v) < float("inf"), "finite")
@@ -124,6 +124,5 @@ def length_scaled(
       Vasylenko, Pitorro, Martins and Treviso, "Long-Context Generalization with Sparse Attention", 2025.
     """
     check_mapping(mapping)
-    for name, value in (("base", base), ("slope", slope), ("power", power)):
-        check(name, value, _FINITE)
-    return LengthScaled(mapping, *as_floats((base, slope, power)))
+    numbers = [checked(name, v, _FINITE) for name, v in (("base", base), ("slope", slope), ("power", power))]
+    return LengthScaled(mapping, *as_floats(numbers))

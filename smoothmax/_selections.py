@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from ._arrays import as_array, by_partitioner, varying_like
 from ._conjugate import Operator, conjugate, mapping
 from ._domains import CappedSimplex, Ranks, Sorted
-from ._parameters import NON_NEGATIVE, Parameter, as_floats, check
+from ._parameters import NON_NEGATIVE, Parameter, as_floats, checked
 from ._regularizers import SquaredL2
 from ._slices import Axis, normal_axes, to_slices
 
@@ -65,8 +65,8 @@ def soft_topk(
     Reference:
       Malaviya, Ferreira and Martins, "Sparse and Constrained Attention for Neural Machine Translation", 2018.
     """
-    check("k", k, NON_NEGATIVE)
-    op = conjugate(gamma * SquaredL2(), CappedSimplex(k), implementation=implementation)
+    over = CappedSimplex(checked("k", k, NON_NEGATIVE))
+    op = conjugate(gamma * SquaredL2(), over, implementation=implementation)
     return op.argmax(x, axis, where=where)
 
 

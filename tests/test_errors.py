@@ -49,6 +49,18 @@ def test_gamma(function, gamma):
         refuse(lambda: function(X, gamma=gamma), str(gamma))
 
 
+NO_NUMBERS = (None, "2", 1j, True, {"a": 1.0}, ["a"], object())
+
+
+@each_function
+def test_gamma_is_a_number(function):
+    for bad in NO_NUMBERS:
+        refuse(lambda: function(X, gamma=bad), "gamma", repr(bad), error=TypeError)
+    for bad in (np.array("a"), np.array([1j]), np.array([True])):
+        refuse(lambda: function(X, gamma=bad), "gamma", str(bad.dtype), error=TypeError)
+    np.testing.assert_array_equal(function(X, gamma=[[2], [2], [2]]), function(X, gamma=np.full((3, 1), 2.0)))
+
+
 @pytest.mark.parametrize("key", cases.NAMED, ids=lambda key: cases.NAMED[key].name)
 def test_hyper_parameters(key):
     """Each of them alone, a number or one row of an array."""
@@ -56,6 +68,8 @@ def test_hyper_parameters(key):
     good = {name: float(cases.HYPER[name].draw(np.random.default_rng(0), ())) for name in names}
     for suffix, name in itertools.product(("", "_value") if named.has_value else ("",), names):
         word = named.arguments.get(name, name)
+        for bad in NO_NUMBERS:
+            refuse(lambda: named(X, suffix=suffix, **good | {name: bad}), word, repr(bad), error=TypeError)
         for bad in cases.HYPER[name].bad:
             refuse(lambda: named(X, suffix=suffix, **good | {name: bad}), word, str(bad), error=ValueError)
             for array in (np.array, jnp.array):

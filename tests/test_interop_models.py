@@ -16,6 +16,7 @@ pytest.importorskip("flax")
 hk = pytest.importorskip("haiku")
 eqx = pytest.importorskip("equinox")
 import flax.linen as nn
+from flax import nnx
 
 import smoothmax.interop.equinox as smoothmax_equinox
 import smoothmax.interop.haiku as smoothmax_haiku
@@ -139,3 +140,20 @@ def test_alpha_is_learned_for_each_head(framework):
     assert losses[-1] < 0.7 * losses[0]
     moved = np.asarray(alpha(params)).ravel()
     assert (np.abs(moved) > 1e-3).all() and len(set(moved.tolist())) == N
+
+
+def test_a_parameter_of_nnx_is_taken_as_its_array():
+    class Sharp(nnx.Module):
+        def __init__(self):
+            self.alpha, self.gamma, self.k = nnx.Param(f32(1.3)), nnx.Param(f32(0.7)), nnx.Param(f32(2))
+
+        def __call__(self, x):
+            return sm.entmax(x, alpha=self.alpha, gamma=self.gamma) + sm.soft_topk(x, self.k)
+
+    def of_arrays(alpha, gamma, k):
+        return jnp.sum((sm.entmax(X, alpha=alpha, gamma=gamma) + sm.soft_topk(X, k)) ** 2)
+
+    model = Sharp()
+    gradient = nnx.jit(nnx.grad(lambda model: jnp.sum(model(X) ** 2)))(model)
+    expected = jax.jit(jax.grad(of_arrays, (0, 1, 2)))(f32(1.3), f32(0.7), f32(2))
+    np.testing.assert_allclose([gradient[name][...] for name in ("alpha", "gamma", "k")], expected, rtol=1e-5)

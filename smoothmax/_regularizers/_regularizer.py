@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from .._cache import SameFunction
 from .._parameters import (
     NON_NEGATIVE,
-    NUMERIC,
     POSITIVE,
     Parameter,
     Parametrized,
@@ -28,7 +27,7 @@ from .._parameters import (
     Spec,
     Visit,
     build,
-    check,
+    checked,
     tree_class,
 )
 from .._slices import Axis, to_slices
@@ -91,8 +90,6 @@ class Regularizer(Parametrized):
         return Sum((*_summands(self), *_summands(other)))
 
     def __mul__(self, strength: Parameter) -> Scaled:
-        if not isinstance(strength, NUMERIC):
-            return NotImplemented
         return Scaled(strength, self)
 
     __rmul__ = __mul__
@@ -239,7 +236,7 @@ class Scaled(Regularizer):
     inner: Regularizer
 
     def __post_init__(self) -> None:
-        check(self._name, self.strength, self._range)
+        object.__setattr__(self, "strength", checked(self._name, self.strength, self._range))
 
     @property
     def _scales_base(self) -> bool:
