@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,14 +12,22 @@ import numpy as np
 from jax import lax
 
 
-def as_array(x: Any) -> Any:
-    """Something with a shape and a dtype. An array is left alone: to convert it would look at what a mask hides."""
-    return x if hasattr(x, "shape") and hasattr(x, "dtype") else jnp.asarray(x)
+def as_array(name: str, x: Any) -> Any:
+    """The argument of that name as something with a shape and a dtype, or an error.
+
+    An array is left alone: to convert it would look at what a mask hides.
+    """
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return x
+    try:
+        return jnp.asarray(None if isinstance(x, str) else x)  # of text NumPy thinks that it names a dtype
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array, got {reprlib.repr(x)}: pass one, or numbers in lists") from error
 
 
 def floating(name: str, array: jax.typing.ArrayLike) -> jax.Array:
     """The argument of that name as an array of a floating dtype, or an error."""
-    array = jnp.asarray(array)
+    array = jnp.asarray(as_array(name, array))
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must be floating, got dtype {array.dtype}: convert it, as in {name} * 1.0")
     return array

@@ -124,7 +124,7 @@ class Operator:
 
     def _run(self, run: Callable[..., jax.Array], x: Any, axis: Axis, where: Any, *, reduces: bool) -> jax.Array:
         """Runs one of the two, after what only known values can tell."""
-        x = as_array(x)
+        x, where = as_array("x", x), None if where is None else as_array("where", where)
         axes = normal_axes(axis, x.shape)  # raises where jit would, of a list, with a word of its own
         self.over.check_room(x.shape, axes)
         program = functools.partial(run, axis=axis)

@@ -32,6 +32,7 @@ class Range(NamedTuple):
 
 
 POSITIVE = Range(lambda v: (v > 0) & (v < np.inf), "positive and finite")
+FINITE = Range(lambda v: abs(v) < np.inf, "finite")
 NON_NEGATIVE = Range(lambda v: (v >= 0) & (v < np.inf), "zero or positive, and finite")
 
 

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ._parameters import Parameter, Range, as_floats, checked
+from ._arrays import as_array
+from ._parameters import FINITE, Parameter, as_floats, checked
 from ._slices import Axis, masked, normal_axes
-
-_FINITE = Range(lambda v: abs(v) < float("inf"), "finite")
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -31,7 +30,7 @@ class LengthScaled:
 
     def __call__(self, x: ArrayLike, axis: Axis = -1, *, where: ArrayLike | None = None) -> jax.Array:
         """The weights of `mapping` at the scaled scores, in the dtype of `x`."""
-        x = jnp.asarray(x)
+        x = jnp.asarray(as_array("x", x))
         axes = normal_axes(axis, x.shape)
         dtype, scores = masked(x, where)
         allowed = scores != -jnp.inf
@@ -124,5 +123,5 @@ def length_scaled(
       Vasylenko, Pitorro, Martins and Treviso, "Long-Context Generalization with Sparse Attention", 2025.
     """
     check_mapping(mapping)
-    numbers = [checked(name, v, _FINITE) for name, v in (("base", base), ("slope", slope), ("power", power))]
+    numbers = [checked(name, v, FINITE) for name, v in (("base", base), ("slope", slope), ("power", power))]
     return LengthScaled(mapping, *as_floats(numbers))

@@ -153,7 +153,7 @@ def soft_sort(
 
 
 def _compiled(run: Any, op: Operator, x: Any, axis: Axis, where: Any, descending: bool) -> jax.Array:
-    x = as_array(x)
+    x, where = as_array("x", x), None if where is None else as_array("where", where)
     normal_axes(axis, x.shape)  # raises where jit would, of a list, with a word of its own
     if not isinstance(descending, bool):
         raise TypeError(f"descending must be True or False, got {descending!r}: give one of them, not an array")

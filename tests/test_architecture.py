@@ -28,7 +28,7 @@ ALLOWED = {
     "_values": {"_conjugate", "_expressions", "_parameters", "_regularizers", "_slices"},
     "_selections": {"_arrays", "_conjugate", "_parameters", "_regularizers", "_domains", "_slices"},
     "_losses": {"_arrays", "_cache", "_conjugate", "_parameters", "_regularizers", "_slices"},
-    "_scaling": {"_parameters", "_slices"},
+    "_scaling": {"_arrays", "_parameters", "_slices"},
     "_attention": {
         *("_arrays", "_conjugate", "_domains", "_kernels", "_operators", "_parameters", "_regularizers", "_scaling"),
     },

@@ -29,6 +29,8 @@ def test_scores_and_axis(function):
     refuse(lambda: function(jnp.float32(1.0)), "x", error=ValueError)
     refuse(lambda: function(X.astype(complex)), "x", "complex")
     refuse(lambda: function(X > 0), "x", "bool")
+    for bad in (None, "a", [[1.0, 2.0], [3.0]], {}):
+        refuse(lambda: function(bad), "x must be an array", str(bad), error=TypeError)
 
 
 @each_function
@@ -36,6 +38,7 @@ def test_masks(function):
     refuse(lambda: function(X, where=np.ones(3, bool)), "where", "(3,)", "(3, 4)", error=ValueError)
     refuse(lambda: function(X, where=np.ones((2, 3, 4), bool)), "where", "(2, 3, 4)", error=ValueError)
     refuse(lambda: function(X, where=np.ones((3, 4))), "where", "float64")
+    refuse(lambda: function(X, where="a"), "where must be an array", "'a'", error=TypeError)
     refuse(lambda: function(X, where=np.ones((3, 4), int)), "where", "int64")
 
 

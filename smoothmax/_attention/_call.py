@@ -8,14 +8,13 @@ from functools import partial
 from typing import Any, Literal, overload
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _kernels
 from .._operators import softmax
 from .._scaling import check_mapping
 from ._blocks import attend_in_blocks, check_block_size
-from ._checks import check_arrays, check_scale, flat_scores
+from ._checks import as_arrays, check_arrays, check_flags, check_scale, flat_scores
 from ._core import Mapping, Products, attend, query_key_products, weighted_values, with_implementation
 from ._kernel import attend_by_kernel
 from ._visibility import Visibility, check_causal, check_lengths, check_window, clear, clearing
@@ -159,7 +158,8 @@ def dot_product_attention(
       Vaswani et al., "Attention Is All You Need", 2017; for the mappings, Niculae and Blondel, "A Regularized
       Framework for Sparse and Structured Neural Attention", 2017; for grouped heads, Ainslie et al., "GQA", 2023.
     """
-    query, key, value = jnp.asarray(query), jnp.asarray(key), jnp.asarray(value)
+    query, key, value = as_arrays(query=query, key=key, value=value)
+    check_flags(return_weights=return_weights, skip_zeros=skip_zeros)
     if query.ndim not in (3, 4):
         raise ValueError(
             f"query must have shape (B, T, N, H) or (T, N, H), got {query.shape}: add or merge axes, or use jax.vmap "

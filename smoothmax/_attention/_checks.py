@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from .._arrays import check_real
+from .._arrays import as_array, check_real
+from .._parameters import FINITE, checked
+
+
+def as_arrays(**arrays: ArrayLike) -> Iterator[jax.Array]:
+    return (jnp.asarray(as_array(name, array)) for name, array in arrays.items())
+
+
+def check_flags(**flags: bool) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name} must be True or False, got {value!r}: give one of the two")
 
 
 def check_arrays(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
@@ -57,14 +70,14 @@ def check_scale(scale: ArrayLike | None, query: jax.Array) -> ArrayLike:
             f"scale must be a scalar, got shape {jnp.shape(scale)}: multiply `query` by an array of scales and pass "
             "scale=1.0"
         )
-    return scale
+    return checked("scale", scale, FINITE)
 
 
 def flat_scores(name: str, array: ArrayLike | None, scores_shape: tuple[int, ...]) -> jax.Array | None:
     """An array that broadcasts to the scores, with four axes: `(B, N, T, S)`, all batch axes in one, or sizes 1."""
     if array is None:
         return None
-    array = jnp.asarray(array)
+    array = jnp.asarray(as_array(name, array))
     if name == "mask" and array.dtype != jnp.bool_:
         raise TypeError(
             f"mask must be boolean, True where a query may attend, got dtype {array.dtype}: write `mask != 0` for a "

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from .._arrays import as_array
 from .._parameters import index
 
 # Further than any position: a position more or less stays within 32 bits.
@@ -117,7 +118,7 @@ def check_lengths(name: str, lengths: ArrayLike | None, batch: tuple[int, ...]) 
     """The lengths as int32, one for each batch element; `batch` is the batch axis of the query, if it has one."""
     if lengths is None:
         return None
-    lengths = jnp.asarray(lengths)
+    lengths = jnp.asarray(as_array(name, lengths))
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"{name} must hold integers, got dtype {lengths.dtype}: cast it")
     expected = batch or (1,)

@@ -76,7 +76,7 @@ def fenchel_young_loss(
     Reference:
       Blondel, Martins and Niculae, "Learning with Fenchel-Young Losses", 2020.
     """
-    x, t = as_array(logits), as_array(targets)
+    x, t = as_array("logits", logits), as_array("targets", targets)
     if t.shape != x.shape:
         raise ValueError(
             f"targets of shape {t.shape} must have the shape of logits, {x.shape}: one number for each "
@@ -129,7 +129,7 @@ def fenchel_young_loss_with_integer_labels(
     Reference:
       Blondel, Martins and Niculae, "Learning with Fenchel-Young Losses", 2020.
     """
-    x, k = as_array(logits), check_labels(labels)
+    x, k = as_array("logits", logits), check_labels(labels)
     try:
         axis = index(axis)
     except TypeError:
@@ -148,7 +148,7 @@ def fenchel_young_loss_with_integer_labels(
 
 
 def check_labels(labels: jax.typing.ArrayLike) -> jax.Array:
-    labels = jnp.asarray(labels)
+    labels = jnp.asarray(as_array("labels", labels))
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers, got dtype {labels.dtype}: for distributions use fenchel_young_loss")
     return labels

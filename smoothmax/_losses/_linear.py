@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .._arrays import compute_dtype, floating, no_cotangent, varying_like
+from .._arrays import as_array, compute_dtype, floating, no_cotangent, varying_like
 from .._cache import compiled
 from .._conjugate import Operator
 from .._parameters import Spec, index
@@ -86,7 +86,7 @@ def linear_fenchel_young_loss(
     _check_shapes(hidden, kernel, labels, bias)
     tokens, words = math.prod(labels.shape), kernel.shape[1]
     if where is not None:
-        where = jnp.asarray(where)
+        where = jnp.asarray(as_array("where", where))
         jax.eval_shape(mask, where, jax.ShapeDtypeStruct((*labels.shape, words), hidden.dtype))
     _check_range(labels, words, where)
     op = _for_all_tokens(operator_for_labels(omega))

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from .._arrays import as_array
 from .._cache import SameFunction
 from .._parameters import (
     NON_NEGATIVE,
@@ -59,7 +60,7 @@ class Regularizer(Parametrized):
         self, y: jax.typing.ArrayLike, axis: Axis = -1, *, where: jax.typing.ArrayLike | None = None
     ) -> jax.Array:
         """The value at each point `y` along `axis`; positions with `where=False` are left out."""
-        slices, (omega,), layout = to_slices(y, axis, where, self)
+        slices, (omega,), layout = to_slices(as_array("y", y), axis, where, self)
         allowed = slices > -jnp.inf
         slices = jnp.where(allowed, slices, 0)
         value = sum(strength * atom.value(slices, allowed) for strength, atom in omega.terms())
